@@ -1,0 +1,120 @@
+"""The array and tensor dataclasses that cross the boundary of `models`.
+
+Shape letters, here and in the whole package: B batch, T history, N items or events, M candidates,
+K beams, L semantic levels, C = L + 1 codes of an item, V codebook size, D width, E content width.
+
+Item *rows* are positions in a `CatalogueIndex`; -1 stands for no item. Actions are the numbers of
+`headrace.v1.Action`, times are milliseconds since the Unix epoch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+ACTION_NAMES = ("unspecified", "impression", "click", "like", "cart", "purchase", "skip", "rating")
+NUM_ACTIONS = len(ACTION_NAMES)
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventBatch:
+    """N events in stream order, one column per field.
+
+    `event_ids` and `user_ids` are strings; `item_N` int64 rows, all known (>= 0); `action_N` int64;
+    `time_ms_N` int64; `value_N` float64.
+    """
+
+    event_ids: Sequence[str]
+    user_ids: Sequence[str]
+    item_N: Int64Array
+    action_N: Int64Array
+    time_ms_N: Int64Array
+    value_N: Float64Array
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.event_ids), len(self.user_ids)} | {
+            len(column) for column in (self.item_N, self.action_N, self.time_ms_N, self.value_N)
+        }
+        if len(lengths) != 1:
+            raise ValueError(f"columns of different lengths: {sorted(lengths)}")
+
+    def select(self, index_N: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "EventBatch":
+        """The events at `index_N` (positions or a mask), in that order."""
+        positions = np.arange(len(self))[index_N]
+        return EventBatch(
+            event_ids=[self.event_ids[i] for i in positions],
+            user_ids=[self.user_ids[i] for i in positions],
+            item_N=self.item_N[positions],
+            action_N=self.action_N[positions],
+            time_ms_N=self.time_ms_N[positions],
+            value_N=self.value_N[positions],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryBatch:
+    """B histories, oldest event first, padded on the right.
+
+    `item_BT` int64 rows (padding -1), `action_BT` int64 (padding 0), `time_ms_BT` int64 (padding 0),
+    `length_B` int64 (0 to T).
+    """
+
+    item_BT: Tensor
+    action_BT: Tensor
+    time_ms_BT: Tensor
+    length_B: Tensor
+
+    @classmethod
+    def from_lists(
+        cls,
+        items: Sequence[Sequence[int]],
+        actions: Sequence[Sequence[int]],
+        times_ms: Sequence[Sequence[int]],
+        *,
+        max_history: int,
+    ) -> "HistoryBatch":
+        """Pads B histories to the longest, each cut to its newest `max_history` events."""
+        length_B = torch.tensor([min(len(row), max_history) for row in items], dtype=torch.int64)
+        width = max(1, int(length_B.max()) if len(items) else 1)
+
+        def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+            padded = torch.full((len(rows), width), fill, dtype=torch.int64)
+            for b, row in enumerate(rows):
+                newest = row[-max_history:] if len(row) > max_history else row
+                if len(newest):
+                    padded[b, : len(newest)] = torch.as_tensor(newest, dtype=torch.int64)
+            return padded
+
+        return cls(
+            item_BT=pad(items, -1), action_BT=pad(actions, 0), time_ms_BT=pad(times_ms, 0), length_B=length_B
+        )
+
+    def __len__(self) -> int:
+        return int(self.length_B.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The candidates of one request, each once.
+
+    `row_M` int64 catalogue rows; `source_M` int64 bit mask, bit s set where source s of
+    `models.candidates.Source` proposed the item; `beam_M` float32 SID log-probability, NaN where the
+    beam did not propose it; `dense_M` float32 logit of the dense head, NaN where not computed.
+    """
+
+    row_M: Int64Array
+    source_M: Int64Array
+    beam_M: npt.NDArray[np.float32]
+    dense_M: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.row_M)

@@ -1,0 +1,106 @@
+"""The settings of every model component: frozen, keyword-only, each checking itself.
+
+One default serves every data set; nothing here knows the name of one. Times are data, so there is
+no clock; sizes that a data set decides (the width of its content embeddings) are fitted, not set.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """RQ-KMeans: `num_levels` codebooks of `codebook_size` centroids, then one disambiguation code."""
+
+    num_levels: int = 3
+    codebook_size: int = 256
+    num_iterations: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.num_levels <= 8, "num_levels must be 1 to 8")
+        _require(2 <= self.codebook_size <= 4096, "codebook_size must be 2 to 4096")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. `content_dim` is the width of the content embeddings it was made for."""
+
+    content_dim: int = 384
+    num_levels: int = 3
+    codebook_size: int = 256
+    d_model: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    num_decoder_layers: int = 1
+    max_history: int = 50
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(self.d_model % self.num_heads == 0, "d_model must be a multiple of num_heads")
+        _require(self.max_history >= 1, "max_history must be at least 1")
+        _require(0.0 <= self.dropout < 1.0, "dropout must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What a request gets when it does not ask otherwise."""
+
+    beam: int = 50
+    num_dense: int = 50
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.beam <= 512, "beam must be 1 to 512")
+        _require(0 <= self.num_dense <= 512, "num_dense must be 0 to 512")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Offline training: stage 1 aligns the SID embeddings, stage 2 trains everything."""
+
+    align_epochs: int = 1
+    max_epochs: int = 15
+    patience_epochs: int = 3
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size must be at least 1")
+        _require(self.learning_rate > 0, "learning_rate must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsConfig:
+    """Live statistics: decayed counts per half-life and co-occurrence with the last items."""
+
+    half_lives_s: tuple[float, ...] = (3_600.0, 86_400.0, 604_800.0, 2_592_000.0)
+    num_recent_items: int = 5
+    max_neighbours: int = 64
+
+    def __post_init__(self) -> None:
+        _require(all(h > 0 for h in self.half_lives_s), "half-lives must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Continuous fine-tuning: one optimiser step for each micro-batch."""
+
+    learning_rate: float = 3e-4
+    replay_ratio: float = 1.0
+    reservoir_size: int = 20_000
+    anchor_strength: float = 1e-3
+    max_grad_norm: float = 1.0
+    dedupe_window: int = 1_000_000
+    quality_window: int = 5_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "learning_rate must be positive")
+        _require(self.dedupe_window >= 0, "dedupe_window must not be negative")

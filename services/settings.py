@@ -1,0 +1,150 @@
+"""The one settings tree: environment `HEADRACE_*`, nested with `__`, built once and passed down.
+
+`HEADRACE_MODEL__D_MODEL=128` sets `settings.model.d_model`. Nothing else reads the environment. A
+misspelt nested name is refused by pydantic, a misspelt top-level one by `load_settings`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.config import (
+    CodebookConfig,
+    LearnerConfig,
+    ModelConfig,
+    SearchConfig,
+    StatisticsConfig,
+    TrainConfig,
+)
+from services.errors import InvalidSettings
+
+_PREFIX = "HEADRACE_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerSettings:
+    """Where the Kafka-protocol broker is, and how topics are made there."""
+
+    bootstrap_servers: str = "127.0.0.1:7492"
+    num_partitions: int = 4
+    replication_factor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """Where state lives. `releases` may be any fsspec URL; empty paths mean folders under `root`."""
+
+    root: Path = Path(".headrace")
+    releases: str = ""
+
+    @property
+    def releases_url(self) -> str:
+        """The release store."""
+        return self.releases or str(self.root / "releases")
+
+    @property
+    def history_path(self) -> Path:
+        """The LMDB environment of the user histories."""
+        return self.root / "history"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The learner's checkpoints."""
+        return self.root / "learner"
+
+    @property
+    def broker_path(self) -> Path:
+        """The data of the embedded broker."""
+        return self.root / "broker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """Where each service listens; its Prometheus port is its gRPC port + `metrics_offset`.
+
+    `projector` and `trends` speak only gRPC health and reflection; `console` is the gateway's HTTP port.
+    """
+
+    host: str = "127.0.0.1"
+    gateway: int = 7400
+    tokenizer: int = 7401
+    generator: int = 7402
+    ranker: int = 7403
+    learner: int = 7404
+    projector: int = 7405
+    trends: int = 7406
+    console: int = 7480
+    metrics_offset: int = 10
+
+    def port(self, service: str) -> int:
+        """The gRPC port of a service by name."""
+        return int(getattr(self, service))
+
+    def address(self, service: str) -> str:
+        """host:port of a service's gRPC server."""
+        return f"{self.host}:{self.port(service)}"
+
+    def metrics_port(self, service: str) -> int:
+        """The port of a service's Prometheus page."""
+        return self.port(service) + self.metrics_offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings:
+    """The public API: deadlines in seconds, and what a request may ask for."""
+
+    default_deadline_s: float = 2.0
+    track_deadline_s: float = 5.0
+    max_k: int = 100
+    history_limit: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerServiceSettings:
+    """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
+
+    batch_events: int = 256
+    batch_wait_s: float = 0.5
+    checkpoint_interval_s: float = 20.0
+    release_interval_events: int = 5_000
+    unknown_item_grace_s: float = 5.0
+    ledger: bool = True
+
+
+class Settings(BaseSettings):
+    """Every setting of every component."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    broker: BrokerSettings = BrokerSettings()
+    store: StoreSettings = StoreSettings()
+    endpoints: EndpointSettings = EndpointSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    learner_service: LearnerServiceSettings = LearnerServiceSettings()
+    codebook: CodebookConfig = CodebookConfig()
+    model: ModelConfig = ModelConfig()
+    search: SearchConfig = SearchConfig()
+    train: TrainConfig = TrainConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    learner: LearnerConfig = LearnerConfig()
+    torch_threads: int = 1
+    log_level: str = "INFO"
+
+
+def load_settings() -> Settings:
+    """The settings of this process; raises InvalidSettings, naming the variable, when one is wrong."""
+    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name.split("__")[0] not in known:
+            raise InvalidSettings(f"{name}: no such setting; known are {', '.join(sorted(known))}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
+        raise InvalidSettings(f"{name}: {first['msg']}") from error
