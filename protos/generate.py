@@ -44,7 +44,11 @@ def main() -> int:
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         texts = generate(Path(folder))
-    stale = [name for name, text in texts.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
+    stale = [
+        name
+        for name, text in texts.items()
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != text
+    ]
     if check and stale:
         sys.stderr.write(f"out of date: {', '.join(map(str, stale))}; run `make protos`\n")
         return 1
