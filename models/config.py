@@ -5,7 +5,6 @@ no clock; sizes that a data set decides (the width of its content embeddings) ar
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 def _require(ok: bool, message: str) -> None:
