@@ -1,0 +1,60 @@
+# Headrace. `make help` explains every target.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ONCE ?=
+DATA ?=
+
+.PHONY: help setup protos format check test test-unit test-integration demo bench up down clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do printf '  make %-18s %s\n' "$$target" "$$text"; done
+
+setup: $(STAMP) ## Make .venv and install Headrace with its pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,dev]'
+	@touch $@
+
+protos: setup ## Generate the typed Python stubs from protos/headrace/v1/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protos.generate
+
+format: setup ## Format the code and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup ## Lint, types, import rules, buf lint, and whether generated code is up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protos.generate --check
+
+test: setup ## All tests: unit, integration on the embedded broker, and on Apache Kafka in a container
+	deploy/with-container-engine $(BIN)/pytest
+
+test-unit: setup ## The unit tests: no network, no broker
+	$(BIN)/pytest tests/unit
+
+test-integration: setup ## Integration tests on the embedded broker only
+	$(BIN)/pytest -m "integration and not container"
+
+demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
+	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
+
+bench: setup ## Every benchmark under tests/benchmarks; results as JSON beside them
+	deploy/with-container-engine bash -c 'for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done'
+
+up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
+	$(BIN)/headrace up
+
+down: ## Stop what `make up` started
+	@if [ -f .headrace/up.pid ]; then kill -TERM "$$(cat .headrace/up.pid)" && echo stopping; else echo "nothing is up"; fi
+
+clean: ## Remove the environment and all local state
+	rm -rf .venv .headrace *.egg-info
