@@ -1,0 +1,102 @@
+"""What the demo draws on the terminal: tables and one plot, from plain figures.
+
+Knows rich and plotext, not the services; colours are rich's and vanish where there is no terminal.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import plotext
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from protos.headrace.v1 import learner_pb2, recommend_pb2, release_pb2
+
+
+def recommendations_table(
+    title: str,
+    response: recommend_pb2.RecommendResponse,
+    *,
+    before: Sequence[str] = (),
+    highlight: str = "",
+) -> Table:
+    """One answer; items that were not in `before` are marked as new, `highlight` is shown in bold."""
+    table = Table(title=title, title_justify="left", caption=f"release {response.release_id or 'none'}")
+    for name, justify in (("#", "right"), ("item", "left"), ("title", "left"), ("score", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("brought by")
+    table.add_column("")
+    for position, item in enumerate(response.recommendations, start=1):
+        sources = ", ".join(
+            recommend_pb2.CandidateSource.Name(source).removeprefix("CANDIDATE_SOURCE_").lower()
+            for source in item.sources
+        )
+        changed = "new" if before and item.item_id not in before else ""
+        table.add_row(
+            str(position),
+            item.item_id,
+            item.title,
+            f"{item.score:.2f}",
+            sources,
+            changed,
+            style="bold" if item.item_id == highlight else None,
+        )
+    return table
+
+
+def curve_panel(curve: Sequence[learner_pb2.QualityPoint], *, width: int = 78, height: int = 14) -> Panel:
+    """Prequential Recall@10 of Headrace and of windowed popularity against the events learned."""
+    title = "prequential Recall@10 (each event is predicted before it is learned)"
+    if len(curve) < 2:
+        return Panel("waiting for events", title=title)
+    events = [point.num_events for point in curve]
+    plotext.clear_figure()
+    plotext.plot_size(width, height)
+    plotext.theme("clear")
+    plotext.plot(events, [p.recall_at_10 for p in curve], label="headrace", marker="braille")
+    plotext.plot(events, [p.popularity_recall_at_10 for p in curve], label="popularity", marker="dot")
+    plotext.ylim(0, None)
+    plotext.xlabel("events learned")
+    return Panel(Text.from_ansi(plotext.build()), title=title)
+
+
+def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: int) -> Table:
+    """p50 and p99 of Recommend by stage, in milliseconds."""
+    table = Table(title=f"Recommend by stage, {num_requests} requests while learning", title_justify="left")
+    table.add_column("stage")
+    table.add_column("p50 ms", justify="right")
+    table.add_column("p99 ms", justify="right")
+    for stage, (p50, p99) in percentiles.items():
+        table.add_row(stage, f"{p50:.1f}", f"{p99:.1f}")
+    return table
+
+
+def releases_table(releases: Sequence[release_pb2.Release]) -> Table:
+    """Every release with its state and why it has it, oldest first."""
+    table = Table(title="releases", title_justify="left")
+    for name in ("release", "parent", "state", "reason"):
+        table.add_column(name)
+    for release in releases:
+        state = release_pb2.ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower()
+        style = "bold green" if release.state == release_pb2.RELEASE_STATE_LIVE else None
+        table.add_row(
+            release.release_id, release.parent_release_id or "-", state, release.reason, style=style
+        )
+    return table
+
+
+def quality_table(status: learner_pb2.StatusResponse) -> Table:
+    """Prequential quality by segment beside popularity on the same events."""
+    table = Table(title="prequential quality, last window", title_justify="left")
+    table.add_column("segment")
+    for name in ("events", "Recall@10", "NDCG@10", "popularity Recall@10"):
+        table.add_column(name, justify="right")
+    for row in status.quality:
+        table.add_row(
+            row.segment,
+            f"{row.num_events:,}",
+            f"{row.recall_at_10:.4f}",
+            f"{row.ndcg_at_10:.4f}",
+            f"{row.popularity_recall_at_10:.4f}",
+        )
+    return table
