@@ -1,0 +1,103 @@
+"""The generative recommender: items to vectors, histories to user states, and the two heads on them.
+
+Owns every weight that the generator serves. Works on item *rows*' codes and content only, so an item
+that was announced a moment ago is represented at once; there is no table of ids. Does not know the
+catalogue, the search or how it is trained.
+
+Shapes: B batch, T history, N items, X states, C codes of an item, V codebook size, D width, E content.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.batch import NUM_ACTIONS, HistoryBatch
+from models.config import ModelConfig
+from models.decoder import DepthDecoder
+from models.trunk import Trunk
+
+NUM_GAP_BUCKETS = 48
+MIN_TEMPERATURE = 0.01
+
+
+def gap_bucket(time_ms_BT: Tensor) -> Tensor:
+    """Log2 bucket of the gap to the event before, int64 [B, T] below NUM_GAP_BUCKETS.
+
+    0 for the first event, 1 for no gap (or a step back in time), then one bucket for each doubling:
+    1 ms -> 2, 2-3 ms -> 3, one day -> 28.
+    """
+    gap_ms = time_ms_BT.diff(dim=1).clamp(min=0)
+    doublings = (gap_ms.double() + 0.5).log2().floor().long() + 2
+    bucket = functional.pad(doublings.clamp(1, NUM_GAP_BUCKETS - 1), (1, 0))
+    return bucket
+
+
+class GenerativeRecommender(nn.Module):
+    """Item-level trunk with a depth decoder (generation) and a dense head (retrieval) on its states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, num_codes = config.d_model, config.num_levels + 1
+        self.code_embedding = nn.Parameter(torch.randn(num_codes, config.codebook_size, width) * 0.02)
+        self.content = nn.Linear(config.content_dim, width)
+        self.action_embedding = nn.Embedding(NUM_ACTIONS, width)
+        self.gap_embedding = nn.Embedding(NUM_GAP_BUCKETS, width)
+        nn.init.normal_(self.action_embedding.weight, std=0.02)
+        nn.init.normal_(self.gap_embedding.weight, std=0.02)
+        self.input_norm = nn.LayerNorm(width)
+        self.trunk = Trunk(width, config.num_layers, config.num_heads, config.dropout)
+        self.empty_state = nn.Parameter(torch.zeros(width))
+        self.dense_state = nn.Linear(width, width)
+        self.dense_item = nn.Linear(width, width)
+        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+        self.decoder = DepthDecoder(
+            d_model=width,
+            num_codes=num_codes,
+            codebook_size=config.codebook_size,
+            num_layers=config.num_decoder_layers,
+            num_heads=config.num_heads,
+            dropout=config.dropout,
+        )
+
+    def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:
+        """Item representations [N, D]: the sum of the code embeddings + the projected content."""
+        level_C = torch.arange(codes_NC.shape[1], device=codes_NC.device)
+        codes_ND = self.code_embedding[level_C, codes_NC].sum(1)
+        item_ND: Tensor = codes_ND + self.content(content_NE)
+        return item_ND
+
+    def embed_history(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
+        """What the trunk reads, [B, T, D]: item + action + time gap. `item_ND` is indexed by row."""
+        item_BTD = functional.embedding(history.item_BT.clamp(min=0), item_ND)
+        action_BTD = self.action_embedding(history.action_BT)
+        gap_BTD = self.gap_embedding(gap_bucket(history.time_ms_BT))
+        normed: Tensor = self.input_norm(item_BTD + action_BTD + gap_BTD)
+        return normed
+
+    def user_states(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
+        """The user's state after each event, [B, T, D]; zero in the padding."""
+        states: Tensor = self.trunk(self.embed_history(history, item_ND), history.length_B)
+        return states
+
+    def last_state(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
+        """The user's state now, [B, D]: after the last event, or the learned empty state without any."""
+        state_BTD = self.user_states(history, item_ND)
+        last_B = (history.length_B - 1).clamp(min=0)
+        state_BD = state_BTD[torch.arange(len(history), device=last_B.device), last_B]
+        empty_B = history.length_B == 0
+        return torch.where(empty_B[:, None], self.empty_state.to(state_BD.dtype), state_BD)
+
+    def item_vectors(self, item_ND: Tensor) -> Tensor:
+        """What the dense head compares states with, [N, D], L2-normalised."""
+        vector_ND: Tensor = functional.normalize(self.dense_item(item_ND), dim=-1)
+        return vector_ND
+
+    def dense_logits(self, state_XD: Tensor, vector_ND: Tensor) -> Tensor:
+        """Cosine of each projected state and each item vector over the learned temperature: [X, N]."""
+        return self.dense_queries(state_XD) @ vector_ND.T
+
+    def dense_queries(self, state_XD: Tensor) -> Tensor:
+        """The projected states, scaled so that a dot product with an item vector is its logit: [X, D]."""
+        temperature = self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
+        return functional.normalize(self.dense_state(state_XD), dim=-1) / temperature

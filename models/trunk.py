@@ -1,0 +1,161 @@
+"""The user model: causal attention over histories, one position per event.
+
+Owns the blocks, their relative position bias (ALiBi), the M-FALCON mask that lets candidates see a
+history and not each other, and the dropout that is cheap on a CPU. Knows nothing of items, codes or
+actions: positions come in as vectors and leave as vectors.
+
+Shapes: B batch, T history, M candidates, D width, H heads, E width of a head.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FFN_RATIO = 4
+_INT64_MIN = -(2**63)
+
+
+class ByteDropout(nn.Module):
+    """Dropout from one random byte per element: the rate is rounded to 1/256.
+
+    `bernoulli_` draws one 32-bit number and one comparison in double precision for each element and took
+    40% of a training step on a CPU; eight decisions out of one 64-bit number take a fifteenth of that.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.num_kept_of_256 = 256 - round(256 * rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of any shape: itself in evaluation, elements dropped and the rest scaled up in training."""
+        if not self.training or self.num_kept_of_256 == 256:
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+        octets = words.random_(_INT64_MIN, None).view(torch.uint8)[: x.numel()]
+        keep = (octets < self.num_kept_of_256).view(x.shape)
+        return x * (keep.to(x.dtype) * (256.0 / self.num_kept_of_256))
+
+
+class Attention(nn.Module):
+    """Softmax attention with an additive bias, over positions or from candidates to positions."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.project_in = nn.Linear(d_model, 3 * d_model)
+        self.project_out = nn.Linear(d_model, d_model)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [B, H, T, E] of `x` [B, T, D]."""
+        batch, width, _ = x.shape
+        split = self.project_in(x).view(batch, width, 3, self.num_heads, -1)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _merge(self, out_BHTE: Tensor) -> Tensor:
+        merged: Tensor = self.project_out(out_BHTE.transpose(1, 2).flatten(2))
+        return merged
+
+    def forward(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
+        """Each position attends to all, `bias_HTT` (-inf where it must not) being added to the logits."""
+        q, k, v = self._heads(x_BTD)
+        bias = bias_HTT.to(q.dtype).expand(q.shape[0], -1, -1, -1)
+        return self._merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def forward_candidates(self, x_BTD: Tensor, candidate_BMD: Tensor, bias_BHT: Tensor) -> Tensor:
+        """Each candidate attends to the positions, with `bias_BHT`, and to itself: [B, M, D]."""
+        _, k, v = self._heads(x_BTD)
+        q_c, k_c, v_c = self._heads(candidate_BMD)
+        scale = q_c.shape[-1] ** -0.5
+        to_history = (q_c @ k.transpose(2, 3)) * scale + bias_BHT[:, :, None, :]
+        to_itself = (q_c * k_c).sum(3, keepdim=True) * scale
+        weight = torch.cat([to_history, to_itself], dim=3).softmax(3).to(v.dtype)
+        return self._merge(weight[..., :-1] @ v + weight[..., -1:] * v_c)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: attention, then `FFN_RATIO` times as wide a feed-forward."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, num_heads)
+        self.ffn_norm = nn.LayerNorm(d_model)
+        self.ffn = nn.Sequential(
+            nn.Linear(d_model, FFN_RATIO * d_model), nn.GELU(), nn.Linear(FFN_RATIO * d_model, d_model)
+        )
+        self.dropout = ByteDropout(dropout)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return out
+
+    def forward(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
+        """Positions in, positions out."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_HTT))
+        return self._feed_forward(x_BTD)
+
+    def forward_candidates(self, x_BTD: Tensor, candidate_BMD: Tensor, bias_BHT: Tensor) -> Tensor:
+        """Candidates in, candidates out; `x_BTD` is what this block gets for the history."""
+        attended = self.attention.forward_candidates(
+            self.attention_norm(x_BTD), self.attention_norm(candidate_BMD), bias_BHT
+        )
+        return self._feed_forward(candidate_BMD + self.dropout(attended))
+
+
+class Trunk(nn.Module):
+    """Causal blocks over event positions, with ALiBi distances (Press et al., 2022) for order.
+
+    ALiBi has no table of positions, so a history longer than those of the training is no special case.
+    """
+
+    slope_H: Tensor
+
+    def __init__(self, d_model: int, num_layers: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.input_dropout = ByteDropout(dropout)
+        self.blocks = nn.ModuleList([Block(d_model, num_heads, dropout) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(d_model)
+        slopes = 2.0 ** (-8.0 * torch.arange(1, num_heads + 1) / num_heads)
+        self.register_buffer("slope_H", slopes, persistent=False)
+
+    def _causal_bias(self, width: int) -> Tensor:
+        """[H, T, T]: -slope x distance to earlier positions, -inf for later ones."""
+        position_T = torch.arange(width, device=self.slope_H.device)
+        distance_TT = position_T[:, None] - position_T[None, :]
+        bias_HTT = -self.slope_H[:, None, None] * distance_TT
+        return bias_HTT.masked_fill(distance_TT < 0, -torch.inf)
+
+    def forward(self, x_BTD: Tensor, length_B: Tensor) -> Tensor:
+        """The state after each event, [B, T, D]; zero past a history's length.
+
+        `x_BTD` is right-padded; what stands in its padding has no influence.
+        """
+        bias_HTT = self._causal_bias(x_BTD.shape[1])
+        state_BTD = self.input_dropout(x_BTD)
+        for block in self.blocks:
+            state_BTD = block(state_BTD, bias_HTT)
+        valid_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < length_B[:, None]
+        normed_BTD: Tensor = self.norm(state_BTD)
+        return normed_BTD * valid_BT[:, :, None].to(normed_BTD.dtype)
+
+    def forward_candidates(self, x_BTD: Tensor, length_B: Tensor, candidate_BMD: Tensor) -> Tensor:
+        """The output of each candidate as if it alone were the next event: [B, M, D].
+
+        The M-FALCON mask (Zhai et al., 2024, "Actions speak louder than words"): candidates see the
+        whole valid history and themselves, never each other, so one pass scores all of them. Equals
+        `forward` on the history with one candidate appended. A history may be empty.
+        """
+        position_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        distance_BT = length_B[:, None] - position_T
+        bias_BHT = -self.slope_H[:, None] * distance_BT[:, None, :]
+        bias_BHT = bias_BHT.masked_fill(distance_BT[:, None, :] <= 0, -torch.inf)
+        bias_HTT = self._causal_bias(x_BTD.shape[1])
+        x_BTD, out_BMD = self.input_dropout(x_BTD), self.input_dropout(candidate_BMD)
+        for depth, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            out_BMD = block.forward_candidates(x_BTD, out_BMD, bias_BHT)
+            if depth + 1 < len(self.blocks):
+                x_BTD = block(x_BTD, bias_HTT)
+        normed: Tensor = self.norm(out_BMD)
+        return normed
