@@ -1,0 +1,138 @@
+"""What a valid event, item and announced semantic ID look like.
+
+The messages themselves are those of `protos/headrace/v1`; this file owns the rules that protobuf
+cannot state. It does not know where a message came from or what becomes of a refused one.
+"""
+
+import math
+import unicodedata
+import uuid
+from collections.abc import Mapping
+
+import numpy as np
+
+from protos.headrace.v1.events_pb2 import Action, Event
+from protos.headrace.v1.items_pb2 import Item, ItemSid
+
+MAX_ID_CHARS = 256
+MAX_CLOCK_SKEW_MS = 86_400_000
+MAX_CONTEXT_ENTRIES = 32
+MAX_KEY_CHARS = 64
+MAX_CONTEXT_VALUE_CHARS = 512
+MAX_TEXT_CHARS = 2_000
+MAX_CATEGORIES = 64
+MAX_CATEGORY_CHARS = 256
+MAX_EMBEDDINGS = 8
+MAX_EMBEDDING_SIZE = 4_096
+
+Violations = list[tuple[str, str]]
+
+
+def new_event_id() -> str:
+    """An event id that nobody else makes."""
+    return uuid.uuid4().hex
+
+
+def id_problem(value: str) -> str | None:
+    """What is wrong with an id of an event, user, item or request, or None."""
+    if not value:
+        return "must not be empty"
+    if len(value) > MAX_ID_CHARS:
+        return f"must be at most {MAX_ID_CHARS} characters"
+    if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
+        return "must not contain control characters"
+    return None
+
+
+def validate_event(event: Event, *, now_ms: int | None = None) -> Violations:
+    """The (field, what is wrong) pairs of an event; empty when it is valid.
+
+    `now_ms` is the time at which the event was sent or received, in milliseconds since the epoch; an
+    event more than a day after it is refused. None skips that check.
+    """
+    violations: Violations = []
+    for field in ("event_id", "user_id", "item_id"):
+        problem = id_problem(getattr(event, field))
+        if problem:
+            violations.append((field, problem))
+    if event.request_id and (problem := id_problem(event.request_id)):
+        violations.append(("request_id", problem))
+    if event.action == Action.ACTION_UNSPECIFIED:
+        violations.append(("action", "must be given"))
+    elif event.action not in Action.values():
+        violations.append(("action", f"{event.action} is not a known action"))
+    if event.event_time_ms <= 0:
+        violations.append(("event_time_ms", "must be after 1970, in milliseconds"))
+    elif now_ms is not None and event.event_time_ms > now_ms + MAX_CLOCK_SKEW_MS:
+        violations.append(("event_time_ms", "is more than a day in the future"))
+    if not math.isfinite(event.value):
+        violations.append(("value", "must be a finite number"))
+    if event.context:
+        violations += _map_violations("context", event.context, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_VALUE_CHARS)
+    return violations
+
+
+def validate_item(item: Item) -> Violations:
+    """The (field, what is wrong) pairs of an item; empty when it is valid."""
+    violations: Violations = []
+    if problem := id_problem(item.item_id):
+        violations.append(("item_id", problem))
+    for field in ("title", "brand"):
+        if len(getattr(item, field)) > MAX_TEXT_CHARS:
+            violations.append((field, f"must be at most {MAX_TEXT_CHARS} characters"))
+    if len(item.categories) > MAX_CATEGORIES:
+        violations.append(("categories", f"must be at most {MAX_CATEGORIES}"))
+    if any(len(category) > MAX_CATEGORY_CHARS for category in item.categories):
+        violations.append(("categories", f"each must be at most {MAX_CATEGORY_CHARS} characters"))
+    violations += _map_violations("attributes", item.attributes, MAX_CATEGORIES, MAX_TEXT_CHARS)
+    if item.announced_time_ms < 0:
+        violations.append(("announced_time_ms", "must not be before 1970"))
+    return violations + _embedding_violations(item)
+
+
+def validate_item_sid(item_sid: ItemSid) -> Violations:
+    """The (field, what is wrong) pairs of an announced semantic ID; empty when it is valid."""
+    violations: Violations = []
+    if problem := id_problem(item_sid.item_id):
+        violations.append(("item_id", problem))
+    if not item_sid.sid.codes or min(item_sid.sid.codes) < 0:
+        violations.append(("sid.codes", "must be given and not negative"))
+    if not item_sid.content or not np.isfinite(item_sid.content).all():
+        violations.append(("content", "must be given, and all of it finite"))
+    return violations
+
+
+def _embedding_violations(item: Item) -> Violations:
+    violations: Violations = []
+    if len(item.embeddings) > MAX_EMBEDDINGS:
+        violations.append(("embeddings", f"must be at most {MAX_EMBEDDINGS}"))
+    modalities = [embedding.modality for embedding in item.embeddings]
+    if len(set(modalities)) != len(modalities):
+        violations.append(("embeddings", "must be one for each modality"))
+    for i, embedding in enumerate(item.embeddings):
+        if not 1 <= len(embedding.modality) <= MAX_KEY_CHARS:
+            violations.append((f"embeddings[{i}].modality", f"must be 1 to {MAX_KEY_CHARS} characters"))
+        values = np.asarray(embedding.values, dtype=np.float32)
+        if not 1 <= len(values) <= MAX_EMBEDDING_SIZE:
+            violations.append((f"embeddings[{i}].values", f"must be 1 to {MAX_EMBEDDING_SIZE} numbers"))
+        elif not np.isfinite(values).all():
+            violations.append((f"embeddings[{i}].values", "must be finite numbers"))
+        elif not values.any():
+            violations.append((f"embeddings[{i}].values", "must not be all zero"))
+    return violations
+
+
+def _map_violations(
+    field: str, entries: Mapping[str, str], max_entries: int, max_value_chars: int
+) -> Violations:
+    violations: Violations = []
+    if len(entries) > max_entries:
+        violations.append((field, f"must be at most {max_entries} entries"))
+    for key, value in entries.items():
+        if not 1 <= len(key) <= MAX_KEY_CHARS:
+            violations.append((field, f"each key must be 1 to {MAX_KEY_CHARS} characters"))
+            break
+        if len(value) > max_value_chars:
+            violations.append((field, f"each value must be at most {max_value_chars} characters"))
+            break
+    return violations
