@@ -110,13 +110,15 @@ def create_topics(
         answer = admin.create_topics(wanted, raise_errors=False)
         made, existing = [], []
         for result in answer["topics"]:
-            error = for_code(result["error_code"])
-            if error is NoError:
+            problem = for_code(result["error_code"])
+            if problem is NoError:
                 made.append(result["name"])
-            elif error is TopicAlreadyExistsError:
+            elif problem is TopicAlreadyExistsError:
                 existing.append(result["name"])
             else:
-                raise BrokerUnavailable(f"topic {result['name']}: {error.__name__} {result['error_message']}")
+                raise BrokerUnavailable(
+                    f"topic {result['name']}: {problem.__name__} {result['error_message']}"
+                )
         if existing:
             # another client's first produce may have made the topic with the broker's defaults
             specs = {spec.name: spec for spec in topics}
