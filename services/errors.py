@@ -33,5 +33,13 @@ class BackendUnavailable(ServiceError):
     """A service behind this one does not answer."""
 
 
+class DeadlineExpired(ServiceError):
+    """The caller's deadline leaves no time for the next step."""
+
+
 class Overloaded(ServiceError):
-    """More requests than this service takes; try again later."""
+    """More requests than this service takes; worth trying again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

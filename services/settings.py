@@ -4,6 +4,7 @@
 misspelt nested name is refused by pydantic, a misspelt top-level one by `load_settings`.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,19 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What every gRPC server does alike; `max_inflight` requests are worked on at once, more are refused.
+
+    `default_deadline_s` binds a unary request whose caller gave no deadline.
+    """
+
+    max_inflight: int = 64
+    default_deadline_s: float = 10.0
+    stop_grace_s: float = 5.0
+    max_message_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
     """The public API: deadlines in seconds, and what a request may ask for."""
 
@@ -124,6 +138,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     store: StoreSettings = StoreSettings()
     endpoints: EndpointSettings = EndpointSettings()
+    server: ServerSettings = ServerSettings()
     gateway: GatewaySettings = GatewaySettings()
     learner_service: LearnerServiceSettings = LearnerServiceSettings()
     codebook: CodebookConfig = CodebookConfig()
@@ -148,3 +163,12 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
         raise InvalidSettings(f"{name}: {first['msg']}") from error
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The `HEADRACE_*` variables with which a child process builds the same settings."""
+    dumped = settings.model_dump(mode="json")
+    return {
+        f"{_PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in dumped.items()
+    }

@@ -1,0 +1,253 @@
+"""What happens around every RPC: admission, default deadline, error -> status, request id, metrics, log.
+
+Handlers raise domain errors and never touch status codes. `STATUS` is the one table of errors; it is
+looked up along the exception's MRO, so the most specific row wins. Health and reflection pass untouched.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+from models import errors as model_errors
+from services import errors, metrics
+from services.clients import REQUEST_ID, deadline_var, request_id_var
+from services.settings import ServerSettings
+from streaming import errors as stream_errors
+
+# Generic in the type stubs, not at run time.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_CODE = grpc.StatusCode
+STATUS: dict[type[BaseException], grpc.StatusCode] = {
+    errors.InvalidRequest: _CODE.INVALID_ARGUMENT,
+    errors.NotFound: _CODE.NOT_FOUND,
+    errors.NotReady: _CODE.UNAVAILABLE,
+    errors.WrongRelease: _CODE.FAILED_PRECONDITION,
+    errors.BackendUnavailable: _CODE.UNAVAILABLE,
+    errors.Overloaded: _CODE.RESOURCE_EXHAUSTED,
+    errors.DeadlineExpired: _CODE.DEADLINE_EXCEEDED,
+    errors.InvalidSettings: _CODE.INTERNAL,
+    errors.ServiceError: _CODE.INTERNAL,
+    model_errors.UnknownItem: _CODE.NOT_FOUND,
+    model_errors.IncompatibleCheckpoint: _CODE.FAILED_PRECONDITION,
+    model_errors.PrefixFull: _CODE.FAILED_PRECONDITION,
+    model_errors.NonFiniteLoss: _CODE.INTERNAL,
+    model_errors.ModelError: _CODE.INTERNAL,
+    stream_errors.BrokerUnavailable: _CODE.UNAVAILABLE,
+    stream_errors.MalformedEvent: _CODE.INVALID_ARGUMENT,
+    stream_errors.DatasetError: _CODE.FAILED_PRECONDITION,
+    stream_errors.StreamingError: _CODE.INTERNAL,
+    TimeoutError: _CODE.DEADLINE_EXCEEDED,
+    NotImplementedError: _CODE.UNIMPLEMENTED,
+    Exception: _CODE.INTERNAL,
+}
+# A failure behind us that the caller can act on keeps its code; any other is our own bug.
+_PASSED_ON = (_CODE.UNAVAILABLE, _CODE.DEADLINE_EXCEEDED, _CODE.RESOURCE_EXHAUSTED, _CODE.FAILED_PRECONDITION)
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_REQUEST_ID_PATTERN = re.compile(r"[\x21-\x7e]{1,128}")
+_UNPARSABLE = object()
+
+log = structlog.get_logger()
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The gRPC status code that an error means to the caller."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() if error.code() in _PASSED_ON else _CODE.INTERNAL
+    return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
+
+
+def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
+    """The google.rpc.Status for an error, with BadRequest or RetryInfo where they help.
+
+    The text of an INTERNAL error never reaches the caller.
+    """
+    code = code_of(error)
+    message = str(error) or code.name.replace("_", " ").lower()
+    details: list[Message] = []
+    if code is _CODE.INTERNAL:
+        message = f"internal error; the log has it under request id {request_id}"
+    elif isinstance(error, grpc.aio.AioRpcError):
+        message = f"a service behind this one: {error.details()}"
+    elif isinstance(error, errors.InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    violation(field=field, description=text) for field, text in error.violations
+                ]
+            )
+        )
+    elif isinstance(error, errors.Overloaded):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = [any_pb2.Any() for _ in details]
+    for box, detail in zip(packed, details, strict=True):
+        box.Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+class RequestInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler of one service.
+
+    `deadlines_s` gives single methods (`"Track"`) another default deadline than the settings'. Only
+    calls with a unary answer have one: a stream may rightly stay open.
+    """
+
+    def __init__(
+        self, service: str, settings: ServerSettings, deadlines_s: Mapping[str, float] | None = None
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._deadlines_s = dict(deadlines_s or {})
+        self._num_inflight = 0
+        self._wrapped: dict[str, Handler] = {}
+        metrics.INFLIGHT.labels(service).set(0)
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """The handler of the called method, wrapped; None if there is no such method."""
+        path = handler_call_details.method
+        handler = self._wrapped.get(path)
+        if handler is None:
+            plain = await continuation(handler_call_details)
+            if plain is None or path.startswith("/grpc."):
+                return plain
+            handler = self._wrapped[path] = self._wrap(plain, path.rpartition("/")[2])
+        return handler
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        parse = handler.request_deserializer
+
+        def deserialize(body: bytes) -> Any:
+            try:
+                return parse(body) if parse is not None else body
+            except DecodeError:
+                # Raised later, inside the request: grpc.aio would answer UNKNOWN to it here.
+                return _UNPARSABLE
+
+        behaviour: Any = (
+            (handler.stream_stream if handler.request_streaming else handler.unary_stream)
+            if handler.response_streaming
+            else (handler.stream_unary if handler.request_streaming else handler.unary_unary)
+        )
+        check = _checked_stream if handler.request_streaming else _checked
+        deadline_s = self._deadlines_s.get(method, self._settings.default_deadline_s)
+
+        async def answer(request: Any, context: Context) -> Any:
+            async with self._request(method, context, deadline_s):
+                result = behaviour(check(request), context)
+                return await result if inspect.isawaitable(result) else result
+
+        async def answer_stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with (
+                self._request(method, context, None),
+                contextlib.aclosing(behaviour(check(request), context)) as messages,
+            ):
+                async for message in messages:
+                    yield message
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[(bool(handler.request_streaming), bool(handler.response_streaming))]
+        wrapped: Any = answer_stream if handler.response_streaming else answer
+        return make(
+            wrapped, request_deserializer=deserialize, response_serializer=handler.response_serializer
+        )
+
+    @contextlib.asynccontextmanager
+    async def _request(self, method: str, context: Context, deadline_s: float | None) -> AsyncIterator[None]:
+        request_id = _request_id(context)
+        request_id_var.set(request_id)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        started = time.perf_counter()
+        code = _CODE.OK.name
+        self._count(+1)
+        try:
+            if self._num_inflight > self._settings.max_inflight:
+                metrics.SHED.labels("inflight").inc()
+                raise errors.Overloaded(
+                    f"{self._service} works on {self._settings.max_inflight} requests already"
+                )
+            has_deadline = context.time_remaining() is not None
+            limit_s = None if has_deadline else deadline_s
+            if limit_s is not None:
+                deadline_var.set(asyncio.get_running_loop().time() + limit_s)
+            async with asyncio.timeout(limit_s):
+                yield
+            code = _code_name(context)
+        except asyncio.CancelledError:
+            left = context.time_remaining()
+            code = (_CODE.CANCELLED if left is None or left > 0 else _CODE.DEADLINE_EXCEEDED).name
+            raise
+        except grpc.aio.AbortError:
+            code = _code_name(context)
+            raise
+        except Exception as error:
+            code = code_of(error).name
+            await _abort(context, error, request_id)
+        finally:
+            self._count(-1)
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels(self._service, method, code).inc()
+            metrics.REQUEST_SECONDS.labels(self._service, method).observe(seconds)
+            log.info("request", method=method, code=code, latency_ms=round(seconds * 1e3, 2))
+
+    def _count(self, change: int) -> None:
+        self._num_inflight += change
+        metrics.INFLIGHT.labels(self._service).inc(change)
+
+
+async def _abort(context: Context, error: Exception, request_id: str) -> None:
+    status = status_of(error, request_id)
+    if status.code == _CODE.INTERNAL.value[0]:
+        log.error("request failed", exc_info=error)
+    metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID, request_id)]
+    if status.details:
+        metadata.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(code_of(error), status.message, tuple(metadata))
+
+
+def _code_name(context: Context) -> str:
+    code: Any = context.code()
+    return _CODE_NAMES[code] if isinstance(code, int) else _CODE.OK.name if code is None else code.name
+
+
+def _request_id(context: Context) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_PATTERN.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def _checked(request: Any) -> Any:
+    if request is _UNPARSABLE:
+        raise errors.InvalidRequest(("request", "the body is not a message of the method's request type"))
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)

@@ -1,0 +1,58 @@
+"""How log lines look: structlog for our own, the same format for every library's.
+
+JSON on stdout; colours when stdout is a terminal. Knows nothing of what is logged.
+"""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+_NOISY = ("kafka", "aiokafka", "asyncio", "grpc", "faiss", "transformers", "filelock", "urllib3")
+
+
+def configure_logging(service: str, level: str = "INFO") -> None:
+    """Sends every record of this process to stdout as one line that names the service.
+
+    Called once by an entry point; raises ValueError for an unknown level.
+    """
+
+    def name_service(
+        logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event.setdefault("service", service)
+        return event
+
+    shared: list[Processor] = [
+        name_service,
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # The pretty traceback shows local variables, and those hold histories.
+    if sys.stdout.isatty():
+        render: list[Processor] = [
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]
+    else:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(root.level),
+        cache_logger_on_first_use=False,
+    )

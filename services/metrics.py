@@ -1,0 +1,119 @@
+"""Every Prometheus metric that Headrace exports, and the HTTP server that shows them.
+
+One process has one registry and one port. No user or item ids in labels. Who observes what is
+the business of the callers.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_FRESH = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+_SIZE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+# serving
+REQUESTS = Counter("headrace_requests", "Requests answered, by status code.", ["service", "method", "code"])
+REQUEST_SECONDS = Histogram(
+    "headrace_request_duration_seconds",
+    "Time from a request's arrival to its answer.",
+    ["service", "method"],
+    buckets=_FAST,
+)
+INFLIGHT = Gauge("headrace_inflight_requests", "Requests being worked on.", ["service"])
+SHED = Counter("headrace_requests_shed", "Requests refused to protect the others.", ["reason"])
+QUEUE_WAIT_SECONDS = Histogram(
+    "headrace_queue_wait_seconds", "Time a request waited for the model's thread.", buckets=_FAST
+)
+STAGE_SECONDS = Histogram(
+    "headrace_stage_duration_seconds", "Time spent in one stage of an answer.", ["stage"], buckets=_FAST
+)
+RECOMMENDATIONS = Histogram(
+    "headrace_recommendations_returned", "Items in one answer of Recommend.", buckets=_SIZE
+)
+INVALID_SIDS = Counter("headrace_invalid_sids", "Semantic IDs answered that stand for no item; stays 0.")
+FALLBACKS = Counter("headrace_fallback", "Answers made without the model.", ["reason"])
+CANCELLED = Counter("headrace_cancelled", "Requests given up by their callers, by stage.", ["stage"])
+
+# releases
+RELEASE_INFO = Gauge(
+    "headrace_release_info", "1 for the release this service serves.", ["service", "release", "codebook"]
+)
+RELEASE_CREATED = Gauge(
+    "headrace_release_created_timestamp_seconds", "When the served release was cut.", ["service"]
+)
+RELEASE_SWAPS = Counter(
+    "headrace_release_swaps", "Releases taken up (swapped) or refused, and why.", ["result", "reason"]
+)
+RELEASE_LOAD_SECONDS = Histogram(
+    "headrace_release_load_seconds",
+    "Time to fetch, verify and load a release.",
+    buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+CHECKPOINT_SUCCESS = Gauge(
+    "headrace_checkpoint_last_success_timestamp_seconds", "When the learner last wrote a checkpoint."
+)
+CHECKPOINT_BYTES = Gauge("headrace_checkpoint_bytes", "Size of the learner's last checkpoint.")
+
+# streams
+EVENTS_CONSUMED = Counter("headrace_events_consumed", "Records read.", ["topic"])
+EVENTS_LEARNED = Counter("headrace_events_learned", "Events that changed the weights.")
+EVENTS_DUPLICATE = Counter("headrace_events_duplicate", "Events dropped because their id was known.")
+DLQ_RECORDS = Counter(
+    "headrace_dlq_records", "Records sent to a dead-letter topic.", ["topic", "stage", "reason"]
+)
+STREAM_LAG = Gauge("headrace_stream_lag_records", "Records not read yet.", ["topic", "partition", "group"])
+EVENT_TO_HISTORY_SECONDS = Histogram(
+    "headrace_event_to_history_seconds", "From a record's append to its place in the history.", buckets=_FRESH
+)
+EVENT_TO_WEIGHTS_SECONDS = Histogram(
+    "headrace_event_to_weights_seconds", "From a record's append to the step that learned it.", buckets=_FRESH
+)
+ITEM_TO_SID_SECONDS = Histogram(
+    "headrace_item_to_sid_seconds", "From an item's announcement to its semantic ID.", buckets=_FRESH
+)
+ITEM_TO_RECOMMENDABLE_SECONDS = Histogram(
+    "headrace_item_to_recommendable_seconds",
+    "From an item's announcement to its place in a generator's trie.",
+    buckets=_FRESH,
+)
+
+# learning
+TRAIN_STEP_SECONDS = Histogram("headrace_train_step_seconds", "Time of one optimiser step.", buckets=_FAST)
+TRAIN_LOSS = Gauge("headrace_train_loss", "Loss of the last step, by head.", ["head"])
+TRAIN_GRAD_NORM = Gauge("headrace_train_grad_norm", "Gradient norm of the last step before clipping.")
+NONFINITE_STEPS = Counter("headrace_nonfinite_steps", "Steps dropped because their loss was not finite.")
+ONLINE_RECALL = Gauge(
+    "headrace_online_recall_ratio", "Prequential recall of the last window.", ["k", "segment"]
+)
+ONLINE_NDCG = Gauge("headrace_online_ndcg_ratio", "Prequential NDCG of the last window.", ["k", "segment"])
+ONLINE_HIERARCHICAL_RECALL = Gauge(
+    "headrace_online_hierarchical_recall_ratio",
+    "Prequential recall of the right prefix, by level.",
+    ["level"],
+)
+ONLINE_BASELINE_RECALL = Gauge(
+    "headrace_online_baseline_recall_ratio", "Recall of a baseline on the same events.", ["baseline", "k"]
+)
+RELEASE_GATE = Counter("headrace_release_gate", "Candidate releases judged, by decision.", ["decision"])
+
+# codebook
+CODEBOOK_USAGE = Gauge("headrace_codebook_usage_ratio", "Share of the codes in use.", ["level"])
+CODEBOOK_ERROR = Gauge(
+    "headrace_codebook_quantisation_error", "Mean squared residual after a level.", ["level"]
+)
+SID_COLLISIONS = Gauge(
+    "headrace_sid_collisions_ratio", "Share of items whose semantic prefix another item shares."
+)
+
+
+def serve_metrics(host: str, port: int) -> Callable[[], None]:
+    """Shows the metrics on http://host:port/metrics; returns the function that stops it."""
+    server, thread = start_http_server(port, addr=host)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop

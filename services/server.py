@@ -1,0 +1,142 @@
+"""One gRPC server of one service: health, reflection, interceptors, metrics port, graceful stop.
+
+Knows nothing of what the service does. Health has the name "liveness" (up) and, for "" and the
+service's full names, readiness, which the service sets.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.errors import InvalidSettings
+from services.interceptors import RequestInterceptor
+from services.logging import configure_logging
+from services.metrics import serve_metrics
+from services.settings import Settings, load_settings
+
+LIVENESS = "liveness"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+log = structlog.get_logger()
+
+
+class ServiceServer:
+    """A `grpc.aio` server for the service `name`; make it inside a running event loop.
+
+    Add servicers to `server`, then `start`, then `run`. `deadlines_s` overrides the default deadline of
+    single methods.
+    """
+
+    def __init__(
+        self, name: str, settings: Settings, *, deadlines_s: Mapping[str, float] | None = None
+    ) -> None:
+        self.name = name
+        self._settings = settings
+        limits = settings.server
+        self.server = grpc.aio.server(
+            interceptors=[RequestInterceptor(name, limits, deadlines_s)],
+            options=[
+                ("grpc.max_receive_message_length", limits.max_message_bytes),
+                ("grpc.max_send_message_length", limits.max_message_bytes),
+                # A second process on the port is a mistake, not a replica.
+                ("grpc.so_reuseport", 0),
+            ],
+            # The interceptor refuses first, with RetryInfo; this is the backstop.
+            maximum_concurrent_rpcs=limits.max_inflight * 4,
+        )
+        self._health = health.aio.HealthServicer()
+        self._names: list[str] = []
+        self._updates: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._stop_metrics: Callable[[], None] = lambda: None
+
+    async def start(self, service_names: Sequence[str]) -> None:
+        """Binds both ports and answers; live at once, not ready. Raises RuntimeError if a port is taken."""
+        self._names = ["", *service_names]
+        for name in self._names:
+            await self._health.set(name, _NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        listed = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(listed, self.server)  # type: ignore[arg-type,unused-ignore]
+        endpoints = self._settings.endpoints
+        address = endpoints.address(self.name)
+        self.server.add_insecure_port(address)
+        self._stop_metrics = serve_metrics(endpoints.host, endpoints.metrics_port(self.name))
+        await self.server.start()
+        log.info("started", address=address, metrics_port=endpoints.metrics_port(self.name))
+
+    def set_ready(self, ready: bool) -> None:
+        """Says to health checks whether requests can be answered; call it on the event loop."""
+        status = _SERVING if ready else _NOT_SERVING
+        for name in self._names:
+            task = asyncio.get_running_loop().create_task(self._health.set(name, status))
+            self._updates.add(task)
+            task.add_done_callback(self._updates.discard)
+
+    def request_stop(self) -> None:
+        """Ends `run` as SIGTERM does."""
+        self._stop.set()
+
+    async def run(self, *background: Coroutine[Any, Any, None]) -> None:
+        """Serves until SIGTERM, SIGINT or a failed background task, then stops gracefully.
+
+        NOT_SERVING first, then requests in flight get the grace time, then the background tasks are
+        cancelled and awaited. Raises SystemExit(1) if a background task had failed.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        tasks = [asyncio.ensure_future(work) for work in background]
+        failures: list[BaseException] = []
+
+        def ended(task: asyncio.Future[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                failures.append(error)
+                self._stop.set()
+
+        for task in tasks:
+            task.add_done_callback(ended)
+        try:
+            await self._stop.wait()
+        finally:
+            await self._shut_down(tasks)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        for error in failures:
+            log.error("background task failed", exc_info=error)
+        log.info("stopped", failed=bool(failures))
+        if failures:
+            raise SystemExit(1)
+
+    async def _shut_down(self, tasks: Sequence[asyncio.Future[None]]) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(self._settings.server.stop_grace_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._stop_metrics)
+
+
+def run_service(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None:
+    """The body of every `main()`: settings, log, event loop; a wrong setting is one line and exit code 2."""
+    try:
+        settings = load_settings()
+    except InvalidSettings as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from error
+    configure_logging(name, settings.log_level)
+    log.info("settings", **settings.model_dump(mode="json"))
+
+    async def body() -> None:
+        await serve(settings)
+
+    asyncio.run(body())

@@ -1,0 +1,65 @@
+"""Every error of the project means one gRPC status, and none tells a caller what it should not."""
+
+import inspect
+from types import ModuleType
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+import models.errors
+import services.errors
+import streaming.errors
+from services.errors import InvalidRequest, Overloaded
+from services.interceptors import STATUS, code_of, status_of
+
+
+def error_classes(module: ModuleType) -> list[type[Exception]]:
+    return [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Exception) and member.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize(
+    "module", [models.errors, services.errors, streaming.errors], ids=lambda m: m.__name__
+)
+def test_every_error_class_has_a_row(module: ModuleType) -> None:
+    classes = error_classes(module)
+    assert classes
+    assert [c.__name__ for c in classes if c not in STATUS] == []
+
+
+def test_most_specific_row_wins() -> None:
+    class StrangeRequest(InvalidRequest):
+        pass
+
+    assert code_of(StrangeRequest(("k", "odd"))) is grpc.StatusCode.INVALID_ARGUMENT
+    assert code_of(KeyError("x")) is grpc.StatusCode.INTERNAL
+    assert code_of(TimeoutError()) is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_invalid_request_names_its_fields() -> None:
+    status = status_of(InvalidRequest(("k", "must be 1 to 100"), ("user_id", "is empty")), "r1")
+    detail = error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(detail)
+    assert [(v.field, v.description) for v in detail.field_violations] == [
+        ("k", "must be 1 to 100"),
+        ("user_id", "is empty"),
+    ]
+    assert status.message == "k: must be 1 to 100; user_id: is empty"
+
+
+def test_overload_says_when_to_try_again() -> None:
+    status = status_of(Overloaded("full", retry_after_s=1.5), "r1")
+    detail = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(detail)
+    assert detail.retry_delay.ToMilliseconds() == 1500
+
+
+def test_text_of_an_unknown_error_stays_inside() -> None:
+    status = status_of(RuntimeError("password=hunter2"), "r7")
+    assert status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "hunter2" not in status.message
+    assert "r7" in status.message
