@@ -33,6 +33,9 @@ RECOMMENDATIONS = Histogram(
 )
 INVALID_SIDS = Counter("headrace_invalid_sids", "Semantic IDs answered that stand for no item; stays 0.")
 FALLBACKS = Counter("headrace_fallback", "Answers made without the model.", ["reason"])
+RECOMMENDATION_LOGS_DROPPED = Counter(
+    "headrace_recommendation_logs_dropped", "Answers that were given but not written to `recommendations`."
+)
 CANCELLED = Counter("headrace_cancelled", "Requests given up by their callers, by stage.", ["stage"])
 
 # releases
