@@ -1,0 +1,206 @@
+"""Writes messages to topics: idempotent, acknowledged by all replicas, keyed.
+
+`AsyncProducer` (aiokafka) is for services, `Producer` (kafka-python) for processes without an event
+loop. Both connect at the first send and give BrokerUnavailable when a record was not confirmed; a
+caller may then send it again: readers deduplicate. Neither knows what the messages mean.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import kafka.errors
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+from google.protobuf.message import Message
+from kafka import KafkaProducer
+
+from streaming.codec import MAX_VALUE_BYTES, encode
+from streaming.errors import BrokerUnavailable, MalformedEvent
+from streaming.records import Headers
+
+logger = logging.getLogger(__name__)
+
+_LINGER_MS = 2
+_BATCH_BYTES = 131_072
+_MAX_RECONNECT_BACKOFF_MS = 1_000
+
+
+class AsyncProducer:
+    """`async with AsyncProducer(bootstrap) as producer: await producer.send(topic, key, message)`.
+
+    `timeout_s` bounds the wait for one confirmation. What a timed-out call left in the buffer is still
+    delivered when the broker comes back. Safe for many tasks of one event loop.
+    """
+
+    def __init__(self, bootstrap: str, *, timeout_s: float = 30.0) -> None:
+        self._bootstrap = bootstrap
+        self._timeout_s = timeout_s
+        self._client: AIOKafkaProducer | None = None
+        self._lock = asyncio.Lock()
+
+    async def send(self, topic: str, key: str, message: Message) -> None:
+        """Returns when the broker has the record.
+
+        Raises BrokerUnavailable if it did not confirm it, MalformedEvent if the message is too large.
+        """
+        await self.send_many(topic, [(key, message)])
+
+    async def send_many(self, topic: str, messages: Iterable[tuple[str, Message]]) -> None:
+        """Sends (key, message) pairs pipelined, in order per key; returns when the broker has them all.
+
+        Raises BrokerUnavailable if any was not confirmed (which of them were is then unknown),
+        MalformedEvent if one is too large (those before it are sent).
+        """
+        loop = asyncio.get_running_loop()
+        client = None
+        confirmations: list[asyncio.Future[Any]] = []
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                client = await self._connected()
+                for key, message in messages:
+                    value = _checked(topic, message)
+                    confirmations.append(await client.send(topic, value, key=key.encode()))
+                    deadline.reschedule(loop.time() + self._timeout_s)
+                await asyncio.gather(*confirmations)
+        except (TimeoutError, KafkaTimeoutError) as error:
+            raise BrokerUnavailable(f"{topic}: not confirmed within {self._timeout_s} s") from error
+        except KafkaError as error:
+            # an idempotent producer that lost a batch refuses everything after it: begin a new one
+            if client is not None:
+                await self._drop(client)
+            raise BrokerUnavailable(f"{topic} at {self._bootstrap}: {error!r}") from error
+        finally:
+            for confirmation in confirmations:
+                confirmation.add_done_callback(_mark_retrieved)
+
+    async def close(self) -> None:
+        """Sends what is buffered, for at most `timeout_s`, and disconnects."""
+        if self._client is not None:
+            await self._drop(self._client)
+
+    async def _connected(self) -> AIOKafkaProducer:
+        async with self._lock:
+            if self._client is None:
+                client = AIOKafkaProducer(
+                    bootstrap_servers=self._bootstrap,
+                    enable_idempotence=True,
+                    acks="all",
+                    linger_ms=_LINGER_MS,
+                    request_timeout_ms=int(self._timeout_s * 1000),
+                )
+                try:
+                    await client.start()
+                except BaseException:
+                    await client.stop()
+                    raise
+                self._client = client
+            return self._client
+
+    async def _drop(self, client: AIOKafkaProducer) -> None:
+        if self._client is client:
+            self._client = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await client.stop()
+        except TimeoutError:
+            logger.warning("producer_closed_with_undelivered_records")
+            await client.client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Producer:
+    """`with Producer(bootstrap) as producer: producer.send(topic, key, message)`; `flush` confirms.
+
+    `timeout_s` bounds the delivery of one record. Safe for many threads. Connects when made; raises
+    BrokerUnavailable if it cannot.
+    """
+
+    def __init__(self, bootstrap: str, *, timeout_s: float = 30.0) -> None:
+        timeout_ms = int(timeout_s * 1000)
+        self._timeout_s = timeout_s
+        self._failures: list[BaseException] = []
+        self._failures_lock = threading.Lock()
+        try:
+            self._client = KafkaProducer(
+                bootstrap_servers=bootstrap,
+                enable_idempotence=True,
+                linger_ms=_LINGER_MS,
+                batch_size=_BATCH_BYTES,
+                delivery_timeout_ms=timeout_ms,
+                request_timeout_ms=timeout_ms // 2,
+                max_block_ms=timeout_ms,
+                bootstrap_timeout_ms=timeout_ms,
+                reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,
+            )
+        except kafka.errors.KafkaError as error:
+            raise BrokerUnavailable(f"no broker answers at {bootstrap}: {error}") from error
+
+    def send(self, topic: str, key: str, message: Message) -> None:
+        """Hands one message over; the next `flush` tells whether it arrived.
+
+        Raises BrokerUnavailable if the topic's partitions cannot be found out in time, MalformedEvent
+        if the message is too large.
+        """
+        self.send_raw(topic, key.encode(), _checked(topic, message))
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        """As `send`, for bytes that are passed on as they are."""
+        try:
+            future = self._client.send(topic, value=value, key=key, headers=list(headers))
+        except kafka.errors.KafkaError as error:
+            raise BrokerUnavailable(f"{topic}: {error}") from error
+        future.add_errback(self._note_failure)
+
+    def flush(self) -> None:
+        """Returns when the broker has everything sent so far.
+
+        Raises BrokerUnavailable if some of it did not arrive since the last flush.
+        """
+        try:
+            self._client.flush(timeout=self._timeout_s)
+        except kafka.errors.KafkaError as error:
+            raise BrokerUnavailable(f"records not confirmed: {error}") from error
+        with self._failures_lock:
+            failures, self._failures = self._failures, []
+        if failures:
+            raise BrokerUnavailable(f"{len(failures)} records not confirmed: {failures[0]}") from failures[0]
+
+    def close(self) -> None:
+        """Sends what is buffered, for at most `timeout_s`, and disconnects."""
+        self._client.close(timeout=self._timeout_s)
+
+    def _note_failure(self, error: BaseException) -> None:
+        with self._failures_lock:
+            self._failures.append(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _checked(topic: str, message: Message) -> bytes:
+    value = encode(message)
+    if len(value) > MAX_VALUE_BYTES:
+        raise MalformedEvent("too_large", f"{topic}: {len(value)} bytes; at most {MAX_VALUE_BYTES} are sent")
+    return value
+
+
+def _mark_retrieved(confirmation: "asyncio.Future[Any]") -> None:
+    """Keeps asyncio from reporting a failure that the caller was told of through another record."""
+    if not confirmation.cancelled():
+        confirmation.exception()
