@@ -28,7 +28,10 @@ class CodebookConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network. `content_dim` is the width of the content embeddings it was made for."""
+    """The network. `content_dim` is the width of the content embeddings it was made for.
+
+    The ranker has its own, narrower trunk of one layer and `ranker_dim`.
+    """
 
     content_dim: int = 384
     num_levels: int = 3
@@ -39,9 +42,11 @@ class ModelConfig:
     num_decoder_layers: int = 1
     max_history: int = 50
     dropout: float = 0.2
+    ranker_dim: int = 64
 
     def __post_init__(self) -> None:
         _require(self.d_model % self.num_heads == 0, "d_model must be a multiple of num_heads")
+        _require(self.ranker_dim % self.num_heads == 0, "ranker_dim must be a multiple of num_heads")
         _require(self.max_history >= 1, "max_history must be at least 1")
         _require(0.0 <= self.dropout < 1.0, "dropout must be in [0, 1)")
 
@@ -77,14 +82,34 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsConfig:
-    """Live statistics: decayed counts per half-life and co-occurrence with the last items."""
+    """Live statistics: decayed counts per half-life and co-occurrence with the last items.
+
+    `trending_half_life` is a position in `half_lives_s`. An item keeps `max_neighbours` ties; an item
+    `n` events before the newest weighs `recency_decay ** n`, and a tie from the later to the earlier
+    item `backward_weight` of the forward one. The `max_users` users with the newest events are known.
+    """
 
     half_lives_s: tuple[float, ...] = (3_600.0, 86_400.0, 604_800.0, 2_592_000.0)
+    trending_half_life: int = 2
     num_recent_items: int = 5
     max_neighbours: int = 64
+    recency_decay: float = 0.8
+    backward_weight: float = 0.5
+    cooccurrence_half_life_s: float = 7_776_000.0
+    max_users: int = 1_000_000
 
     def __post_init__(self) -> None:
+        _require(len(self.half_lives_s) > 0, "there must be a half-life")
         _require(all(h > 0 for h in self.half_lives_s), "half-lives must be positive")
+        _require(self.cooccurrence_half_life_s > 0, "half-lives must be positive")
+        _require(
+            0 <= self.trending_half_life < len(self.half_lives_s),
+            "trending_half_life must be a position in half_lives_s",
+        )
+        _require(self.num_recent_items >= 1, "num_recent_items must be at least 1")
+        _require(self.max_neighbours >= self.num_recent_items, "max_neighbours must hold the recent items")
+        _require(0 < self.recency_decay <= 1, "recency_decay must be in (0, 1]")
+        _require(self.max_users >= 1, "max_users must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

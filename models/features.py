@@ -1,0 +1,123 @@
+"""The live features of a ranker: one row of numbers per candidate, from statistics and catalogue.
+
+Owns which numbers there are, their names and their fixed scales (log1p of counts and times, so that a
+feature stays within a few units on a shop of any size). Serving and learning call the same function,
+so at the same stream position both see the same numbers.
+
+Shapes: M candidates, R recent items, H half-lives, F features, T history.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from models.batch import Int64Array
+from models.catalogue import CatalogueIndex
+from models.config import StatisticsConfig
+from models.statistics import LiveStatistics
+
+Float32Array = npt.NDArray[np.float32]
+_HOUR_MS = 3_600_000.0
+_DAY_MS = 86_400_000.0
+# Ties are fractions of an event: without this, log1p would leave them all near 0.
+_TIE_SCALE = 4.0
+
+
+def feature_names(config: StatisticsConfig) -> tuple[str, ...]:
+    """The F names, in column order."""
+    counts = tuple(f"log_count_{half_life_s / 3600:g}h" for half_life_s in config.half_lives_s)
+    return (
+        *counts,
+        "log_count_total",
+        "log_count_passive",
+        "momentum",
+        "tie_sum",
+        "tie_max",
+        "tie_to_last",
+        "tie_share_sum",
+        "tie_share_max",
+        "log_hours_since_event",
+        "log_days_since_announced",
+        "no_event_yet",
+        "announced_no_event_yet",
+        "cosine_to_last",
+        "cosine_to_recent_max",
+        "in_history",
+        "log_history_length",
+        "log_hours_since_user_event",
+    )
+
+
+class FeatureSource:
+    """The features of catalogue rows, from one catalogue and one set of live statistics."""
+
+    def __init__(self, statistics: LiveStatistics, catalogue: CatalogueIndex) -> None:
+        self.statistics = statistics
+        self.catalogue = catalogue
+        self.names = feature_names(statistics.config)
+        self._own_row_N = np.empty(0, dtype=np.int64)
+
+    def own_rows(self, row_M: Int64Array) -> Int64Array:
+        """The statistics' row of each catalogue row, -1 for an item without events."""
+        if len(self._own_row_N) < len(self.catalogue):
+            missing = self.catalogue.item_ids[len(self._own_row_N) :]
+            self._own_row_N = np.concatenate([self._own_row_N, self.statistics.rows(missing)])
+        own_M = self._own_row_N[row_M]
+        unknown = np.nonzero(own_M < 0)[0]
+        if len(unknown):
+            own_M[unknown] = self.statistics.rows([self.catalogue.item_ids[row_M[m]] for m in unknown])
+            self._own_row_N[row_M] = own_M
+        return own_M
+
+    def features(
+        self, row_M: Int64Array, history_T: Int64Array, last_event_ms: int, time_ms: int
+    ) -> Float32Array:
+        """Float32 [M, F] of the distinct catalogue rows `row_M` for a user at `time_ms`.
+
+        `history_T` are the user's rows, oldest first, the last event at `last_event_ms` (unused when
+        there is none). Only what was consumed before this call is in the numbers. "Now" is no later
+        than the newest consumed event: what is not streamed does not age, so a silent night or a
+        replay of old events leaves the features where the model learned them.
+        """
+        time_ms = min(time_ms, self.statistics.newest_ms)
+        own_M = self.own_rows(row_M)
+        recent_R = history_T[-self.statistics.config.num_recent_items :][::-1]
+        items = self.statistics.items(own_M, time_ms)
+        tie_RM, share_RM = self.statistics.ties(self.own_rows(recent_R), own_M, time_ms)
+        cosine_RM = self._cosine(recent_R, row_M)
+        never_M = items.last_ms_M < 0
+        announced_M = np.asarray(self.catalogue.announced_ms_N)[row_M]
+        birth_M = np.where(announced_M > 0, announced_M, items.first_ms_M)
+        columns = [
+            *np.log1p(items.count_MH).T,
+            np.log1p(items.total_M),
+            np.log1p(items.passive_M),
+            np.log1p(items.count_MH[:, 0]) - np.log1p(items.count_MH[:, -1]),
+            np.log1p(_TIE_SCALE * tie_RM.sum(0)),
+            np.log1p(_TIE_SCALE * tie_RM.max(0, initial=0.0)),
+            np.log1p(_TIE_SCALE * tie_RM[:1].sum(0)),
+            np.log1p(100.0 * share_RM.sum(0)),
+            np.log1p(100.0 * share_RM.max(0, initial=0.0)),
+            np.where(never_M, 0.0, _log_age(time_ms - items.last_ms_M, _HOUR_MS)),
+            np.where(birth_M < 0, 0.0, _log_age(time_ms - birth_M, _DAY_MS)),
+            never_M,
+            never_M & (announced_M > 0),
+            cosine_RM[:1].sum(0),
+            cosine_RM.max(0, initial=-1.0) if len(recent_R) else np.zeros(len(row_M)),
+            np.isin(row_M, history_T),
+            np.full(len(row_M), np.log1p(len(history_T))),
+            np.full(
+                len(row_M), _log_age(np.asarray(time_ms - last_event_ms), _HOUR_MS) if len(history_T) else 0.0
+            ),
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _cosine(self, recent_R: Int64Array, row_M: Int64Array) -> Float32Array:
+        """Cosine of the (normalised) content of each recent item and each candidate, [R, M]."""
+        content_NE = np.asarray(self.catalogue.content_NE)
+        cosine: Float32Array = content_NE[recent_R] @ content_NE[row_M].T
+        return cosine
+
+
+def _log_age(age_ms: npt.NDArray[np.int64], unit_ms: float) -> npt.NDArray[np.float64]:
+    aged: npt.NDArray[np.float64] = np.log1p(np.maximum(age_ms, 0) / unit_ms)
+    return aged

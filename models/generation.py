@@ -1,0 +1,166 @@
+"""From histories to candidates: the beam over semantic IDs and the dense neighbours, fused.
+
+Owns the generator as it is served: the encoded catalogue, the user states, both searches and their
+union. Does not know the live statistics (`models.candidates`) nor the ranker.
+
+Shapes: B requests, N items, K beams, M candidates, D width, C codes of an item, l codes of a prefix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import Candidates, HistoryBatch, Int64Array
+from models.candidates import Source, unite
+from models.catalogue import CatalogueIndex
+from models.config import SearchConfig
+from models.item_table import ItemTable
+from models.recommender import GenerativeRecommender
+from models.search import SearchResult, beam_search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one batch of requests got: candidates, the states they came from, and the beam's own result."""
+
+    candidates: list[Candidates]
+    state_BD: Tensor
+    search: SearchResult | None
+
+
+class Generator:
+    """Answers histories with candidates, from one recommender and one (growing) catalogue."""
+
+    def __init__(
+        self,
+        recommender: GenerativeRecommender,
+        catalogue: CatalogueIndex,
+        config: SearchConfig,
+        table: ItemTable | None = None,
+    ) -> None:
+        self.recommender = recommender.eval()
+        self.catalogue = catalogue
+        self.config = config
+        self.table = ItemTable(recommender, catalogue) if table is None else table
+
+    def insert(
+        self,
+        item_id: str,
+        codes: Sequence[int],
+        content_E: Tensor,
+        *,
+        available: bool = True,
+        announced_ms: int = 0,
+    ) -> int:
+        """Makes an item known (or changes its availability); it can be proposed from the next call on.
+
+        Returns its row; ValueError if another item has these codes.
+        """
+        row = self.catalogue.insert(item_id, codes, content_E, available=available, announced_ms=announced_ms)
+        self.table.forget(row)
+        return row
+
+    def refresh(self) -> None:
+        """Encodes the catalogue again at the next call: the weights changed."""
+        self.table.refresh()
+
+    def generate_many(
+        self,
+        history: HistoryBatch,
+        *,
+        k: int,
+        beam: int,
+        exclude: Sequence[Int64Array] | None = None,
+        use_beam: bool = True,
+        use_dense: bool = True,
+    ) -> list[Candidates]:
+        """At most `k` items from each source for each of B histories, each item once, best beams first.
+
+        Rows in `exclude` (one array per request) and unavailable items are never among them.
+        """
+        found = self.generate(
+            history, k=k, beam=beam, exclude=exclude, use_beam=use_beam, use_dense=use_dense
+        )
+        return found.candidates
+
+    @torch.no_grad()
+    def generate(
+        self,
+        history: HistoryBatch,
+        *,
+        k: int,
+        beam: int,
+        exclude: Sequence[Int64Array] | None = None,
+        use_beam: bool = True,
+        use_dense: bool = True,
+    ) -> Generation:
+        """`generate_many` with the user states and the search's prefixes kept."""
+        state_BD = self.recommender.last_state(history, self.table.item_ND)
+        proposals: list[list[Candidates]] = [[_nothing()] for _ in range(len(history))]
+        search = None
+        if use_beam and len(self.catalogue):
+            search = self._search(state_BD, k=k, beam=max(beam, k), exclude=exclude)
+            for b, found in enumerate(_from_beam(search)):
+                proposals[b].append(found)
+        if use_dense and len(self.catalogue):
+            for b, found in enumerate(self._nearest(state_BD, k=k, exclude=exclude)):
+                proposals[b].append(found)
+        return Generation(candidates=[unite(one) for one in proposals], state_BD=state_BD, search=search)
+
+    def _search(
+        self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None
+    ) -> SearchResult:
+        def code_logits(prefix_BKl: Tensor) -> Tensor:
+            logits: Tensor = self.recommender.decoder.next_logits(state_BD, prefix_BKl)
+            return logits
+
+        return beam_search(
+            code_logits, self.catalogue.trie, batch_size=len(state_BD), k=k, beam=beam, exclude=exclude
+        )
+
+    def _nearest(self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None) -> list[Candidates]:
+        """The `k` available items with the highest dense logit for each state."""
+        logits_BN = self.recommender.dense_logits(state_BD, self.table.vector_ND).float()
+        available_N = torch.from_numpy(np.asarray(self.catalogue.available_N))
+        logits_BN.masked_fill_(~available_N, -torch.inf)
+        for b, rows in enumerate(exclude or ()):
+            logits_BN[b, torch.from_numpy(rows[rows >= 0])] = -torch.inf
+        top_BK = logits_BN.topk(min(k, logits_BN.shape[1]), dim=1)
+        found = []
+        for row_tensor, score_tensor in zip(top_BK.indices, top_BK.values, strict=True):
+            rows, scores = row_tensor.numpy(), score_tensor.numpy()
+            rows, scores = rows[np.isfinite(scores)], scores[np.isfinite(scores)]
+            found.append(
+                Candidates(
+                    row_M=rows,
+                    source_M=np.full(len(rows), Source.DENSE.bit, dtype=np.int64),
+                    beam_M=np.full(len(rows), np.nan, dtype=np.float32),
+                    dense_M=scores,
+                )
+            )
+        return found
+
+
+def _nothing() -> Candidates:
+    no_scores = np.empty(0, dtype=np.float32)
+    no_rows = np.empty(0, dtype=np.int64)
+    return Candidates(row_M=no_rows, source_M=no_rows, beam_M=no_scores, dense_M=no_scores)
+
+
+def _from_beam(search: SearchResult) -> list[Candidates]:
+    found = []
+    for row_tensor, score_tensor in zip(search.row_BK, search.score_BK, strict=True):
+        rows, scores = row_tensor.numpy(), score_tensor.float().numpy()
+        rows, scores = rows[rows >= 0], scores[rows >= 0]
+        found.append(
+            Candidates(
+                row_M=rows.astype(np.int64),
+                source_M=np.full(len(rows), Source.BEAM.bit, dtype=np.int64),
+                beam_M=scores.astype(np.float32),
+                dense_M=np.full(len(rows), np.nan, dtype=np.float32),
+            )
+        )
+    return found

@@ -1,0 +1,294 @@
+"""Live statistics of items: decayed counts, co-occurrence, first and last event, all by event time.
+
+The one implementation of them, for serving and for learning: whoever has consumed the same events in
+the same order sees the same numbers, to the bit. Items are known here by their id and an own row in
+order of the first event, so a statistic outlives the release (and the catalogue rows) it was made
+with. Users are known by a 64-bit hash and their last few items. There is no clock: time is the
+event's, and the "now" of a request is data. `models.features` turns these numbers into a ranker's input.
+
+Extra shape letters: U users, R recent items, J neighbours kept per item, H half-lives.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from models.batch import ACTION_NAMES, Float64Array, Int64Array
+from models.config import StatisticsConfig
+
+# An impression or a skip is not a wish for the item: it is counted apart and makes no neighbours.
+PASSIVE_ACTIONS = frozenset(ACTION_NAMES.index(name) for name in ("impression", "skip"))
+_MS = 1000.0
+# log2 heat of an item that nobody engaged with: finite, since a checkpoint refuses infinities
+_COLD = -1e300
+
+
+def hash_id(text: str) -> int:
+    """The signed 64-bit BLAKE2b hash under which users and events are remembered."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemStatistics:
+    """What is known of M items at one moment; an item without any event has zeros and -1 times.
+
+    `count_MH` engagements decayed by each half-life, `total_M` engagements ever, `passive_M`
+    impressions and skips decayed by the longest half-life, `first_ms_M` and `last_ms_M` event times.
+    """
+
+    count_MH: Float64Array
+    total_M: Float64Array
+    passive_M: Float64Array
+    first_ms_M: Int64Array
+    last_ms_M: Int64Array
+
+
+class LiveStatistics:
+    """Counts and neighbours, updated event by event in stream order."""
+
+    def __init__(self, config: StatisticsConfig) -> None:
+        self.config = config
+        self.num_events = 0
+        self.newest_ms = 0
+        self._row_of: dict[str, int] = {}
+        self._item_ids: list[str] = []
+        self._recent_of: dict[int, list[int]] = {}  # in order of each user's last event: the oldest go first
+        self._half_life_H = np.asarray(config.half_lives_s, dtype=np.float64) * _MS
+        self._tie_half_life = config.cooccurrence_half_life_s * _MS
+        self._trend = config.trending_half_life
+        self._allocate(1024)
+
+    def _allocate(self, capacity: int) -> None:
+        num_half_lives, num_neighbours = len(self.config.half_lives_s), self.config.max_neighbours
+        self._count_NH = np.zeros((capacity, num_half_lives))
+        self._total_N = np.zeros(capacity)
+        self._passive_N = np.zeros(capacity)
+        self._reference_N = np.zeros(capacity, dtype=np.int64)  # the time to which the counts are decayed
+        self._first_N = np.full(capacity, -1, dtype=np.int64)
+        self._last_N = np.full(capacity, -1, dtype=np.int64)
+        self._neighbour_NJ = np.full((capacity, num_neighbours), -1, dtype=np.int64)
+        self._weight_NJ = np.zeros((capacity, num_neighbours))
+        self._paired_N = np.zeros(capacity, dtype=np.int64)  # the time to which the weights are decayed
+        self._heat_N = np.full(capacity, _COLD)
+
+    def _columns(self) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
+        return {
+            "count": self._count_NH,
+            "total": self._total_N,
+            "passive": self._passive_N,
+            "reference_ms": self._reference_N,
+            "first_ms": self._first_N,
+            "last_ms": self._last_N,
+            "neighbour": self._neighbour_NJ,
+            "weight": self._weight_NJ,
+            "paired_ms": self._paired_N,
+            "heat": self._heat_N,
+        }
+
+    def __len__(self) -> int:
+        return len(self._item_ids)
+
+    def item_ids(self) -> Sequence[str]:
+        """The items that had an event, by row."""
+        return self._item_ids
+
+    def rows(self, item_ids: Iterable[str]) -> Int64Array:
+        """The statistics' own row of each item, -1 for one without any event."""
+        get = self._row_of.get
+        return np.fromiter((get(item_id, -1) for item_id in item_ids), dtype=np.int64)
+
+    def _row(self, item_id: str) -> int:
+        row = self._row_of.get(item_id)
+        if row is None:
+            row = len(self._item_ids)
+            if row == len(self._total_N):
+                old = self._columns()
+                self._allocate(2 * row)
+                for name, column in self._columns().items():
+                    column[:row] = old[name]
+            self._row_of[item_id] = row
+            self._item_ids.append(item_id)
+        return row
+
+    def update_many(
+        self,
+        user_ids: Sequence[str],
+        item_ids: Sequence[str],
+        actions: Sequence[int],
+        times_ms: Sequence[int],
+    ) -> None:
+        """`update` for each event in turn."""
+        for user_id, item_id, action, time_ms in zip(user_ids, item_ids, actions, times_ms, strict=True):
+            self.update(user_id, item_id, int(action), int(time_ms))
+
+    def update(self, user_id: str, item_id: str, action: int, time_ms: int) -> None:
+        """Takes in one event. A late one counts as decayed as if it had come in time."""
+        row = self._row(item_id)
+        self.num_events += 1
+        self.newest_ms = max(self.newest_ms, time_ms)
+        self._count(row, time_ms, passive=action in PASSIVE_ACTIONS)
+        if action in PASSIVE_ACTIONS:
+            return
+        user = hash_id(user_id)
+        recent = self._recent_of.pop(user, [])
+        others = [other for other in recent if other != row]
+        if others:
+            self._pair(np.asarray(others[::-1]), row, time_ms)
+        self._recent_of[user] = [*others, row][-self.config.num_recent_items :]
+        if len(self._recent_of) > self.config.max_users:
+            del self._recent_of[next(iter(self._recent_of))]
+
+    def _count(self, row: int, time_ms: int, *, passive: bool) -> None:
+        reference = int(self._reference_N[row])
+        if self._first_N[row] < 0:
+            reference = time_ms
+            self._first_N[row] = self._last_N[row] = self._reference_N[row] = time_ms
+        self._first_N[row] = min(int(self._first_N[row]), time_ms)
+        self._last_N[row] = max(int(self._last_N[row]), time_ms)
+        added_H = np.exp2(-abs(time_ms - reference) / self._half_life_H)
+        if time_ms > reference:
+            self._count_NH[row] *= added_H
+            self._passive_N[row] *= added_H[-1]
+            self._reference_N[row] = reference = time_ms
+            added_H = np.ones_like(added_H)
+        if passive:
+            self._passive_N[row] += added_H[-1]
+            return
+        self._count_NH[row] += added_H
+        self._total_N[row] += 1.0
+        # log2 of the count as if decayed to time 0: all counts fade alike, so this order holds at any "now"
+        trend = self._trend
+        self._heat_N[row] = np.log2(self._count_NH[row, trend]) + reference / self._half_life_H[trend]
+
+    def _pair(self, other_R: Int64Array, row: int, time_ms: int) -> None:
+        """Strengthens the ties between `row` and the user's `other_R` items, newest first, both ways."""
+        gain_R = self.config.recency_decay ** np.arange(len(other_R))
+        slots_RJ = self._fade(other_R, time_ms)
+        gain_R *= np.exp2(np.minimum(time_ms - self._paired_N[other_R], 0) / self._tie_half_life)
+        same_RJ = self._neighbour_NJ[other_R] == row
+        # the tie itself where there is one, else the weakest: empty places weigh 0
+        slot_R = np.where(same_RJ, -1.0, slots_RJ).argmin(axis=1)
+        known_R = same_RJ[np.arange(len(other_R)), slot_R]
+        self._weight_NJ[other_R, slot_R] = self._weight_NJ[other_R, slot_R] * known_R + gain_R
+        self._neighbour_NJ[other_R, slot_R] = row
+        self._fade(np.asarray([row]), time_ms)
+        late = np.exp2(min(time_ms - int(self._paired_N[row]), 0) / self._tie_half_life)
+        neighbour_J, weight_J = self._neighbour_NJ[row], self._weight_NJ[row]
+        for age, other in enumerate(other_R):
+            slot = int(np.where(neighbour_J == other, -1.0, weight_J).argmin())
+            gain = self.config.backward_weight * self.config.recency_decay**age * late
+            weight_J[slot] = gain + (weight_J[slot] if neighbour_J[slot] == other else 0.0)
+            neighbour_J[slot] = other
+
+    def _fade(self, row_R: Int64Array, time_ms: int) -> Float64Array:
+        """Decays the ties of the distinct `row_R` to `time_ms` where that is later; their weights [R, J]."""
+        lag_R = np.maximum(time_ms - self._paired_N[row_R], 0)
+        weight_RJ: Float64Array = self._weight_NJ[row_R] * np.exp2(-lag_R / self._tie_half_life)[:, None]
+        self._weight_NJ[row_R] = weight_RJ
+        self._paired_N[row_R] += lag_R
+        return weight_RJ
+
+    def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
+        """The statistics of own rows `row_M` (-1: an item without events) at `time_ms`."""
+        known_M = row_M >= 0
+        row_M = np.where(known_M, row_M, 0)
+        lag_M = np.maximum(time_ms - self._reference_N[row_M], 0)
+        decay_MH = np.exp2(-lag_M[:, None] / self._half_life_H) * known_M[:, None]
+        return ItemStatistics(
+            count_MH=self._count_NH[row_M] * decay_MH,
+            total_M=self._total_N[row_M] * known_M,
+            passive_M=self._passive_N[row_M] * decay_MH[:, -1],
+            first_ms_M=np.where(known_M, self._first_N[row_M], -1),
+            last_ms_M=np.where(known_M, self._last_N[row_M], -1),
+        )
+
+    def ties(
+        self, recent_R: Int64Array, row_M: Int64Array, time_ms: int
+    ) -> tuple[Float64Array, Float64Array]:
+        """Decayed weight of the ties of distinct own rows, and its share of the recent one's, both [R, M]."""
+        known_R = recent_R >= 0
+        recent_R = np.where(known_R, recent_R, 0)
+        lag_R = np.maximum(time_ms - self._paired_N[recent_R], 0)
+        weight_RJ = self._weight_NJ[recent_R] * known_R[:, None]
+        decay_R = np.exp2(-lag_R / self._tie_half_life)
+        place_N = np.full(len(self._item_ids) + 1, -1)  # the last place stands for row -1
+        place_N[row_M] = np.arange(len(row_M))
+        place_RJ = np.where(weight_RJ > 0, place_N[self._neighbour_NJ[recent_R]], -1)
+        weight_RM = np.zeros((len(recent_R), len(row_M)))
+        r, j = np.nonzero(place_RJ >= 0)
+        weight_RM[r, place_RJ[r, j]] = weight_RJ[r, j]
+        share_RM = weight_RM / np.maximum(weight_RJ.sum(axis=1, keepdims=True), 1e-12)
+        return weight_RM * decay_R[:, None], share_RM
+
+    def cooccurring(self, recent_item_ids: Sequence[str], k: int) -> list[str]:
+        """The at most `k` items most tied to the recent ones (oldest first), best first.
+
+        A recent item's ties count by their share, so that a popular one does not drown the others;
+        the newest counts most.
+        """
+        score_of: dict[int, float] = {}
+        rows = self.rows(recent_item_ids[-self.config.num_recent_items :])[::-1]
+        for age, row in enumerate(rows):
+            if row < 0:
+                continue
+            weight_J = self._weight_NJ[row]
+            share_J = weight_J * (self.config.recency_decay**age / max(float(weight_J.sum()), 1e-12))
+            for neighbour, share in zip(self._neighbour_NJ[row].tolist(), share_J.tolist(), strict=True):
+                if share > 0:
+                    score_of[neighbour] = score_of.get(neighbour, 0.0) + share
+        best = sorted(score_of, key=lambda row: (-score_of[row], row))[:k]
+        return [self._item_ids[row] for row in best]
+
+    def trending(self, k: int) -> list[str]:
+        """The at most `k` items with the most engagement by the trending half-life, best first.
+
+        All counts fade by the same factor, so the order does not depend on the moment of asking.
+        """
+        heat_N = self._heat_N[: len(self._item_ids)]
+        k = min(k, len(heat_N))
+        if k == 0:
+            return []
+        threshold = np.partition(heat_N, len(heat_N) - k)[len(heat_N) - k]
+        hot = np.nonzero(heat_N >= threshold)[0]
+        hot = hot[heat_N[hot] > _COLD]
+        return [self._item_ids[row] for row in hot[np.lexsort((hot, -heat_N[hot]))][:k]]
+
+    def state(self) -> tuple[dict[str, Tensor], pa.Table]:
+        """All of it, for `models.checkpoint`: tensors, and the table of item ids by row."""
+        num_items, num_users = len(self._item_ids), len(self._recent_of)
+        recent_UR = np.full((num_users, self.config.num_recent_items), -1, dtype=np.int64)
+        for u, recent in enumerate(self._recent_of.values()):
+            recent_UR[u, : len(recent)] = recent
+        tensors = {
+            name: torch.from_numpy(column[:num_items].copy()) for name, column in self._columns().items()
+        }
+        tensors["user"] = torch.tensor(list(self._recent_of), dtype=torch.int64)
+        tensors["recent"] = torch.from_numpy(recent_UR)
+        tensors["progress"] = torch.tensor([self.num_events, self.newest_ms], dtype=torch.int64)
+        return tensors, pa.table({"item_id": pa.array(self._item_ids, pa.string())})
+
+    @classmethod
+    def from_state(
+        cls, config: StatisticsConfig, tensors: dict[str, Tensor], table: pa.Table
+    ) -> "LiveStatistics":
+        """The instance that `state` described; ValueError if it was kept with other settings."""
+        statistics = cls(config)
+        statistics._item_ids = table.column("item_id").to_pylist()
+        statistics._row_of = {item_id: row for row, item_id in enumerate(statistics._item_ids)}
+        num_items = len(statistics._item_ids)
+        statistics._allocate(max(1024, num_items))
+        for name, column in statistics._columns().items():
+            saved = tensors[name].numpy()
+            if saved.shape != (num_items, *column.shape[1:]):
+                raise ValueError(f"statistics {name} have shape {saved.shape}: kept with other settings")
+            column[:num_items] = saved
+        for user, recent in zip(tensors["user"].tolist(), tensors["recent"].tolist(), strict=True):
+            statistics._recent_of[user] = [row for row in recent if row >= 0]
+        statistics.num_events, statistics.newest_ms = tensors["progress"].tolist()
+        return statistics

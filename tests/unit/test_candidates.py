@@ -1,0 +1,91 @@
+"""The union of sources, and what each live source may propose."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.batch import Candidates
+from models.candidates import Source, add_live_candidates, newly_announced, proposed_by, sources_of, unite
+from models.catalogue import CatalogueIndex
+from models.config import CodebookConfig, StatisticsConfig
+from models.semantic_ids import fit_codebook
+from models.statistics import LiveStatistics
+
+NOW = 10**12
+DAY = 86_400_000
+
+
+@pytest.fixture
+def catalogue() -> CatalogueIndex:
+    content = torch.nn.functional.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
+    codebook = fit_codebook(content, CodebookConfig(num_levels=2, codebook_size=4))
+    index = CatalogueIndex(codebook)
+    announced = np.zeros(30, dtype=np.int64)
+    announced[20:] = NOW - DAY
+    announced[29] = NOW + DAY
+    index.add_many([f"i{n}" for n in range(30)], content, announced)
+    return index
+
+
+@pytest.fixture
+def statistics() -> LiveStatistics:
+    statistics = LiveStatistics(StatisticsConfig())
+    for n in range(12):
+        statistics.update(f"u{n % 3}", f"i{n}", 2, NOW - DAY + n)
+    for n in range(6):
+        statistics.update(f"v{n}", "i20", 2, NOW)
+    statistics.update("w", "gone", 2, NOW)
+    return statistics
+
+
+def scored(row: list[int], beam: list[float], dense: list[float], source: Source) -> Candidates:
+    return Candidates(
+        row_M=np.array(row),
+        source_M=np.full(len(row), source.bit),
+        beam_M=np.array(beam, dtype=np.float32),
+        dense_M=np.array(dense, dtype=np.float32),
+    )
+
+
+def test_union_keeps_each_row_once_with_all_sources_and_scores() -> None:
+    nan = float("nan")
+    united = unite(
+        [
+            scored([7, 3], [-1.0, -2.0], [nan, nan], Source.BEAM),
+            scored([5, 7], [nan, nan], [4.0, 3.0], Source.DENSE),
+            proposed_by(Source.NEW, np.array([3, 9])),
+        ]
+    )
+    assert united.row_M.tolist() == [7, 3, 5, 9]
+    assert sources_of(int(united.source_M[0])) == [Source.BEAM, Source.DENSE]
+    assert sources_of(int(united.source_M[1])) == [Source.BEAM, Source.NEW]
+    np.testing.assert_array_equal(united.beam_M, np.array([-1, -2, nan, nan], dtype=np.float32))
+    np.testing.assert_array_equal(united.dense_M, np.array([3, nan, 4, nan], dtype=np.float32))
+
+
+def test_live_sources_exclude_and_can_be_switched_off(
+    catalogue: CatalogueIndex, statistics: LiveStatistics
+) -> None:
+    catalogue.set_available(4, False)
+    nothing = proposed_by(Source.BEAM, np.empty(0, dtype=np.int64))
+    recent = np.array([0, 3])
+    everything = add_live_candidates(nothing, statistics, catalogue, recent, NOW, exclude=recent)
+    rows = set(everything.row_M.tolist())
+    assert len(rows) == len(everything)
+    assert not rows & {0, 3, 4}
+    mask_of = dict(zip(everything.row_M.tolist(), everything.source_M.tolist(), strict=True))
+    assert Source.COOCCURRENCE in sources_of(mask_of[6])
+    assert Source.TRENDING in sources_of(mask_of[20])
+    assert sources_of(mask_of[25]) == [Source.NEW]
+    assert 29 not in rows  # announced later than now
+    for source in (Source.COOCCURRENCE, Source.TRENDING, Source.NEW):
+        fewer = add_live_candidates(
+            nothing, statistics, catalogue, recent, NOW, disabled={source}, exclude=recent
+        )
+        assert not any(source in sources_of(int(mask)) for mask in fewer.source_M)
+        assert len(fewer) <= len(everything)
+
+
+def test_an_item_with_events_is_no_longer_new(catalogue: CatalogueIndex, statistics: LiveStatistics) -> None:
+    assert set(newly_announced(statistics, catalogue, NOW).tolist()) == set(range(21, 29))
+    assert len(newly_announced(statistics, catalogue, NOW + 40 * DAY)) == 0

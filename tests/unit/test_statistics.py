@@ -1,0 +1,134 @@
+"""Live statistics against slow, obvious formulas; the same numbers for every consumer of a stream."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.batch import ACTION_NAMES
+from models.config import StatisticsConfig
+from models.statistics import LiveStatistics, hash_id
+
+CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
+DAY = 86_400_000
+
+
+def make_stream(num_events: int, seed: int = 0) -> list[tuple[str, str, int, int]]:
+    random = np.random.default_rng(seed)
+    times = 10**12 + np.sort(random.integers(0, 60 * DAY, num_events))
+    times[::7] -= DAY  # some come late
+    return [
+        (
+            f"u{random.integers(20)}",
+            f"i{min(random.zipf(1.3), 60)}",
+            SKIP if n % 11 == 0 else CLICK,
+            int(time),
+        )
+        for n, time in enumerate(times)
+    ]
+
+
+def consumed(
+    stream: list[tuple[str, str, int, int]], config: StatisticsConfig | None = None
+) -> LiveStatistics:
+    statistics = LiveStatistics(config or StatisticsConfig())
+    for event in stream:
+        statistics.update(*event)
+    return statistics
+
+
+def same(left: LiveStatistics, right: LiveStatistics) -> bool:
+    (tensors, table), (others, other_table) = left.state(), right.state()
+    return table.equals(other_table) and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_counts_equal_the_sum_over_all_events() -> None:
+    stream = make_stream(600)
+    statistics = consumed(stream)
+    now = max(time for *_, time in stream) + 3 * DAY
+    ids = [f"i{n}" for n in range(1, 61)]
+    items = statistics.items(statistics.rows(ids), now)
+    for m, item_id in enumerate(ids):
+        wished = [time for _, item, action, time in stream if item == item_id and action == CLICK]
+        passed = [time for _, item, action, time in stream if item == item_id and action == SKIP]
+        for h, half_life_s in enumerate(statistics.config.half_lives_s):
+            expected = sum(0.5 ** ((now - time) / 1000 / half_life_s) for time in wished)
+            assert items.count_MH[m, h] == pytest.approx(expected, rel=1e-9)
+        assert items.passive_M[m] == pytest.approx(
+            sum(0.5 ** ((now - time) / 1000 / statistics.config.half_lives_s[-1]) for time in passed),
+            rel=1e-9,
+        )
+        assert items.total_M[m] == len(wished)
+        assert items.first_ms_M[m] == min(wished + passed, default=-1)
+        assert items.last_ms_M[m] == max(wished + passed, default=-1)
+
+
+def test_ties_equal_the_obvious_sum() -> None:
+    config = StatisticsConfig(num_recent_items=3, max_neighbours=64)
+    stream = make_stream(500, seed=1)
+    statistics = consumed(stream, config)
+    now = max(time for *_, time in stream)
+    expected: dict[tuple[str, str], float] = {}
+    recent: dict[str, list[str]] = {}
+    for user, item, action, time in stream:
+        if action == SKIP:
+            continue
+        others = [other for other in recent.get(user, []) if other != item]
+        decay = 0.5 ** ((now - time) / 1000 / config.cooccurrence_half_life_s)
+        for age, other in enumerate(reversed(others)):
+            gain = config.recency_decay**age * decay
+            expected[other, item] = expected.get((other, item), 0.0) + gain
+            expected[item, other] = expected.get((item, other), 0.0) + gain * config.backward_weight
+        recent[user] = [*others, item][-3:]
+    ids = list(statistics.item_ids())
+    rows = statistics.rows(ids)
+    weight_RM, share_RM = statistics.ties(rows, rows, now)
+    for r, left in enumerate(ids):
+        for m, right in enumerate(ids):
+            assert weight_RM[r, m] == pytest.approx(expected.get((left, right), 0.0), rel=1e-6, abs=1e-12)
+    assert np.allclose(share_RM.sum(1)[weight_RM.sum(1) > 0], 1.0)
+
+
+def test_full_row_drops_its_weakest_tie() -> None:
+    statistics = LiveStatistics(StatisticsConfig(num_recent_items=1, max_neighbours=2))
+    for n, item in enumerate(["b", "b", "c", "d"]):
+        statistics.update(f"u{n}", "a", CLICK, 1000)
+        statistics.update(f"u{n}", item, CLICK, 1000)
+    assert statistics.cooccurring(["a"], 5) == ["b", "d"]
+
+
+def test_trending_and_cooccurring_know_only_events() -> None:
+    statistics = LiveStatistics(StatisticsConfig())
+    assert statistics.trending(5) == []
+    assert statistics.cooccurring(["x"], 5) == []
+    statistics.update("u", "old", CLICK, 10**12)
+    statistics.update("u", "old", CLICK, 10**12)
+    statistics.update("v", "young", CLICK, 10**12 + 30 * DAY)
+    statistics.update("w", "skipped", SKIP, 10**12 + 30 * DAY)
+    assert statistics.trending(5) == ["young", "old"]
+
+
+def test_state_round_trip_goes_on_as_if_nothing_happened() -> None:
+    stream = make_stream(1500, seed=2)
+    whole = consumed(stream)
+    half = consumed(stream[:700])
+    resumed = LiveStatistics.from_state(half.config, *half.state())
+    assert same(half, resumed)
+    for event in stream[700:]:
+        resumed.update(*event)
+    assert same(whole, resumed)
+    assert resumed.num_events == 1500
+
+
+def test_state_of_other_settings_is_refused() -> None:
+    state = consumed(make_stream(10)).state()
+    with pytest.raises(ValueError, match="other settings"):
+        LiveStatistics.from_state(StatisticsConfig(max_neighbours=8), *state)
+
+
+def test_users_are_kept_as_hashes_and_bounded() -> None:
+    statistics = consumed(make_stream(300), StatisticsConfig(max_users=5))
+    tensors, table = statistics.state()
+    assert tensors["user"].dtype == torch.int64
+    assert len(tensors["user"]) == 5
+    assert table.column_names == ["item_id"]
+    assert hash_id("u1") == hash_id("u1") != hash_id("u2")
