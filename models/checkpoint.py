@@ -1,0 +1,297 @@
+"""Atomic directories of tensors, tables and metadata; nothing in them can execute anything.
+
+Each group of tensors is one safetensors file, each table one Arrow file; `manifest.json` names them
+all with sha256 and size, and carries the metadata and a hash of itself. What the tensors mean belongs
+to `models/release.py` and `models/learner.py`.
+
+A directory appears whole or not at all: it is written under a temporary name, synced, and renamed.
+It is never written again; a checkpoint that is replaced is a new numbered directory.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from models.errors import IncompatibleCheckpoint
+
+JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+_TENSORS, _TABLE = ".safetensors", ".arrow"
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|arrow)")
+_NUMBERED = re.compile(r"[0-9]{12}")
+_TEMPORARY = re.compile(r"\..+\.tmp")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint; `sha256` in hexadecimal."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of; `sha256` is the hash of `meta` and `files` in canonical JSON."""
+
+    meta: Mapping[str, Any]
+    files: tuple[FileEntry, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved, verified; tensors are on the CPU."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    tables: Mapping[str, pa.Table]
+    meta: Mapping[str, Any]
+    manifest: Manifest
+
+
+def canonical_json(value: JsonValue) -> str:
+    """The one JSON text of a value: sorted keys, no spaces; raises ValueError for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def json_sha256(value: JsonValue) -> str:
+    """The hexadecimal sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def save(
+    directory: Path,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    tables: Mapping[str, pa.Table],
+    meta: Mapping[str, JsonValue],
+) -> Manifest:
+    """Writes a new directory, whole and on the disk when this returns.
+
+    Group and table names are lower-case letters, digits, _ and -. Raises FileExistsError if the
+    directory exists, IncompatibleCheckpoint("non_finite") for a NaN or infinity in a tensor or table,
+    ValueError for one in `meta`; OSError (a full disk, say) leaves nothing behind but what was there.
+    """
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists; a checkpoint is never written again")
+    payloads = {f"{name}{_TENSORS}": _tensor_bytes(name, group) for name, group in tensors.items()}
+    payloads |= {f"{name}{_TABLE}": _table_bytes(name, table) for name, table in tables.items()}
+    for name in payloads:
+        _require_safe(name)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
+    temporary.mkdir()
+    try:
+        files = tuple(_write(temporary / name, payload) for name, payload in sorted(payloads.items()))
+        body = _manifest_body(meta, files)
+        digest = json_sha256(body)
+        text = json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False)
+        _write(temporary / MANIFEST_NAME, text.encode())
+        _sync_directory(temporary)
+        os.rename(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_directory(directory.parent)
+    return Manifest(meta=dict(meta), files=files, sha256=digest)
+
+
+def load(directory: Path) -> Checkpoint:
+    """Reads and verifies everything; raises IncompatibleCheckpoint with the reason."""
+    manifest = read_manifest(directory)
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    tables: dict[str, pa.Table] = {}
+    for entry in manifest.files:
+        payload = _read_verified(directory, entry)
+        stem, suffix = entry.name.rsplit(".", 1)
+        if f".{suffix}" == _TENSORS:
+            tensors[stem] = _parse_tensors(entry.name, payload)
+        else:
+            tables[stem] = _parse_table(entry.name, payload)
+    return Checkpoint(tensors=tensors, tables=tables, meta=manifest.meta, manifest=manifest)
+
+
+def verify(directory: Path) -> Manifest:
+    """Checks the manifest and the hash of every file without parsing them; raises like `load`."""
+    manifest = read_manifest(directory)
+    for entry in manifest.files:
+        _read_verified(directory, entry)
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest alone, checked against its own hash; raises IncompatibleCheckpoint."""
+    raw = _read_file(directory / MANIFEST_NAME)
+    try:
+        document = json.loads(raw)
+        if document["format"] != FORMAT:
+            raise IncompatibleCheckpoint("format", f"format {document['format']!r}, this reads {FORMAT}")
+        files = tuple(
+            FileEntry(str(entry["name"]), str(entry["sha256"]), int(entry["size_bytes"]))
+            for entry in document["files"]
+        )
+        meta, digest = dict(document["meta"]), document["sha256"]
+        expected = json_sha256(_manifest_body(meta, files))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IncompatibleCheckpoint("format", f"{directory / MANIFEST_NAME}: {error!r}") from error
+    if digest != expected:
+        raise IncompatibleCheckpoint("checksum", f"{directory / MANIFEST_NAME} does not match its hash")
+    for entry in files:
+        _require_safe(entry.name)
+    if len({entry.name for entry in files}) != len(files):
+        raise IncompatibleCheckpoint("format", f"{directory / MANIFEST_NAME} names a file twice")
+    return Manifest(meta=meta, files=files, sha256=expected)
+
+
+def next_directory(root: Path) -> Path:
+    """The name of the next numbered checkpoint under `root`; nothing is made."""
+    numbered = _numbered(root)
+    return root / f"{int(numbered[-1].name) + 1 if numbered else 0:012d}"
+
+
+def latest(root: Path) -> Path | None:
+    """The newest numbered checkpoint under `root` whose every file verifies; None when there is none."""
+    for directory in reversed(_numbered(root)):
+        try:
+            verify(directory)
+        except IncompatibleCheckpoint as error:
+            logger.warning("checkpoint_refused directory=%s reason=%s: %s", directory, error.reason, error)
+        else:
+            return directory
+    return None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep` numbered checkpoints, and what killed writers left.
+
+    For the one process that writes under `root`: another's half-written directory would go too.
+    """
+    if keep < 1:
+        raise ValueError("keep must be at least 1")
+    for directory in _numbered(root)[:-keep]:
+        shutil.rmtree(directory)
+    if root.is_dir():
+        for path in root.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path)
+
+
+def _numbered(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _NUMBERED.fullmatch(path.name))
+
+
+def _manifest_body(meta: Mapping[str, JsonValue], files: Sequence[FileEntry]) -> dict[str, JsonValue]:
+    return {
+        "format": FORMAT,
+        "meta": meta,
+        "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in files],
+    }
+
+
+def _require_safe(name: str) -> None:
+    if not _SAFE_NAME.fullmatch(name):
+        raise IncompatibleCheckpoint("unsafe_name", f"{name!r} is no name of a checkpoint's file")
+
+
+def _tensor_bytes(name: str, group: Mapping[str, Tensor]) -> bytes:
+    # clones, because safetensors refuses tensors that share memory, and tied weights do
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in group.items()}
+    _require_finite_tensors(name, tensors)
+    return safetensors.torch.save(tensors)
+
+
+def _table_bytes(name: str, table: pa.Table) -> bytes:
+    _require_finite_table(name, table)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _parse_tensors(name: str, payload: bytes) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.torch.load(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise IncompatibleCheckpoint("format", f"{name}: {error}") from error
+    _require_finite_tensors(name, tensors)
+    return tensors
+
+
+def _parse_table(name: str, payload: bytes) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(payload)).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise IncompatibleCheckpoint("format", f"{name}: {error}") from error
+    _require_finite_table(name, table)
+    return table
+
+
+def _require_finite_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise IncompatibleCheckpoint("non_finite", f"{name}: {key} holds NaN or infinity")
+
+
+def _require_finite_table(name: str, table: pa.Table) -> None:
+    for key, column in zip(table.column_names, table.columns, strict=True):
+        for chunk in column.chunks:
+            values = chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk
+            if pa.types.is_floating(values.type) and pc.all(pc.is_finite(values)).as_py() is False:
+                raise IncompatibleCheckpoint("non_finite", f"{name}: {key} holds NaN or infinity")
+
+
+def _read_file(path: Path) -> bytes:
+    if path.is_symlink():
+        raise IncompatibleCheckpoint("unsafe_name", f"{path} is a link")
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise IncompatibleCheckpoint("missing_file", f"{path} is missing") from error
+
+
+def _read_verified(directory: Path, entry: FileEntry) -> bytes:
+    """The file's bytes; the same bytes are hashed and parsed, so nothing can change in between."""
+    payload = _read_file(directory / entry.name)
+    if len(payload) != entry.size_bytes:
+        raise IncompatibleCheckpoint("size", f"{entry.name}: {len(payload)} bytes, not {entry.size_bytes}")
+    if hashlib.sha256(payload).hexdigest() != entry.sha256:
+        raise IncompatibleCheckpoint("checksum", f"{entry.name} does not match its hash")
+    return payload
+
+
+def _write(path: Path, payload: bytes) -> FileEntry:
+    with path.open("xb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(path.name, hashlib.sha256(payload).hexdigest(), len(payload))
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
