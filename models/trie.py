@@ -181,6 +181,10 @@ class TrieView:
         """The available items at or below nodes with `depth` >= 1 codes behind them, int64 [Q]."""
         return self._num_available[depth - 1][node_Q]
 
+    def num_nodes(self, depth: int) -> int:
+        """Above every node's number at `depth` >= 1."""
+        return len(self._num_available[depth - 1])
+
     def nodes(self, depth: int, row_Q: Tensor) -> Tensor:
         """The node of each row at `depth` >= 1."""
         return self._node_NC[row_Q, depth - 1]
@@ -267,7 +271,7 @@ class Trie:
                 [level.view(device) for level in self._levels],
                 [torch.from_numpy(counts).to(device) for counts in self._num_available],
                 torch.from_numpy(self._row_N).to(device),
-                torch.from_numpy(self._node_NC).to(device),
+                torch.from_numpy(self._node_NC[: self._num_rows]).to(device),
             )
         return self._view
 
