@@ -1,0 +1,1 @@
+"""The gateway: the public API, orchestration, policy, fallback and the web console."""

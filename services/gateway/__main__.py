@@ -1,0 +1,130 @@
+"""The gateway's process: builds its views and clients, wires them, runs, drains."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+
+import grpc.aio
+import structlog
+
+from protos.headrace.v1 import (
+    generator_pb2_grpc,
+    learner_pb2_grpc,
+    ranker_pb2_grpc,
+    recommend_pb2,
+    recommend_pb2_grpc,
+    tokenizer_pb2_grpc,
+)
+from services.clients import channel
+from services.gateway.backends import Backends
+from services.gateway.engine import RecommendationEngine
+from services.gateway.intake import Intake
+from services.gateway.recommendation_log import RecommendationLogWriter
+from services.gateway.servicer import RecommenderServicer
+from services.gateway.views import Views
+from services.gateway.web import Console
+from services.server import ServiceServer, run_service
+from services.settings import Settings
+from streaming.errors import BrokerUnavailable
+from streaming.history import HistoryStore
+from streaming.producer import AsyncProducer
+from streaming.topics import INTERACTIONS
+
+# A broker that does not confirm is reported as such a little before the caller's time is over.
+_CONFIRMATION_SHARE = 0.8
+_RECONNECT_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the gateway until it is told to stop."""
+    gateway = settings.gateway
+    server = ServiceServer(
+        "gateway",
+        settings,
+        deadlines_s={
+            "Recommend": gateway.default_deadline_s,
+            "Explain": gateway.default_deadline_s,
+            "Track": gateway.track_deadline_s,
+            "UpsertItems": gateway.track_deadline_s,
+            "TrackStream": math.inf,
+        },
+    )
+    producer = AsyncProducer(
+        settings.broker.bootstrap_servers, timeout_s=gateway.track_deadline_s * _CONFIRMATION_SHARE
+    )
+    backends = ("generator", "ranker", "tokenizer", "learner", "gateway")
+    channels = {name: channel(settings.endpoints.address(name)) for name in backends}
+    try:
+        with HistoryStore.open(settings.store.history_path, read_only=True) as history:
+            async with producer:
+                await _run(settings, server, producer, history, channels)
+    finally:
+        await asyncio.gather(*(each.close() for each in channels.values()))
+
+
+async def _run(
+    settings: Settings,
+    server: ServiceServer,
+    producer: AsyncProducer,
+    history: HistoryStore,
+    channels: Mapping[str, grpc.aio.Channel],
+) -> None:
+    views = Views()
+    log = RecommendationLogWriter(producer)
+    engine = RecommendationEngine(
+        settings,
+        history=history,
+        views=views,
+        backends=Backends(
+            generator_pb2_grpc.GeneratorServiceStub(channels["generator"]),
+            ranker_pb2_grpc.RankerServiceStub(channels["ranker"]),
+            tokenizer_pb2_grpc.TokenizerServiceStub(channels["tokenizer"]),
+        ),
+        log=log,
+    )
+    servicer = RecommenderServicer(settings.gateway, engine=engine, history=history, intake=Intake(producer))
+    recommend_pb2_grpc.add_RecommenderServiceServicer_to_server(servicer, server.server)
+    ready = asyncio.Event()
+    console = Console(
+        recommender=recommend_pb2_grpc.RecommenderServiceStub(channels["gateway"]),
+        learner=learner_pb2_grpc.LearnerServiceStub(channels["learner"]),
+        views=views,
+        latencies=engine.latencies,
+        is_ready=ready.is_set,
+    )
+    await server.start([recommend_pb2.DESCRIPTOR.services_by_name["RecommenderService"].full_name])
+
+    async def become_ready() -> None:
+        await _connect(producer)
+        await views.caught_up.wait()
+        ready.set()
+        server.set_ready(True)
+
+    await server.run(
+        views.follow(settings.broker.bootstrap_servers),
+        log.run(),
+        console.run(settings.endpoints.host, settings.endpoints.console),
+        become_ready(),
+    )
+
+
+async def _connect(producer: AsyncProducer) -> None:
+    """Waits until the broker takes records."""
+    while True:
+        try:
+            await producer.send_many(INTERACTIONS, [])  # connects, and sends nothing
+            return
+        except BrokerUnavailable as error:
+            _log.warning("waiting for the broker", reason=str(error))
+            await asyncio.sleep(_RECONNECT_S)
+
+
+def main() -> None:
+    """`python -m services.gateway`."""
+    run_service("gateway", serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Generator, ranker and tokenizer as the gateway uses them: one pair of calls, one release.
+
+Turns what the network says into what the answer needs: a ranking, a ranking without the ranker, or
+None when no model can answer. Knows nothing of policy or fallback.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import structlog
+
+from protos.headrace.v1.events_pb2 import HistoryEvent
+from protos.headrace.v1.generator_pb2 import Candidate, GenerateRequest, GenerateResponse
+from protos.headrace.v1.items_pb2 import SemanticId
+from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
+from protos.headrace.v1.recommend_pb2 import CandidateSource, Recommendation
+from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
+from services.errors import BackendUnavailable, DeadlineExpired, NotFound, WrongRelease
+
+if TYPE_CHECKING:
+    from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
+    from protos.headrace.v1.ranker_pb2_grpc import RankerServiceAsyncStub
+    from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+
+# Seconds that a call to a service behind this one may take; raises DeadlineExpired if none are left.
+TimeLeft = Callable[[], float]
+
+_log = structlog.get_logger(__name__)
+# A release goes live here and there at slightly different moments: the second try meets both in step.
+_PAIR_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What the model is asked: the history oldest first, and the limits of the request."""
+
+    history: Sequence[HistoryEvent]
+    num_candidates: int
+    beam: int
+    exclude_item_ids: Sequence[str]
+    disabled_sources: Sequence["CandidateSource.ValueType"]
+    request_time_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Recommendations of one release, best first; `degraded` when the ranker did not order them."""
+
+    items: list[Recommendation]
+    release_id: str
+    degraded: bool
+
+
+class Backends:
+    """The services behind the gateway. Stage latencies go into the caller's dict, in milliseconds."""
+
+    def __init__(
+        self,
+        generator: "GeneratorServiceAsyncStub",
+        ranker: "RankerServiceAsyncStub",
+        tokenizer: "TokenizerServiceAsyncStub",
+    ) -> None:
+        self._generator = generator
+        self._ranker = ranker
+        self._tokenizer = tokenizer
+
+    async def ranking(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> Ranking | None:
+        """The model's answer, or None if the generator gives none; raises DeadlineExpired."""
+        for attempt in range(1, _PAIR_ATTEMPTS + 1):
+            try:
+                generated = await self._generate(ask, left, latency_ms)
+            except BackendUnavailable:
+                return None
+            try:
+                ranked = await self._rank(_rank_request(ask, generated), left, latency_ms)
+            except WrongRelease:
+                if attempt < _PAIR_ATTEMPTS:
+                    continue
+                return _unranked(generated)
+            except BackendUnavailable:
+                return _unranked(generated)
+            return Ranking(
+                items=[_recommendation(item) for item in ranked.items],
+                release_id=ranked.release_id,
+                degraded=False,
+            )
+        raise AssertionError("unreachable")
+
+    async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> tuple[RankedItem, str]:
+        """How the ranker sees `item_id` among the user's candidates, and the release that says so.
+
+        Raises NotFound if the release does not hold the item, BackendUnavailable, DeadlineExpired.
+        """
+        for attempt in range(1, _PAIR_ATTEMPTS + 1):
+            generated = await self._generate(ask, left, {})
+            if all(candidate.item_id != item_id for candidate in generated.candidates):
+                generated.candidates.append(Candidate(item_id=item_id))
+            request = _rank_request(ask, generated)
+            request.explain = True
+            try:
+                ranked = await self._rank(request, left, {})
+            except WrongRelease as error:
+                if attempt < _PAIR_ATTEMPTS:
+                    continue
+                raise BackendUnavailable("generator and ranker serve different releases") from error
+            for item in ranked.items:
+                if item.item_id == item_id:
+                    return item, ranked.release_id
+            raise NotFound(f"item {item_id} is not in release {ranked.release_id}")
+        raise AssertionError("unreachable")
+
+    async def semantic_id(self, item_id: str, left: TimeLeft) -> SemanticId:
+        """The live semantic ID of an item; raises NotFound, BackendUnavailable, DeadlineExpired."""
+        try:
+            response = await self._tokenizer.Tokenize(TokenizeRequest(item_ids=[item_id]), timeout=left())
+        except grpc.aio.AioRpcError as error:
+            raise _failure("tokenizer", error) from error
+        if item_id not in response.sids:
+            raise NotFound(f"item {item_id} has no semantic ID")
+        return response.sids[item_id]
+
+    async def _generate(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> GenerateResponse:
+        request = GenerateRequest(
+            history=ask.history,
+            k=ask.num_candidates,
+            beam=ask.beam,
+            exclude_item_ids=ask.exclude_item_ids,
+            disabled_sources=ask.disabled_sources,
+            request_time_ms=ask.request_time_ms,
+        )
+        start = perf_counter()
+        try:
+            return await self._generator.Generate(request, timeout=left())
+        except grpc.aio.AioRpcError as error:
+            raise _failure("generator", error) from error
+        finally:
+            _add_ms(latency_ms, "generate", start)
+
+    async def _rank(self, request: RankRequest, left: TimeLeft, latency_ms: dict[str, float]) -> RankResponse:
+        start = perf_counter()
+        try:
+            return await self._ranker.Rank(request, timeout=left())
+        except grpc.aio.AioRpcError as error:
+            raise _failure("ranker", error) from error
+        finally:
+            _add_ms(latency_ms, "rank", start)
+
+
+def _add_ms(latency_ms: dict[str, float], stage: str, start: float) -> None:
+    latency_ms[stage] = latency_ms.get(stage, 0.0) + (perf_counter() - start) * 1_000
+
+
+def _failure(
+    backend: str, error: grpc.aio.AioRpcError
+) -> DeadlineExpired | WrongRelease | BackendUnavailable:
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExpired(f"the {backend} did not answer in time")
+    if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+        return WrongRelease(f"the {backend} serves another release")
+    _log.warning("backend_failed", backend=backend, code=error.code().name, details=error.details())
+    return BackendUnavailable(f"the {backend} does not answer")
+
+
+def _rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
+    return RankRequest(
+        history=ask.history,
+        candidates=generated.candidates,
+        disabled_sources=ask.disabled_sources,
+        exclude_item_ids=ask.exclude_item_ids,
+        request_time_ms=ask.request_time_ms,
+        release_id=generated.release_id,
+    )
+
+
+def _recommendation(item: RankedItem) -> Recommendation:
+    return Recommendation(item_id=item.item_id, score=item.score, sources=item.sources)
+
+
+def _unranked(generated: GenerateResponse) -> Ranking:
+    """The generator's own order; its scores are of different kinds, so the position is the score."""
+    items = [
+        Recommendation(item_id=candidate.item_id, score=1.0 / position, sources=candidate.sources)
+        for position, candidate in enumerate(generated.candidates, start=1)
+    ]
+    return Ranking(items=items, release_id=generated.release_id, degraded=True)

@@ -1,0 +1,185 @@
+"""How one answer is made: history, model, policy, fallback, in that order, each timed.
+
+Owns the decisions of `Recommend`: when the model is asked, when popularity answers instead and what
+the answer says about it. A filtered answer is filled up from popularity (source FALLBACK) rather than
+by asking the model again: one pair of calls per request, so load does not grow with filters.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+from protos.headrace.v1.events_pb2 import Action, HistoryEvent
+from protos.headrace.v1.recommend_pb2 import (
+    CandidateSource,
+    ExplainResponse,
+    FallbackReason,
+    RecommendationLog,
+    RecommendRequest,
+    RecommendResponse,
+    StageLatency,
+)
+from services.errors import BackendUnavailable
+from services.gateway.backends import Ask, Backends, Ranking, TimeLeft
+from services.gateway.latency import STAGES, LatencyWindow
+from services.gateway.policy import Policy, choose, fill, popular, shortfall
+from services.gateway.recommendation_log import RecommendationLogWriter
+from services.gateway.validation import DEFAULT_K
+from services.gateway.views import Views
+from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
+from services.settings import Settings
+from streaming.history import DEFAULT_MAX_EVENTS, HistoryStore
+
+MAX_CANDIDATES = 512
+# Popularity is read this deep: filters and unannounced items take some; then come the newest items.
+_FALLBACK_DEPTH = 1_000
+
+
+class RecommendationEngine:
+    """Answers for one user at a time from the views that the gateway keeps."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        history: HistoryStore,
+        views: Views,
+        backends: Backends,
+        log: RecommendationLogWriter,
+    ) -> None:
+        self._history_limit = settings.gateway.history_limit
+        self._default_candidates = settings.search.num_dense
+        self._history = history
+        self._items = views.items
+        self._trends = views.trends
+        self._releases = views.releases
+        self._backends = backends
+        self._log = log
+        self.latencies = LatencyWindow()
+
+    async def recommend(self, request: RecommendRequest, left: TimeLeft) -> RecommendResponse:
+        """A valid request's answer, also written to the recommendation log; raises DeadlineExpired.
+
+        Raises BackendUnavailable only if the caller disabled the fallback and no model answers.
+        """
+        start = perf_counter()
+        latency_ms: dict[str, float] = {}
+        now_ms = time.time_ns() // 1_000_000
+        events = self._history.get(request.user_id, DEFAULT_MAX_EVENTS)
+        latency_ms["history"] = (perf_counter() - start) * 1_000
+        policy = Policy.of(request, seen=_had(events))
+        ranking, reason = await self._ranking(request, events, policy, now_ms, left, latency_ms)
+        policy_start = perf_counter()
+        response = self._answer(request, ranking, reason, policy)
+        latency_ms["policy"] = (perf_counter() - policy_start) * 1_000
+        latency_ms["total"] = (perf_counter() - start) * 1_000
+        self._observe(response, latency_ms)
+        self._log.put(
+            RecommendationLog(
+                request_id=response.request_id,
+                user_id=request.user_id,
+                release_id=response.release_id,
+                request_time_ms=now_ms,
+                recommendations=response.recommendations,
+            )
+        )
+        return response
+
+    async def explain(self, user_id: str, item_id: str, left: TimeLeft) -> ExplainResponse:
+        """What the live release says of this user and item; raises NotFound, BackendUnavailable."""
+        now_ms = time.time_ns() // 1_000_000
+        ask = self._ask(
+            RecommendRequest(user_id=user_id), self._history.get(user_id, self._history_limit), (), now_ms
+        )
+        sid = await self._backends.semantic_id(item_id, left)
+        item, release_id = await self._backends.explain(ask, item_id, left)
+        return ExplainResponse(
+            release_id=release_id,
+            sid=sid,
+            sources=[s for s in item.sources if s != CandidateSource.CANDIDATE_SOURCE_UNSPECIFIED],
+            score=item.score,
+            action_probabilities=item.action_probabilities,
+            features=item.features,
+        )
+
+    async def _ranking(
+        self,
+        request: RecommendRequest,
+        events: Sequence[HistoryEvent],
+        policy: Policy,
+        now_ms: int,
+        left: TimeLeft,
+        latency_ms: dict[str, float],
+    ) -> tuple[Ranking | None, "FallbackReason.ValueType"]:
+        """What the model says, or None and why it was not used."""
+        may_fall_back = CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources
+        if not events and may_fall_back:
+            return None, FallbackReason.FALLBACK_REASON_UNKNOWN_USER
+        ask = self._ask(request, events, sorted(policy.blocked), now_ms)
+        ranking = await self._backends.ranking(ask, left, latency_ms)
+        if ranking is not None:
+            return ranking, FallbackReason.FALLBACK_REASON_UNSPECIFIED
+        if not may_fall_back:
+            raise BackendUnavailable("no model answers, and the request disables the fallback")
+        if self._releases.live is None:
+            return None, FallbackReason.FALLBACK_REASON_NO_RELEASE
+        return None, FallbackReason.FALLBACK_REASON_BACKEND_UNAVAILABLE
+
+    def _ask(
+        self,
+        request: RecommendRequest,
+        events: Sequence[HistoryEvent],
+        exclude_item_ids: Sequence[str],
+        now_ms: int,
+    ) -> Ask:
+        # The model does not know categories: a filter needs all the candidates it can give.
+        enough = max(self._default_candidates, (request.k or DEFAULT_K) * 2)
+        return Ask(
+            history=events[-self._history_limit :],
+            num_candidates=MAX_CANDIDATES if request.categories else min(enough, MAX_CANDIDATES),
+            beam=request.beam,
+            exclude_item_ids=exclude_item_ids,
+            disabled_sources=request.disabled_sources,
+            request_time_ms=now_ms,
+        )
+
+    def _answer(
+        self,
+        request: RecommendRequest,
+        ranking: Ranking | None,
+        reason: "FallbackReason.ValueType",
+        policy: Policy,
+    ) -> RecommendResponse:
+        k = request.k or DEFAULT_K
+        chosen = choose(ranking.items if ranking else (), policy, self._items, k)
+        if CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources:
+            chosen = fill(chosen, self._fallback_ids(), policy, self._items, k)
+        return RecommendResponse(
+            request_id=request.request_id or uuid.uuid4().hex,
+            recommendations=chosen,
+            release_id=ranking.release_id if ranking else "",
+            fallback_reason=reason,
+            shortfall_reason=shortfall(len(chosen), k, self._items),
+            degraded=ranking.degraded if ranking else reason != FallbackReason.FALLBACK_REASON_UNKNOWN_USER,
+        )
+
+    def _fallback_ids(self) -> Iterator[str]:
+        return popular((trend.item_id for trend in self._trends.top(_FALLBACK_DEPTH)), self._items)
+
+    def _observe(self, response: RecommendResponse, latency_ms: dict[str, float]) -> None:
+        response.stages.extend(
+            StageLatency(stage=stage, latency_ms=latency_ms[stage]) for stage in STAGES if stage in latency_ms
+        )
+        for stage, value in latency_ms.items():
+            STAGE_SECONDS.labels(stage=stage).observe(value / 1_000)
+        self.latencies.add(latency_ms)
+        RECOMMENDATIONS.observe(len(response.recommendations))
+        if response.fallback_reason:
+            name = FallbackReason.Name(response.fallback_reason)
+            FALLBACKS.labels(reason=name.removeprefix("FALLBACK_REASON_").lower()).inc()
+
+
+def _had(events: Sequence[HistoryEvent]) -> set[str]:
+    """Items the user had: to be shown one is not to have it."""
+    return {event.item_id for event in events if event.action != Action.ACTION_IMPRESSION}

@@ -1,0 +1,31 @@
+"""What the gateway keeps in memory from the compacted topics: items, trends and releases."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from services.gateway.items import ItemView
+from services.gateway.releases import ReleaseView
+from streaming.tail import tail
+from streaming.topics import ITEMS, RELEASES, TRENDS
+from streaming.trends import TrendsView
+
+
+class Views:
+    """Follows the topics; `caught_up` is set when what was there at the start has been read."""
+
+    def __init__(self) -> None:
+        self.items = ItemView()
+        self.trends = TrendsView()
+        self.releases = ReleaseView()
+        self.caught_up = asyncio.Event()
+
+    async def follow(self, bootstrap: str) -> None:
+        """Reads until cancelled."""
+        take: dict[str, Callable[[Any], None]] = {
+            ITEMS: self.items.upsert,
+            TRENDS: self.trends.apply,
+            RELEASES: self.releases.put,
+        }
+        async for record in tail(bootstrap, list(take), on_caught_up=self.caught_up.set):
+            take[record.topic](record.message)
