@@ -9,6 +9,7 @@ Shapes: N targets, B batch, K beams, C codes of an item, V codebook size, D widt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.trunk import Block, ByteDropout
 
@@ -45,8 +46,9 @@ class DepthDecoder(nn.Module):
     def _hidden(self, state_ND: Tensor, prefix_Nl: Tensor) -> Tensor:
         """The transformer's output after the state and each code of the prefix: [N, l + 1, D]."""
         width = prefix_Nl.shape[1] + 1
-        level = torch.arange(width - 1, device=prefix_Nl.device)
-        token_NlD = torch.cat([self.start(state_ND)[:, None], self.code_embedding[level, prefix_Nl]], dim=1)
+        first_l = torch.arange(width - 1, device=prefix_Nl.device) * self.code_embedding.shape[1]
+        code_NlD = functional.embedding(prefix_Nl + first_l, self.code_embedding.flatten(0, 1))
+        token_NlD = torch.cat([self.start(state_ND)[:, None], code_NlD], dim=1)
         token_NlD = self.input_dropout(token_NlD + self.level_embedding[:width])
         for block in self.blocks:
             token_NlD = block(token_NlD, self.causal_CC[None, :width, :width])

@@ -62,8 +62,10 @@ class GenerativeRecommender(nn.Module):
 
     def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:
         """Item representations [N, D]: the sum of the code embeddings + the projected content."""
-        level_C = torch.arange(codes_NC.shape[1], device=codes_NC.device)
-        codes_ND = self.code_embedding[level_C, codes_NC].sum(1)
+        num_codes, codebook_size, _ = self.code_embedding.shape
+        first_C = torch.arange(num_codes, device=codes_NC.device) * codebook_size
+        table = self.code_embedding.flatten(0, 1)
+        codes_ND = functional.embedding_bag(codes_NC + first_C, table, mode="sum")
         item_ND: Tensor = codes_ND + self.content(content_NE)
         return item_ND
 

@@ -1,0 +1,99 @@
+"""Held-out events as cases: what was known of the user, and the one item to find.
+
+Owns the ranking protocol shared by validation and evaluation: every available catalogue item competes
+except those in the user's known history, which are excluded. A target that is itself excluded counts as
+a miss. Knows nothing of how the recommender was trained.
+
+Shapes: B cases, N catalogue rows, D width, T history.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import EventBatch, HistoryBatch, Int64Array
+from models.device import autocast
+from models.metrics import Ranks, ranks_of_targets
+from models.recommender import GenerativeRecommender
+from models.sequences import UserSequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldoutCases:
+    """B held-out events of users whose known events are in `sequences` (`user_B` -1: no known event)."""
+
+    sequences: UserSequences
+    user_B: Int64Array
+    target_B: Int64Array
+    time_ms_B: Int64Array
+
+    @classmethod
+    def from_events(cls, known: EventBatch, held_out: EventBatch) -> "HoldoutCases":
+        """One case per held-out event, in their order; each with all known events of its user."""
+        sequences = UserSequences.from_events(known)
+        return cls(
+            sequences=sequences,
+            user_B=sequences.lookup(held_out.user_ids),
+            target_B=held_out.item_N,
+            time_ms_B=held_out.time_ms_N,
+        )
+
+    def __len__(self) -> int:
+        return len(self.target_B)
+
+    def select(self, case_B: Int64Array) -> "HoldoutCases":
+        """The cases of these indices."""
+        return HoldoutCases(
+            sequences=self.sequences,
+            user_B=self.user_B[case_B],
+            target_B=self.target_B[case_B],
+            time_ms_B=self.time_ms_B[case_B],
+        )
+
+    def histories(self, max_history: int) -> HistoryBatch:
+        """What the model reads: the newest events of each case's user."""
+        return self.sequences.latest(self.user_B, max_history)
+
+    def known_rows(self) -> list[Int64Array]:
+        """Every item in each case's history, also those older than what the model reads."""
+        begin_B, end_B = self.sequences.span(self.user_B)
+        return [self.sequences.item_N[begin:end] for begin, end in zip(begin_B, end_B, strict=True)]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Int64Array, "HoldoutCases"]]:
+        """(indices, cases) in batches of similar history lengths."""
+        begin_B, end_B = self.sequences.span(self.user_B)
+        order_B = np.argsort(end_B - begin_B, kind="stable")
+        for start in range(0, len(order_B), batch_size):
+            chosen = order_B[start : start + batch_size]
+            yield chosen, self.select(chosen)
+
+
+@torch.no_grad()
+def dense_ranks(
+    recommender: GenerativeRecommender,
+    cases: HoldoutCases,
+    item_ND: Tensor,
+    vector_ND: Tensor,
+    available_N: Tensor,
+    dtype: torch.dtype,
+    batch_size: int = 512,
+) -> Ranks:
+    """The rank of each case's target by the dense head over the whole catalogue, -1 where excluded.
+
+    `item_ND` and `vector_ND` are the encoded catalogue; `available_N` bool.
+    """
+    recommender.eval()
+    rank_B = np.full(len(cases), -1, dtype=np.int64)
+    for chosen, part in cases.batches(batch_size):
+        with autocast(item_ND.device, dtype):
+            state_BD = recommender.last_state(part.histories(recommender.config.max_history), item_ND)
+            logits_BN = recommender.dense_logits(state_BD, vector_ND).float()
+        logits_BN.masked_fill_(~available_N, -torch.inf)
+        known = part.known_rows()
+        case_X = np.repeat(np.arange(len(known)), [len(rows) for rows in known])
+        logits_BN[torch.from_numpy(case_X), torch.from_numpy(np.concatenate(known))] = -torch.inf
+        rank_B[chosen] = ranks_of_targets(logits_BN, torch.from_numpy(part.target_B))
+    return rank_B

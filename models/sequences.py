@@ -1,0 +1,156 @@
+"""Events grouped into one sequence per user, and the windows of them that training reads.
+
+Owns the order inside a user (time, then stream order) and which position is supervised by which
+event. Knows nothing of models or losses.
+
+Shapes: N events, U users, W windows, B windows of a batch, T history.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import EventBatch, HistoryBatch, Int64Array
+
+POOL_BATCHES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSequences:
+    """N events sorted by user, each user's oldest first; user u owns [`begin_U[u]`, `begin_U[u + 1]`)."""
+
+    user_ids: Sequence[str]
+    begin_U: Int64Array
+    item_N: Int64Array
+    action_N: Int64Array
+    time_ms_N: Int64Array
+
+    @classmethod
+    def from_events(cls, events: EventBatch) -> "UserSequences":
+        """Groups events by user; equal times keep their stream order. Users come sorted by id."""
+        users, user_N = np.unique(np.asarray(events.user_ids, dtype=np.str_), return_inverse=True)
+        order_N = np.lexsort((events.time_ms_N, user_N))
+        counts_U = np.bincount(user_N, minlength=len(users))
+        return cls(
+            user_ids=users.tolist(),
+            begin_U=np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64),
+            item_N=events.item_N[order_N],
+            action_N=events.action_N[order_N],
+            time_ms_N=events.time_ms_N[order_N],
+        )
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def lookup(self, user_ids: Sequence[str]) -> Int64Array:
+        """The index of each user, -1 for one without events."""
+        index = {user_id: u for u, user_id in enumerate(self.user_ids)}
+        return np.array([index.get(user_id, -1) for user_id in user_ids], dtype=np.int64)
+
+    def span(self, user_B: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Begin and end of each user's events; an empty span for user -1."""
+        end_B = np.where(user_B >= 0, self.begin_U[user_B + 1], 0)
+        return np.where(user_B >= 0, self.begin_U[user_B], 0), end_B
+
+    def histories(self, begin_B: Int64Array, end_B: Int64Array) -> HistoryBatch:
+        """The events of B spans as a padded batch."""
+        length_B = end_B - begin_B
+        step_T = np.arange(max(1, int(length_B.max(initial=0))))
+        valid_BT = step_T < length_B[:, None]
+        at_BT = np.where(valid_BT, begin_B[:, None] + step_T, 0)
+
+        def padded(column_N: Int64Array, fill: int) -> Tensor:
+            if not len(column_N):
+                return torch.full(at_BT.shape, fill, dtype=torch.int64)
+            return torch.from_numpy(np.where(valid_BT, column_N[at_BT], fill))
+
+        return HistoryBatch(
+            item_BT=padded(self.item_N, -1),
+            action_BT=padded(self.action_N, 0),
+            time_ms_BT=padded(self.time_ms_N, 0),
+            length_B=torch.from_numpy(length_B),
+        )
+
+    def latest(self, user_B: Int64Array, max_history: int) -> HistoryBatch:
+        """The newest `max_history` events of each user (index -1: none)."""
+        begin_B, end_B = self.span(user_B)
+        return self.histories(np.maximum(begin_B, end_B - max_history), end_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """B windows: `target_BT` is the row that follows each position, -1 where none is supervised.
+
+    `first_B` int64: the user's very first item, to be predicted from the empty history; -1 in windows that
+    do not begin a user's sequence.
+    """
+
+    history: HistoryBatch
+    target_BT: Tensor
+    first_B: Tensor
+
+
+class TrainingWindows:
+    """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once.
+
+    Windows of a long sequence overlap by half; the overlap is context only. With `max_history` 4 and six
+    events a..f: [a b c d] predicting b c d e, then [c d e] predicting f at its last position.
+    """
+
+    def __init__(self, sequences: UserSequences, max_history: int) -> None:
+        self._sequences = sequences
+        stride = max(1, max_history // 2)
+        begin, end, first = [], [], []
+        for u in range(len(sequences)):
+            user_begin, user_end = int(sequences.begin_U[u]), int(sequences.begin_U[u + 1])
+            supervised = user_begin
+            start = user_begin
+            while start == user_begin or supervised < user_end - 1:
+                stop = min(start + max_history, user_end - 1)
+                begin.append(start)
+                end.append(stop)
+                first.append(supervised)
+                supervised = stop
+                start += stride
+        self.begin_W = np.array(begin, dtype=np.int64)
+        self.end_W = np.array(end, dtype=np.int64)
+        self._supervised_W = np.array(first, dtype=np.int64)
+        self._opening_W = np.isin(self.begin_W, sequences.begin_U[:-1])
+
+    def __len__(self) -> int:
+        return len(self.begin_W)
+
+    def batch(self, window_B: Int64Array) -> TrainingBatch:
+        """The windows of these indices."""
+        begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]
+        history = self._sequences.histories(begin_B, end_B)
+        target = self._sequences.histories(begin_B + 1, end_B + 1).item_BT
+        at_BT = begin_B[:, None] + np.arange(target.shape[1])
+        target = target.masked_fill(torch.from_numpy(at_BT < self._supervised_W[window_B][:, None]), -1)
+        first_B = np.where(self._opening_W[window_B], self._sequences.item_N[begin_B], -1)
+        return TrainingBatch(history=history, target_BT=target, first_B=torch.from_numpy(first_B))
+
+    def epoch(self, batch_size: int, random: np.random.Generator) -> Iterator[TrainingBatch]:
+        """All windows once, shuffled, in batches of similar lengths.
+
+        Pools of `POOL_BATCHES` batches are sorted by length and their batches shuffled, so that little is
+        spent on padding and no batch order depends on length.
+        """
+        order_W = random.permutation(len(self))
+        pool = batch_size * POOL_BATCHES
+        batches: list[Int64Array] = []
+        for start in range(0, len(order_W), pool):
+            chosen = order_W[start : start + pool]
+            chosen = chosen[np.argsort((self.end_W - self.begin_W)[chosen], kind="stable")]
+            batches += [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        for index in random.permutation(len(batches)):
+            yield self.batch(batches[index])
+
+    def num_batches(self, batch_size: int) -> int:
+        """How many batches one epoch yields."""
+        pool = batch_size * POOL_BATCHES
+        full, rest = divmod(len(self), pool)
+        return full * POOL_BATCHES + -(-rest // batch_size)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from models.batch import EventBatch
+from models.config import ModelConfig
+from models.holdout import HoldoutCases, dense_ranks
+from models.recommender import GenerativeRecommender
+
+
+def make_events(rows: list[tuple[str, int, int]]) -> EventBatch:
+    return EventBatch(
+        event_ids=[str(i) for i in range(len(rows))],
+        user_ids=[user for user, _, _ in rows],
+        item_N=np.array([item for _, item, _ in rows], dtype=np.int64),
+        action_N=np.ones(len(rows), dtype=np.int64),
+        time_ms_N=np.array([time for _, _, time in rows], dtype=np.int64),
+        value_N=np.zeros(len(rows)),
+    )
+
+
+KNOWN = make_events([("a", 1, 0), ("a", 2, 1), ("b", 3, 0), ("a", 4, 2)])
+HELD_OUT = make_events([("a", 5, 9), ("new", 6, 9), ("b", 3, 9), ("b", 7, 9)])
+
+
+@pytest.fixture
+def cases() -> HoldoutCases:
+    return HoldoutCases.from_events(KNOWN, HELD_OUT)
+
+
+def test_cases_know_the_whole_history_and_read_the_newest(cases):
+    assert [rows.tolist() for rows in cases.known_rows()] == [[1, 2, 4], [], [3], [3]]
+    assert cases.histories(2).item_BT.tolist() == [[2, 4], [-1, -1], [3, -1], [3, -1]]
+
+
+def test_batches_cover_every_case_once(cases):
+    chosen = np.concatenate([index for index, _ in cases.batches(3)])
+    assert sorted(chosen.tolist()) == [0, 1, 2, 3]
+
+
+def test_dense_ranks_equal_an_obvious_ranking(cases):
+    torch.manual_seed(0)
+    config = ModelConfig(content_dim=6, codebook_size=8, d_model=16, num_heads=2)
+    recommender = GenerativeRecommender(config).eval()
+    with torch.no_grad():
+        item_ND = recommender.encode_items(torch.randint(0, 8, (10, 4)), torch.randn(10, 6))
+        vector_ND = recommender.item_vectors(item_ND)
+        logits = recommender.dense_logits(
+            recommender.last_state(cases.histories(config.max_history), item_ND), vector_ND
+        )
+    available = torch.ones(10, dtype=torch.bool)
+    available[8] = False
+    ranks = dense_ranks(recommender, cases, item_ND, vector_ND, available, torch.float32, batch_size=3)
+    for b, (known, target) in enumerate(zip(cases.known_rows(), cases.target_B, strict=True)):
+        order = [i for i in logits[b].argsort(descending=True).tolist() if i != 8 and i not in known]
+        assert ranks[b] == (order.index(target) if target in order else -1)
+    assert ranks[2] == -1

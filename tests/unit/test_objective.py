@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+import models.objective
+from models.batch import HistoryBatch
+from models.config import ModelConfig
+from models.objective import Objective
+from models.recommender import GenerativeRecommender
+from models.sequences import TrainingBatch
+
+NUM_ITEMS = 30
+
+
+@pytest.fixture
+def recommender() -> GenerativeRecommender:
+    torch.manual_seed(0)
+    config = ModelConfig(content_dim=6, codebook_size=8, d_model=16, num_heads=2, dropout=0.0)
+    return GenerativeRecommender(config)
+
+
+def make_batch(opening: int) -> TrainingBatch:
+    history = HistoryBatch.from_lists([[1, 2, 3], [4]], [[0] * 3, [0]], [[1, 2, 3], [1]], max_history=5)
+    return TrainingBatch(
+        history=history,
+        target_BT=torch.tensor([[-1, 3, 9], [5, -1, -1]]),
+        first_B=torch.tensor([-1, opening]),
+    )
+
+
+def make_objective() -> Objective:
+    torch.manual_seed(1)
+    codes, content = torch.randint(0, 8, (NUM_ITEMS, 4)), torch.randn(NUM_ITEMS, 6)
+    return Objective(codes, content, torch.arange(NUM_ITEMS), seed=0)
+
+
+def test_only_supervised_positions_and_the_opening_count(recommender):
+    objective = make_objective()
+    loss = objective(recommender, make_batch(-1), torch.float32)
+    assert loss.num_targets == 3
+    with torch.no_grad():
+        item_ND = recommender.encode_items(objective.codes_NC, objective.content_NE)
+        state_XD = recommender.user_states(make_batch(-1).history, item_ND)[[0, 0, 1], [1, 2, 0]]
+        logits = recommender.dense_logits(state_XD, recommender.item_vectors(item_ND))
+        expected = -logits.log_softmax(1)[range(3), [3, 9, 5]].mean()
+    torch.testing.assert_close(loss.dense.detach(), expected)
+    assert make_objective()(recommender, make_batch(7), torch.float32).num_targets == 4
+
+
+def test_every_weight_learns(recommender):
+    make_objective()(recommender, make_batch(7), torch.float32).total.backward()
+    without = [name for name, p in recommender.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_sampled_objective_is_near_the_full_one(recommender, monkeypatch):
+    full = make_objective()(recommender, make_batch(7), torch.float32)
+    monkeypatch.setattr(models.objective, "MAX_FULL_SOFTMAX", 10)
+    sampled = make_objective()(recommender, make_batch(7), torch.float32)
+    assert sampled.code.item() == pytest.approx(full.code.item())
+    assert sampled.dense.item() == pytest.approx(full.dense.item(), abs=0.05)
+
+
+def test_the_sample_depends_on_the_seed_only(recommender, monkeypatch):
+    monkeypatch.setattr(models.objective, "MAX_FULL_SOFTMAX", 10)
+    first, again = (make_objective()(recommender, make_batch(7), torch.float32).dense for _ in range(2))
+    assert np.array_equal(first.detach().numpy(), again.detach().numpy())

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from models.batch import EventBatch
+from models.sequences import TrainingWindows, UserSequences
+
+
+def make_events(users: str, items: list[int], times: list[int]) -> EventBatch:
+    n = len(items)
+    return EventBatch(
+        event_ids=[str(i) for i in range(n)],
+        user_ids=list(users),
+        item_N=np.array(items, dtype=np.int64),
+        action_N=np.ones(n, dtype=np.int64),
+        time_ms_N=np.array(times, dtype=np.int64),
+        value_N=np.zeros(n),
+    )
+
+
+def test_users_are_grouped_in_time_order_and_ties_keep_stream_order():
+    sequences = UserSequences.from_events(make_events("babab", [1, 2, 3, 4, 5], [9, 5, 9, 5, 1]))
+    assert sequences.user_ids == ["a", "b"]
+    latest = sequences.latest(sequences.lookup(["b", "nobody", "a"]), max_history=2)
+    assert latest.item_BT.tolist() == [[1, 3], [-1, -1], [2, 4]]
+    assert latest.length_B.tolist() == [2, 0, 2]
+
+
+def test_no_events_at_all():
+    sequences = UserSequences.from_events(make_events("", [], []))
+    assert len(TrainingWindows(sequences, 4)) == 0
+    assert sequences.latest(sequences.lookup(["x"]), 4).length_B.tolist() == [0]
+
+
+def test_windows_of_the_worked_example():
+    windows = TrainingWindows(
+        UserSequences.from_events(make_events("a" * 6, list(range(6)), list(range(6)))), 4
+    )
+    batch = windows.batch(np.array([0, 1]))
+    assert batch.history.item_BT.tolist() == [[0, 1, 2, 3], [2, 3, 4, -1]]
+    assert batch.target_BT.tolist() == [[1, 2, 3, 4], [-1, -1, 5, -1]]
+    assert batch.first_B.tolist() == [0, -1]
+
+
+@pytest.mark.parametrize("max_history", [1, 2, 3, 7])
+def test_every_event_is_a_target_exactly_once(max_history):
+    random = np.random.default_rng(0)
+    users = "".join(random.choice(list("abcdefgh"), 60))
+    events = make_events(users + "z", list(range(61)), random.integers(0, 9, 61).tolist())
+    windows = TrainingWindows(UserSequences.from_events(events), max_history)
+    targets: list[int] = []
+    batches = list(windows.epoch(4, random))
+    assert len(batches) == windows.num_batches(4)
+    for batch in batches:
+        assert batch.history.item_BT.shape[1] <= max_history
+        for column in (batch.target_BT, batch.first_B):
+            targets += column[column >= 0].tolist()
+    assert sorted(targets) == list(range(61))
+
+
+def test_an_epoch_depends_on_its_generator_only():
+    windows = TrainingWindows(UserSequences.from_events(make_events("abcabcaa", list(range(8)), [0] * 8)), 4)
+    first, again = (
+        [batch.history.item_BT.tolist() for batch in windows.epoch(2, np.random.default_rng(3))]
+        for _ in range(2)
+    )
+    assert first == again
