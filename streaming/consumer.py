@@ -1,0 +1,252 @@
+"""Reads topics in batches, from positions that the caller keeps.
+
+All partitions are assigned by hand and every position is sought: the broker's group offsets are
+written for people to see and never read. Malformed records go to the dead-letter topic and are passed
+over. A broker that is away costs time, not the place. Knows nothing of what the records are for.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from streaming.codec import decode
+from streaming.dead_letter import DeadLetters
+from streaming.errors import BrokerUnavailable, MalformedEvent
+from streaming.records import Record, position_of, record_now_ms, text_key
+from streaming.topics import COMPACTED_TOPICS
+
+__all__ = ["PartitionConsumer", "Record"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.2
+_MAX_BACKOFF_S = 5.0
+_CONNECT_TIMEOUT_MS = 5_000
+_FETCH_MAX_WAIT_MS = 100
+_MAX_RECONNECT_BACKOFF_MS = 1_000
+
+
+class PartitionConsumer:
+    """`with PartitionConsumer(bootstrap, topics, offsets=stored, ...) as consumer: consumer.poll(...)`.
+
+    `offsets` are the next offsets by "topic/partition"; partitions that it does not name are read from
+    their beginning. Connects at the first poll. `stage` names the reader in logs and dead letters.
+    Not safe for threads.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Sequence[str],
+        *,
+        offsets: Mapping[str, int],
+        dead_letters: DeadLetters,
+        stage: str,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._topics = list(topics)
+        self._offsets = dict(offsets)
+        self._dead_letters = dead_letters
+        self._stage = stage
+        self._consumer: KafkaConsumer | None = None
+        self._admin: KafkaAdminClient | None = None
+        self._partitions: list[TopicPartition] = []
+        self._backoff_s = _FIRST_BACKOFF_S
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """The offsets after everything that `poll` returned or passed over, by "topic/partition"."""
+        return dict(self._offsets)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        """Up to `max_records` valid records, waiting at most `timeout_s` for the first; may be empty.
+
+        In order inside a partition. Empty too while the broker is away: the place is kept, and the next
+        polls try again with growing pauses.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                records = self._poll_once(max_records, max(0.0, deadline - time.monotonic()))
+            except (KafkaError, BrokerUnavailable, OSError) as error:
+                self._back_off(error, deadline)
+                records = []
+            else:
+                self._backoff_s = _FIRST_BACKOFF_S
+            if records or time.monotonic() >= deadline:
+                return records
+
+    def lag(self) -> dict[str, int]:
+        """How many offsets each partition has beyond `offsets`; raises BrokerUnavailable."""
+        return self._ask(
+            lambda consumer: {
+                _name(partition): max(0, end - self._offsets[_name(partition)])
+                for partition, end in consumer.end_offsets(self._partitions).items()
+            }
+        )
+
+    def end_offsets(self) -> dict[str, int]:
+        """The offset after the last record of each partition; raises BrokerUnavailable."""
+        return self._ask(
+            lambda consumer: {
+                _name(partition): int(end)
+                for partition, end in consumer.end_offsets(self._partitions).items()
+            }
+        )
+
+    def commit_for_display(self, group_id: str) -> None:
+        """Writes `offsets` as those of a consumer group, for people and tools that watch lag.
+
+        Nothing ever reads them back, so a failure is logged and forgotten.
+        """
+        try:
+            if self._admin is None:
+                self._admin = KafkaAdminClient(
+                    bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=_CONNECT_TIMEOUT_MS
+                )
+            positions = {
+                partition: OffsetAndMetadata(self._offsets[_name(partition)], "", -1)
+                for partition in self._partitions
+            }
+            self._admin.alter_group_offsets(group_id, positions)
+        except (KafkaError, OSError) as error:
+            logger.warning("group_offsets_not_written", extra={"group": group_id, "error": repr(error)})
+
+    def close(self) -> None:
+        """Disconnects; the place is the caller's already."""
+        self._disconnect()
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+    def _poll_once(self, max_records: int, timeout_s: float) -> list[Record]:
+        consumer = self._connected()
+        try:
+            fetched = consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        except OffsetOutOfRangeError:
+            self._clamp(consumer)
+            return []
+        records: list[Record] = []
+        num_rejected = 0
+        try:
+            for raw in (raw for part in fetched.values() for raw in part):
+                try:
+                    record = _decode(raw)
+                except MalformedEvent as error:
+                    self._dead_letters.reject(raw, reason=error.reason, exception=error.text)
+                    num_rejected += 1
+                else:
+                    records += [record] if record is not None else []
+            if num_rejected:
+                self._dead_letters.flush()
+        except BrokerUnavailable:
+            # the batch is read again: a dead letter may be written twice, but none is lost
+            self._seek(consumer, self._offsets)
+            raise
+        # all of them: transaction markers move a position without a record
+        for partition in self._partitions:
+            self._offsets[_name(partition)] = consumer.position(partition)
+        return records
+
+    def _connected(self) -> KafkaConsumer:
+        if self._consumer is None:
+            consumer = KafkaConsumer(
+                bootstrap_servers=self._bootstrap,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level="read_committed",
+                fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+                bootstrap_timeout_ms=_CONNECT_TIMEOUT_MS,
+                reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,
+            )
+            try:
+                self._partitions = self._find_partitions(consumer)
+                consumer.assign(self._partitions)
+                first = consumer.beginning_offsets(self._partitions)
+                for partition in self._partitions:
+                    self._offsets.setdefault(_name(partition), first[partition])
+                self._seek(consumer, self._offsets)
+            except BaseException:
+                consumer.close()
+                raise
+            self._consumer = consumer
+        return self._consumer
+
+    def _find_partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
+        found = []
+        for topic in self._topics:
+            numbers = consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise BrokerUnavailable(f"no topic {topic} yet")
+            found += [TopicPartition(topic, number) for number in sorted(numbers)]
+        return found
+
+    def _seek(self, consumer: KafkaConsumer, offsets: Mapping[str, int]) -> None:
+        for partition in self._partitions:
+            consumer.seek(partition, offsets[_name(partition)])
+
+    def _clamp(self, consumer: KafkaConsumer) -> None:
+        """Moves positions that the broker no longer has (or lost) to the nearest that it has."""
+        first = consumer.beginning_offsets(self._partitions)
+        end = consumer.end_offsets(self._partitions)
+        for partition in self._partitions:
+            wanted = self._offsets[_name(partition)]
+            taken = min(max(wanted, first[partition]), end[partition])
+            if taken != wanted:
+                logger.error(
+                    "offset_out_of_range",
+                    extra={"position": _name(partition), "wanted": wanted, "taken": taken},
+                )
+                self._offsets[_name(partition)] = taken
+        self._seek(consumer, self._offsets)
+
+    def _ask(self, question: Callable[[KafkaConsumer], dict[str, int]]) -> dict[str, int]:
+        try:
+            return question(self._connected())
+        except (KafkaError, OSError) as error:
+            raise BrokerUnavailable(f"{self._bootstrap}: {error}") from error
+
+    def _back_off(self, error: Exception, deadline: float) -> None:
+        logger.warning("consumer_waits_for_broker", extra={"stage": self._stage, "error": repr(error)})
+        self._disconnect()
+        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
+        time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
+
+    def _disconnect(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _name(partition: TopicPartition) -> str:
+    return position_of(partition.topic, partition.partition)
+
+
+def _decode(raw: Any) -> Record | None:
+    """The record, or None for a deletion on a compacted topic, which says nothing of interest here."""
+    if raw.value is None and raw.topic in COMPACTED_TOPICS:
+        return None
+    now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
+    return Record(
+        topic=raw.topic,
+        partition=raw.partition,
+        offset=raw.offset,
+        key=text_key(raw.key),
+        timestamp_ms=max(raw.timestamp, 0),
+        message=decode(raw.topic, raw.value, raw.headers, now_ms=now_ms),
+    )

@@ -1,0 +1,181 @@
+"""Follows topics without end: everything from the beginning (or given offsets), then what comes.
+
+For services that keep a view of a compacted topic, such as `releases` or `semantic-ids`. Keeps its
+place through every loss of the broker; what is malformed is logged and skipped.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from streaming.codec import decode
+from streaming.errors import MalformedEvent
+from streaming.records import Record, position_of, record_now_ms, text_key
+
+logger = logging.getLogger(__name__)
+
+_POLL_MS = 500
+_MAX_RECORDS = 500
+_FIRST_BACKOFF_S = 0.2
+_MAX_BACKOFF_S = 5.0
+_CONNECT_TIMEOUT_S = 30.0
+
+
+async def tail(
+    bootstrap: str,
+    topics: Collection[str],
+    *,
+    offsets: Mapping[str, int] | None = None,
+    on_caught_up: Callable[[], None] | None = None,
+) -> AsyncIterator[Record]:
+    """Yields the records of all partitions of `topics`, in order per partition, for ever.
+
+    Begins at `offsets` ("topic/partition" -> next offset) and at the beginning of partitions that are
+    not named there. `on_caught_up` is called once: when every record that was there at the start has
+    been yielded and taken. Waits for a broker or a topic that is not there yet.
+    """
+    follower = _Follower(bootstrap, topics, dict(offsets or {}))
+    told = on_caught_up is None
+    backoff_s = _FIRST_BACKOFF_S
+    try:
+        while True:
+            try:
+                records = await follower.fetch()
+            except (KafkaError, TimeoutError, OSError) as error:
+                logger.warning("tail_waits_for_broker", extra={"topics": list(topics), "error": repr(error)})
+                await follower.disconnect()
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                continue
+            backoff_s = _FIRST_BACKOFF_S
+            for record in records:
+                yield record
+            if not told and on_caught_up is not None and follower.caught_up():
+                told = True
+                on_caught_up()
+    finally:
+        await follower.disconnect()
+
+
+class _Follower:
+    """One consumer at a time, and the place to go on from when it has to be replaced."""
+
+    def __init__(self, bootstrap: str, topics: Collection[str], offsets: dict[str, int]) -> None:
+        self._bootstrap = bootstrap
+        self._topics = topics
+        self._offsets = offsets
+        self._consumer: AIOKafkaConsumer | None = None
+        self._partitions: list[TopicPartition] = []
+        self._end: dict[TopicPartition, int] | None = None
+
+    async def fetch(self) -> list[Record]:
+        """The next valid records, none if none came in half a second."""
+        if self._consumer is None:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await self._connect()
+        consumer = self._consumer
+        assert consumer is not None
+        try:
+            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+        except OffsetOutOfRangeError:
+            await self._clamp(consumer)
+            return []
+        records = []
+        for raw_records in fetched.values():
+            records += [record for raw in raw_records if (record := _decode(raw))]
+        for partition in self._partitions:
+            self._offsets[_name(partition)] = await consumer.position(partition)
+        return records
+
+    def caught_up(self) -> bool:
+        """Whether everything that was there at the first connection has been fetched."""
+        return self._end is not None and all(
+            self._offsets.get(_name(partition), 0) >= end for partition, end in self._end.items()
+        )
+
+    async def disconnect(self) -> None:
+        """Gives up the connection and keeps the place."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def _connect(self) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            fetch_max_wait_ms=_POLL_MS // 2,
+        )
+        try:
+            await consumer.start()
+            self._partitions = await self._find_partitions(consumer)
+            consumer.assign(self._partitions)
+            first = await consumer.beginning_offsets(self._partitions)
+            if self._end is None:
+                self._end = await consumer.end_offsets(self._partitions)
+            for partition in self._partitions:
+                consumer.seek(partition, self._offsets.get(_name(partition), first[partition]))
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._consumer = consumer
+
+    async def _find_partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+        found = []
+        for topic in sorted(self._topics):
+            numbers = consumer.partitions_for_topic(topic)
+            if numbers is None:
+                await consumer.topics()
+                numbers = consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise KafkaError(f"no topic {topic} yet")
+            found += [TopicPartition(topic, number) for number in sorted(numbers)]
+        return found
+
+    async def _clamp(self, consumer: AIOKafkaConsumer) -> None:
+        """Moves positions that the broker no longer has (or lost) to the nearest that it has."""
+        first = await consumer.beginning_offsets(self._partitions)
+        end = await consumer.end_offsets(self._partitions)
+        for partition in self._partitions:
+            wanted = self._offsets.get(_name(partition), first[partition])
+            offset = min(max(wanted, first[partition]), end[partition])
+            if offset != wanted:
+                logger.warning("offset_out_of_range", extra={"wanted": wanted, "taken": offset})
+            consumer.seek(partition, offset)
+
+
+def _name(partition: TopicPartition) -> str:
+    return position_of(partition.topic, partition.partition)
+
+
+def _decode(raw: ConsumerRecord) -> Record | None:
+    if raw.value is None:
+        return None
+    now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
+    try:
+        message = decode(raw.topic, raw.value, raw.headers, now_ms=now_ms)
+    except MalformedEvent as error:
+        logger.warning(
+            "record_skipped",
+            extra={
+                "topic": raw.topic,
+                "partition": raw.partition,
+                "offset": raw.offset,
+                "reason": error.reason,
+            },
+        )
+        return None
+    return Record(
+        topic=raw.topic,
+        partition=raw.partition,
+        offset=raw.offset,
+        key=text_key(raw.key),
+        timestamp_ms=max(raw.timestamp, 0),
+        message=message,
+    )
