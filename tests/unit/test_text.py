@@ -1,0 +1,44 @@
+"""Item texts, and MiniLM vectors without a network."""
+
+import pytest
+import torch
+
+from models.text import TEXT_DIM, TextEmbedder, item_text
+
+
+@pytest.mark.parametrize(
+    ("title", "brand", "categories", "expected"),
+    [
+        ("Red Polish", "OPI", ["Makeup", "Nails"], "Red Polish. OPI. Makeup, Nails"),
+        (" Red ", "Unknown", ["unknown", "Nails", " "], "Red. Nails"),
+        (None, None, None, ""),
+        ("", "OPI", [], "OPI"),
+    ],
+)
+def test_item_text_leaves_out_what_is_not_known(
+    title: str | None, brand: str | None, categories: list[str] | None, expected: str
+) -> None:
+    assert item_text(title, brand, categories) == expected
+
+
+@pytest.fixture(scope="module")
+def embedder() -> TextEmbedder:
+    return TextEmbedder()
+
+
+def test_vectors_are_unit_length_in_the_order_of_the_texts(embedder: TextEmbedder) -> None:
+    texts = ["red nail polish that lasts and shines", "", "car tyre", "crimson nail lacquer"] * 20
+    seen: list[tuple[int, int]] = []
+    vectors = embedder.embed_many(texts, lambda done, total: seen.append((done, total)))
+    assert vectors.shape == (80, TEXT_DIM)
+    assert vectors.dtype == torch.float32
+    assert seen == [(64, 80), (80, 80)]
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(80))
+    torch.testing.assert_close(vectors[:4], embedder.embed_many(texts[:4]), atol=0.01, rtol=0)
+    similarity = vectors[:4] @ vectors[:4].T
+    assert float(similarity[0, 3]) > 0.4 > 0.3 > float(similarity[0, 2])
+
+
+def test_no_texts_and_a_very_long_one(embedder: TextEmbedder) -> None:
+    assert embedder.embed_many([]).shape == (0, TEXT_DIM)
+    assert bool(torch.isfinite(embedder.embed_many(["word " * 5_000])).all())
