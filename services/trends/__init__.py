@@ -1,0 +1,1 @@
+"""The trends service: interactions in, windowed popularity and item counters out."""

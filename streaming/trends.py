@@ -1,0 +1,158 @@
+"""Windowed popularity and item counters: the arithmetic, and the view that readers keep.
+
+Owns what a `Trend` record says and how events change it. Knows no broker and no clock:
+`streaming/trends_worker.py` keeps the records in Kafka, readers hand those of topic `trends` to
+`TrendsView`. All times are event times, so a replay gives the numbers that the live stream gave.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+
+from protos.headrace.v1 import events_pb2, trends_pb2
+
+WINDOW_MS = 3_600_000
+"""Tumbling windows of one hour, cut at whole hours since the Unix epoch."""
+
+HALF_LIFE_MS = 7 * 86_400_000
+"""After a week an event counts half. Part of what `Trend.decayed_score` means, hence no setting."""
+
+_HEAD_SIZE = 1_000
+_NO_INTEREST = frozenset(
+    {events_pb2.ACTION_UNSPECIFIED, events_pb2.ACTION_IMPRESSION, events_pb2.ACTION_SKIP}
+)
+
+
+def fold(trend: trends_pb2.Trend, event_time_ms: int) -> None:
+    """Count one event into its item's trend, in place.
+
+    The counters come out the same in whatever order the events arrive (the score up to rounding).
+    Example, window 10:00 to 11:00 holding one event: another of 10:59 makes it 2; one of 11:01 opens
+    the next window at 1; a late one of 10:30 leaves that at 1 and makes the total 4.
+    """
+    end_ms = event_time_ms - event_time_ms % WINDOW_MS + WINDOW_MS
+    if end_ms > trend.window_end_time_ms:
+        trend.decayed_score *= 0.5 ** ((end_ms - trend.window_end_time_ms) / HALF_LIFE_MS)
+        trend.window_end_time_ms = end_ms
+        trend.num_events_window = 1
+    elif end_ms == trend.window_end_time_ms:
+        trend.num_events_window += 1
+    trend.decayed_score += 0.5 ** ((trend.window_end_time_ms - event_time_ms) / HALF_LIFE_MS)
+    trend.num_events_total += 1
+
+
+class TrendCounter:
+    """Counts batches of `interactions`, each event once.
+
+    Two guards. An offset below the item's `next_offsets` is in the trend already: a batch read again
+    after a crash changes nothing. And an `event_id` among the last `dedupe_window` seen by this counter
+    is a duplicate; that memory does not outlive it, so a producer's duplicate of an event from before
+    a restart counts twice.
+    """
+
+    def __init__(self, dedupe_window: int = 100_000) -> None:
+        self._dedupe_window = dedupe_window
+        self._recent: OrderedDict[str, None] = OrderedDict()
+
+    def count_many(
+        self,
+        records: Iterable[tuple[int, int, events_pb2.Event]],
+        load: Callable[[str], trends_pb2.Trend | None],
+    ) -> dict[str, trends_pb2.Trend]:
+        """The new trends of the items that (partition, offset, event) records change, by item_id.
+
+        `load` gives an item's trend so far, which is the counter's own from then on, or None.
+        Impressions and skips do not count: to be shown is not to be popular, lists would feed on
+        themselves.
+        """
+        changed: dict[str, trends_pb2.Trend] = {}
+        loaded: dict[str, trends_pb2.Trend] = {}
+        for partition, offset, event in records:
+            if event.action in _NO_INTEREST:
+                continue
+            item_id = event.item_id
+            trend = loaded.get(item_id)
+            if trend is None:
+                trend = loaded[item_id] = load(item_id) or trends_pb2.Trend(item_id=item_id)
+            if self._is_duplicate(event.event_id) or offset < trend.next_offsets.get(partition, 0):
+                continue
+            fold(trend, event.event_time_ms)
+            trend.next_offsets[partition] = offset + 1
+            changed[item_id] = trend
+        return changed
+
+    def _is_duplicate(self, event_id: str) -> bool:
+        if event_id in self._recent:
+            return True
+        self._recent[event_id] = None
+        if len(self._recent) > self._dedupe_window:
+            self._recent.popitem(last=False)
+        return False
+
+
+class TrendsView:
+    """The newest trend of every item, and the most popular ones without sorting them all.
+
+    Popularity is log2 of the decayed score at one moment common to all items. It only ever rises as
+    events come in, so an item outside the kept head can enter it only by a record of its own.
+    """
+
+    def __init__(self) -> None:
+        self._trends: dict[str, trends_pb2.Trend] = {}
+        self._popularity: dict[str, float] = {}
+        self._head: set[str] = set()
+        self._floor = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._trends)
+
+    def get(self, item_id: str) -> trends_pb2.Trend | None:
+        """The item's newest trend, or None if nobody has acted on it."""
+        return self._trends.get(item_id)
+
+    def apply(self, trend: trends_pb2.Trend) -> None:
+        """Take in one record of `trends`; the newest one of an item replaces the others."""
+        item_id = trend.item_id
+        popularity = _popularity(trend)
+        lowered = popularity < self._popularity.get(item_id, -math.inf)
+        self._trends[item_id] = trend
+        self._popularity[item_id] = popularity
+        if lowered:  # somebody began the topic anew
+            self._rebuild_head()
+        elif popularity >= self._floor:
+            self._head.add(item_id)
+            if len(self._head) > 2 * _HEAD_SIZE:
+                self._shrink_head(self._head)
+
+    def remove(self, item_id: str) -> None:
+        """Forget an item: its record was deleted (a tombstone)."""
+        if self._trends.pop(item_id, None) is not None:
+            del self._popularity[item_id]
+            self._rebuild_head()
+
+    def top(self, k: int, exclude: Collection[str] = ()) -> list[trends_pb2.Trend]:
+        """The k most popular items, best first, ties by item_id; fewer where there are no more."""
+        wanted = k + len(exclude)
+        pool: Iterable[str] = self._head if wanted <= len(self._head) else self._trends
+        skip = frozenset(exclude)
+        order = sorted(pool, key=self._order)
+        return [self._trends[item_id] for item_id in order if item_id not in skip][:k]
+
+    def _order(self, item_id: str) -> tuple[float, str]:
+        return -self._popularity[item_id], item_id
+
+    def _rebuild_head(self) -> None:
+        self._floor = -math.inf
+        self._shrink_head(self._trends)
+
+    def _shrink_head(self, pool: Collection[str]) -> None:
+        order = sorted(pool, key=self._order)
+        self._head = set(order[:_HEAD_SIZE])
+        if len(order) > _HEAD_SIZE:
+            self._floor = self._popularity[order[_HEAD_SIZE]]
+
+
+def _popularity(trend: trends_pb2.Trend) -> float:
+    if trend.decayed_score <= 0.0:
+        return -math.inf
+    return math.log2(trend.decayed_score) + trend.window_end_time_ms / HALF_LIFE_MS

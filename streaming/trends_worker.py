@@ -1,0 +1,179 @@
+"""The faust application that counts `interactions` into the compacted topic `trends`.
+
+Owns how counters meet Kafka: batching, publishing, restart. What is counted is `streaming/trends.py`.
+
+What it guarantees. An event is counted once per item: its offset is written into the same record as
+the counters it changed, and the group's committed offset, which only ever lags behind, says no more
+than where to read from. A batch is acknowledged after the broker has confirmed its records. Topic
+`trends` is the table's changelog, so a restart reads its state from there. One worker at a time:
+events are keyed by user, so a second one would count a share of every item; it is refused.
+Duplicates made by producers: see `TrendCounter`. Malformed records are passed over here (the learner
+and the projector dead-letter them). If `interactions` is deleted and made anew, delete `trends` with it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faust
+from google.protobuf.message import Message
+
+from protos.headrace.v1 import events_pb2, trends_pb2
+from streaming import codec
+from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
+from streaming.producer import AsyncProducer
+from streaming.topics import INTERACTIONS, TRENDS
+from streaming.trends import TrendCounter
+
+logger = logging.getLogger(__name__)
+
+GROUP = "headrace-trends"
+
+# Batches are what makes it fast: one record for each distinct item, confirmed together. Half a second
+# of waiting would show in the console, a fifth does not.
+_BATCH_EVENTS = 1_000
+_BATCH_WAIT_S = 0.2
+_RETRY_WAIT_S = 1.0
+_SESSION_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrendsBatch:
+    """What became of one batch: records read, items whose trend was published, malformed records."""
+
+    num_events: int
+    num_items: int
+    num_malformed: int
+
+
+class TrendsWorker:
+    """Counts until cancelled. `on_ready` is called once the state is read back and events are taken,
+    `on_batch` after every confirmed batch; both on the event loop.
+
+    Both topics must exist. `data_dir` is where faust puts its (empty) folders.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        data_dir: Path,
+        *,
+        on_ready: Callable[[], None],
+        on_batch: Callable[[TrendsBatch], None],
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._data_dir = data_dir
+        self._on_ready = on_ready
+        self._on_batch = on_batch
+
+    async def run(self) -> None:
+        """Counts until it is cancelled; then what is confirmed is committed.
+
+        Raises StreamingError when the application fails: another worker is there, or it cannot go on.
+        """
+        async with AsyncProducer(self._bootstrap) as producer:
+            app = self._make_app(producer)
+            try:
+                await app.start()
+                if not app.should_stop:
+                    self._on_ready()
+                await app.wait_until_stopped()
+                raise StreamingError(f"the trends application stopped: {app.crash_reason!r}")
+            finally:
+                await app.stop()
+
+    def _make_app(self, producer: AsyncProducer) -> Any:
+        app: Any = faust.App(
+            GROUP,
+            broker=[f"kafka://{address.strip()}" for address in self._bootstrap.split(",")],
+            store="memory://",
+            datadir=self._data_dir.resolve(),
+            web_enabled=False,
+            # topics are made by streaming/topics.py
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            # a killed worker's partitions are given to the next one after this time
+            broker_session_timeout=_SESSION_TIMEOUT_S,
+            broker_heartbeat_interval=_SESSION_TIMEOUT_S / 3,
+        )
+        table = app.Table(
+            TRENDS,
+            key_type=bytes,
+            value_type=bytes,
+            changelog_topic=_topic(app, TRENDS, internal=True, acks=False, allow_empty=True),
+            use_partitioner=True,
+        )
+
+        async def count(stream: Any) -> None:
+            # new with each start of the agent: events read again are not duplicates of themselves
+            counter = TrendCounter()
+            # `take_events` would acknowledge a batch that failed
+            async for events in stream.noack_take(_BATCH_EVENTS, within=_BATCH_WAIT_S):
+                await self._count_batch(events, table.data, counter, producer)
+                for event in events:
+                    await stream.ack(event)
+
+        async def refuse_a_share(app: Any, assigned: set[Any], **_: Any) -> None:
+            num_assigned = sum(partition.topic == INTERACTIONS for partition in assigned)
+            num_partitions = app.consumer.topic_partitions(INTERACTIONS)
+            if num_assigned != num_partitions:
+                raise StreamingError(
+                    f"{num_assigned} of {num_partitions} partitions: another trends worker is running"
+                )
+
+        app.agent(_topic(app, INTERACTIONS), name="trends")(count)
+        app.on_partitions_assigned.connect(refuse_a_share)
+        return app
+
+    async def _count_batch(
+        self, events: Sequence[Any], store: Any, counter: TrendCounter, producer: AsyncProducer
+    ) -> None:
+        records, num_malformed = _decode(events)
+
+        def load(item_id: str) -> trends_pb2.Trend | None:
+            value = store.get(item_id.encode())
+            return None if value is None else trends_pb2.Trend.FromString(value)
+
+        changed = counter.count_many(records, load)
+        await _publish(producer, list(changed.items()))
+        # After the broker has them: if this was interrupted, the same batch counts from the same state.
+        for item_id, trend in changed.items():
+            store[item_id.encode()] = codec.encode(trend)
+        self._on_batch(
+            TrendsBatch(num_events=len(events), num_items=len(changed), num_malformed=num_malformed)
+        )
+
+
+def _topic(app: Any, name: str, **options: Any) -> Any:
+    """A topic whose keys and values faust leaves as bytes."""
+    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    return app.topic(name, **raw, **options)
+
+
+def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, int, events_pb2.Event]], int]:
+    """(partition, offset, event) of the valid ones, and how many were not."""
+    records = []
+    num_malformed = 0
+    for event in events:
+        message = event.message
+        now_ms = None if message.timestamp is None else int(message.timestamp * 1000)
+        try:
+            decoded = codec.decode(INTERACTIONS, message.value, message.headers or (), now_ms=now_ms)
+        except MalformedEvent:
+            num_malformed += 1
+        else:
+            records.append((message.partition, message.offset, decoded))
+    return records, num_malformed
+
+
+async def _publish(producer: AsyncProducer, trends: list[tuple[str, Message]]) -> None:
+    """Sends until confirmed; sending a trend again changes nothing."""
+    while True:
+        try:
+            return await producer.send_many(TRENDS, trends)
+        except BrokerUnavailable as error:
+            logger.warning("trends_not_published", extra={"reason": str(error)})
+            await asyncio.sleep(_RETRY_WAIT_S)
