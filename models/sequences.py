@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.batch import EventBatch, HistoryBatch, Int64Array
+from models.statistics import PASSIVE_ACTIONS
 
 POOL_BATCHES = 16
 
@@ -96,6 +97,7 @@ class TrainingBatch:
 class TrainingWindows:
     """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once.
 
+    Impressions and skips are context and no targets: nobody wished for them.
     Windows of a long sequence overlap by half; the overlap is context only. With `max_history` 4 and six
     events a..f: [a b c d] predicting b c d e, then [c d e] predicting f at its last position.
     """
@@ -119,6 +121,7 @@ class TrainingWindows:
         self.end_W = np.array(end, dtype=np.int64)
         self._supervised_W = np.array(first, dtype=np.int64)
         self._opening_W = np.isin(self.begin_W, sequences.begin_U[:-1])
+        self._target_N = np.where(np.isin(sequences.action_N, list(PASSIVE_ACTIONS)), -1, sequences.item_N)
 
     def __len__(self) -> int:
         return len(self.begin_W)
@@ -127,11 +130,13 @@ class TrainingWindows:
         """The windows of these indices."""
         begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]
         history = self._sequences.histories(begin_B, end_B)
-        target = self._sequences.histories(begin_B + 1, end_B + 1).item_BT
-        at_BT = begin_B[:, None] + np.arange(target.shape[1])
-        target = target.masked_fill(torch.from_numpy(at_BT < self._supervised_W[window_B][:, None]), -1)
-        first_B = np.where(self._opening_W[window_B], self._sequences.item_N[begin_B], -1)
-        return TrainingBatch(history=history, target_BT=target, first_B=torch.from_numpy(first_B))
+        at_BT = begin_B[:, None] + np.arange(history.item_BT.shape[1])
+        supervised_BT = (at_BT >= self._supervised_W[window_B][:, None]) & (at_BT < end_B[:, None])
+        target_BT = np.where(supervised_BT, self._target_N[np.where(supervised_BT, at_BT + 1, 0)], -1)
+        first_B = np.where(self._opening_W[window_B], self._target_N[begin_B], -1)
+        return TrainingBatch(
+            history=history, target_BT=torch.from_numpy(target_BT), first_B=torch.from_numpy(first_B)
+        )
 
     def epoch(self, batch_size: int, random: np.random.Generator) -> Iterator[TrainingBatch]:
         """All windows once, shuffled, in batches of similar lengths.

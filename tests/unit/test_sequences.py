@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from models.batch import EventBatch
+from models.batch import ACTION_NAMES, EventBatch
 from models.sequences import TrainingWindows, UserSequences
+
+CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
 
 
 def make_events(users: str, items: list[int], times: list[int]) -> EventBatch:
@@ -11,7 +13,7 @@ def make_events(users: str, items: list[int], times: list[int]) -> EventBatch:
         event_ids=[str(i) for i in range(n)],
         user_ids=list(users),
         item_N=np.array(items, dtype=np.int64),
-        action_N=np.ones(n, dtype=np.int64),
+        action_N=np.full(n, CLICK, dtype=np.int64),
         time_ms_N=np.array(times, dtype=np.int64),
         value_N=np.zeros(n),
     )
@@ -64,3 +66,12 @@ def test_an_epoch_depends_on_its_generator_only():
         for _ in range(2)
     )
     assert first == again
+
+
+def test_impressions_and_skips_are_context_and_no_targets():
+    events = make_events("a" * 5, [1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    events.action_N[[0, 2]] = SKIP
+    batch = TrainingWindows(UserSequences.from_events(events), 4).batch(np.array([0]))
+    assert batch.history.item_BT.tolist() == [[1, 2, 3, 4]]
+    assert batch.target_BT.tolist() == [[2, -1, 4, 5]]
+    assert batch.first_B.tolist() == [-1]
