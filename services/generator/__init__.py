@@ -1,0 +1,1 @@
+"""The generator: user history in, k distinct valid items out."""

@@ -1,0 +1,46 @@
+"""`GeneratorService`: validates, queues for the model's thread, answers."""
+
+from functools import partial
+from typing import Any
+
+import grpc.aio
+import structlog
+
+from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
+from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceServicer
+from services.errors import NotReady
+from services.generator.serving import GeneratorServing
+from services.model_thread import ModelThread
+from services.validation import MAX_K, Violations
+
+
+class GeneratorServicer(GeneratorServiceServicer):
+    """Thin: the work is in `GeneratorServing`."""
+
+    def __init__(self, serving: GeneratorServing, thread: ModelThread) -> None:
+        self._serving = serving
+        self._thread = thread
+
+    async def Generate(
+        self, request: GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> GenerateResponse:
+        """Candidates from the beam and from the dense head."""
+        _validate(request)
+        if not self._serving.is_ready:
+            raise NotReady("no release is loaded yet")
+        response = await self._thread.answer(context, partial(self._serving.generate, request))
+        structlog.contextvars.bind_contextvars(
+            release_id=response.release_id, num_candidates=len(response.candidates)
+        )
+        return response
+
+
+def _validate(request: GenerateRequest) -> None:
+    found = Violations()
+    found.size(request.k, "k", MAX_K)
+    found.size(request.beam, "beam", MAX_K)
+    found.history(request.history)
+    found.ids(request.exclude_item_ids, "exclude_item_ids")
+    found.sources(request.disabled_sources)
+    found.time(request.request_time_ms, "request_time_ms")
+    found.done()

@@ -1,0 +1,51 @@
+"""The one thread of a service that runs its model and changes what the model reads.
+
+One thread means that no search ever meets a half-inserted item, and that requests queue in order.
+Knows nothing of the work it runs.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc.aio
+import torch
+
+from services.clients import time_left
+from services.errors import DeadlineExpired
+from services.metrics import CANCELLED, QUEUE_WAIT_SECONDS
+
+T = TypeVar("T")
+
+
+class ModelThread:
+    """Runs one piece of work at a time; `num_threads` are torch's inside it."""
+
+    def __init__(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of `work`, in its turn. Cancelled before its turn, it never runs."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def answer(self, context: "grpc.aio.ServicerContext[Any, Any]", work: Callable[[], T]) -> T:
+        """`run` for a request: raises DeadlineExpired if its time is over when its turn comes."""
+        submitted = time.monotonic()
+        deadline = submitted + time_left(context)
+
+        def in_turn() -> T:
+            now = time.monotonic()
+            QUEUE_WAIT_SECONDS.observe(now - submitted)
+            if now >= deadline:
+                CANCELLED.labels("queue").inc()
+                raise DeadlineExpired("the request waited longer than its deadline")
+            return work()
+
+        return await self.run(in_turn)
+
+    def close(self) -> None:
+        """Drops what has not begun and waits for what has."""
+        self._executor.shutdown(cancel_futures=True)

@@ -1,0 +1,61 @@
+"""`RankerService`: validates, queues for the model's thread, answers."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import grpc.aio
+import structlog
+
+from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
+from protos.headrace.v1.ranker_pb2_grpc import RankerServiceServicer
+from services.clients import time_left
+from services.errors import NotReady
+from services.model_thread import ModelThread
+from services.ranker.serving import RankerServing
+from services.validation import Violations
+
+# How long a request that began on a release waits for it here: loading takes about that long.
+_MAX_WAIT_S = 1.0
+
+
+class RankerServicer(RankerServiceServicer):
+    """Thin: the work is in `RankerServing`. `loading` names the release that is being taken up, if any."""
+
+    def __init__(self, serving: RankerServing, thread: ModelThread, loading: Callable[[], str]) -> None:
+        self._serving = serving
+        self._thread = thread
+        self._loading = loading
+        self._swapped = asyncio.Event()
+
+    def note_swap(self) -> None:
+        """Wakes the requests that wait for a release."""
+        self._swapped.set()
+        self._swapped = asyncio.Event()
+
+    async def Rank(self, request: RankRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> RankResponse:
+        """Candidates, and those of the live sources, best first."""
+        _validate(request)
+        if not self._serving.live_release_id:
+            raise NotReady("no release is loaded yet")
+        if not self._serving.has(request.release_id) and request.release_id == self._loading():
+            # The generator took it up some moments before this service.
+            waiting = asyncio.ensure_future(self._swapped.wait())
+            await asyncio.wait([waiting], timeout=min(_MAX_WAIT_S, time_left(context) / 2))
+            waiting.cancel()
+        response = await self._thread.answer(context, partial(self._serving.rank, request))
+        structlog.contextvars.bind_contextvars(
+            release_id=response.release_id, num_candidates=len(response.items)
+        )
+        return response
+
+
+def _validate(request: RankRequest) -> None:
+    found = Violations()
+    found.history(request.history)
+    found.candidates(request.candidates)
+    found.ids(request.exclude_item_ids, "exclude_item_ids")
+    found.sources(request.disabled_sources)
+    found.time(request.request_time_ms, "request_time_ms")
+    found.done()

@@ -1,0 +1,1 @@
+"""The tokenizer: announced items in, stable semantic IDs out."""

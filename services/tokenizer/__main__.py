@@ -1,0 +1,66 @@
+"""`python -m services.tokenizer`: build, wire, run, drain."""
+
+import asyncio
+from functools import partial
+
+from models.release import ReleaseBundle
+from protos.headrace.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from protos.headrace.v1.release_pb2 import Release
+from services.follow import follow
+from services.model_thread import ModelThread
+from services.release import ReleaseWatcher
+from services.server import ServiceServer, run_service
+from services.settings import Settings
+from services.tokenizer.content import ContentEmbedder
+from services.tokenizer.health import codebook_health
+from services.tokenizer.intake import Intake, dead_letters
+from services.tokenizer.servicer import TokenizerServicer
+from services.tokenizer.serving import TokenizerServing
+from streaming.producer import AsyncProducer
+from streaming.topics import ITEMS, SEMANTIC_IDS
+
+NAME = "tokenizer"
+
+
+async def serve(settings: Settings, server: ServiceServer | None = None) -> None:
+    """Runs the service until it is told to stop; `server` lets a test stop it."""
+    server = server or ServiceServer(NAME, settings)
+    bootstrap = settings.broker.bootstrap_servers
+    thread = ModelThread(settings.torch_threads)
+    serving = TokenizerServing(ContentEmbedder())
+    producer, letters = AsyncProducer(bootstrap), dead_letters(bootstrap)
+    intake = Intake(serving, thread, producer, letters)
+
+    async def take_up(release: Release, bundle: ReleaseBundle) -> None:
+        index = await asyncio.to_thread(serving.load, bundle)
+        swap = partial(serving.swap, release.release_id, release.created_time_ms, index)
+        moved = await thread.run(swap)
+        await thread.run(partial(codebook_health, index))
+        server.set_ready(True)
+        intake.note_release()
+        await intake.publish(moved)
+
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
+        TokenizerServicer(serving, thread), server.server
+    )
+    await server.start([tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name])
+    try:
+        await server.run(
+            ReleaseWatcher(settings, take_up, service=NAME).run(),
+            follow(bootstrap, SEMANTIC_IDS, intake.put_sids, on_caught_up=intake.note_known_sids),
+            follow(bootstrap, ITEMS, intake.put_items, on_caught_up=intake.note_known_items),
+            intake.run(),
+        )
+    finally:
+        await producer.close()
+        await asyncio.to_thread(letters.close)
+        thread.close()
+
+
+def main() -> None:
+    """The entry point."""
+    run_service(NAME, serve)
+
+
+if __name__ == "__main__":
+    main()

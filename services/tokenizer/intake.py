@@ -1,0 +1,157 @@
+"""From announced items to published semantic IDs: what waits, what goes first, what is sent again.
+
+Knows the order of the work and the topics; what a semantic ID is, `serving` knows.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from protos.headrace.v1.items_pb2 import ItemSid
+from services.metrics import DLQ_RECORDS, EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
+from services.model_thread import ModelThread
+from services.tokenizer.serving import TokenizerServing
+from streaming.codec import encode
+from streaming.dead_letter import DeadLetters
+from streaming.errors import BrokerUnavailable
+from streaming.producer import AsyncProducer
+from streaming.records import Headers, Record
+from streaming.topics import ITEMS, SEMANTIC_IDS
+
+# About a third of a second of text embedding on one core: the next batch must not wait for long.
+_BATCH_ITEMS = 32
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass
+class _RawRecord:
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+
+class Intake:
+    """Items wait here until a release is live and the known semantic IDs have been read."""
+
+    def __init__(
+        self,
+        serving: TokenizerServing,
+        thread: ModelThread,
+        producer: AsyncProducer,
+        dead_letters: DeadLetters,
+    ) -> None:
+        self._serving = serving
+        self._thread = thread
+        self._producer = producer
+        self._dead_letters = dead_letters
+        self._pending: dict[str, Record] = {}
+        self._deferred: dict[str, Record] = {}
+        self._wake = asyncio.Event()
+        self._release_is_live = asyncio.Event()
+        self._sids_are_known = asyncio.Event()
+        self._items_are_live = False
+
+    async def put_items(self, records: list[Record]) -> None:
+        """Takes records of `items`; of two for one item the newer counts."""
+        EVENTS_CONSUMED.labels(ITEMS).inc(len(records))
+        for record in records:
+            self._pending[record.message.item_id] = record
+            self._deferred.pop(record.message.item_id, None)
+        self._wake.set()
+
+    async def put_sids(self, records: list[Record]) -> None:
+        """Takes records of `semantic-ids`."""
+        EVENTS_CONSUMED.labels(SEMANTIC_IDS).inc(len(records))
+        await self._thread.run(partial(self._serving.put_sids, records))
+
+    def note_release(self) -> None:
+        """A release is live."""
+        self._release_is_live.set()
+
+    def note_known_sids(self) -> None:
+        """Everything that was in `semantic-ids` at the start has been taken."""
+        self._sids_are_known.set()
+
+    def note_known_items(self) -> None:
+        """Everything that was in `items` at the start has been taken; from now on delays are counted."""
+        self._items_are_live = True
+
+    async def run(self) -> None:
+        """Tokenizes and publishes until cancelled."""
+        await self._release_is_live.wait()
+        await self._sids_are_known.wait()
+        while True:
+            self._wake.clear()
+            if self._pending:
+                await self._tokenize(self._pending, recheck=False)
+            elif self._deferred:
+                await self._tokenize(self._deferred, recheck=True)
+            else:
+                await self._wake.wait()
+
+    async def publish(self, sids: Sequence[ItemSid]) -> None:
+        """Returns when the broker has them; tries until it does, since codes that are given stay given."""
+        while sids:
+            try:
+                await self._producer.send_many(SEMANTIC_IDS, [(sid.item_id, sid) for sid in sids])
+                return
+            except BrokerUnavailable as error:
+                log.warning("semantic ids wait for the broker", num_items=len(sids), error=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def _tokenize(self, waiting: dict[str, Record], *, recheck: bool) -> None:
+        records = [waiting.pop(item_id) for item_id in list(waiting)[:_BATCH_ITEMS]]
+        started = time.perf_counter()
+        done = await self._thread.run(partial(self._serving.tokenize, records, recheck=recheck))
+        for record in done.deferred:
+            if record.message.item_id not in self._pending:
+                self._deferred[record.message.item_id] = record
+        await self.publish(done.sids)
+        if self._items_are_live and not recheck:
+            announced_ms = {record.message.item_id: record.timestamp_ms for record in records}
+            for sid in done.sids:
+                delay_ms = time.time() * 1e3 - announced_ms[sid.item_id]
+                ITEM_TO_SID_SECONDS.observe(max(0.0, delay_ms) / 1e3)
+        if done.rejected:
+            await asyncio.to_thread(self._reject, done.rejected)
+        if done.sids or done.rejected:
+            log.info(
+                "items tokenized",
+                num_published=len(done.sids),
+                num_rejected=len(done.rejected),
+                num_waiting=len(self._pending),
+                latency_ms=round((time.perf_counter() - started) * 1e3, 1),
+            )
+
+    def _reject(self, rejected: Sequence[tuple[Record, str, str]]) -> None:
+        for record, reason, text in rejected:
+            raw = _RawRecord(
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                key=record.key.encode(),
+                value=encode(record.message),
+                headers=(),
+                timestamp=record.timestamp_ms,
+            )
+            self._dead_letters.reject(raw, reason=reason, exception=text)
+        self._dead_letters.flush()
+
+
+def dead_letters(bootstrap: str) -> DeadLetters:
+    """The tokenizer's way out for items that it cannot use."""
+
+    def count(topic: str, stage: str, reason: str) -> None:
+        DLQ_RECORDS.labels(topic, stage, reason).inc()
+
+    return DeadLetters(bootstrap, stage="tokenizer", on_dead_letter=count)

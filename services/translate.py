@@ -1,0 +1,124 @@
+"""Messages <-> the arrays and rows of `models`, and nothing else: no validation, no I/O."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import Candidates, EventBatch, HistoryBatch, Int64Array
+from models.candidates import Source, sources_of
+from models.catalogue import CatalogueIndex
+from protos.headrace.v1.events_pb2 import Event, HistoryEvent
+from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
+from protos.headrace.v1.recommend_pb2 import CandidateSource
+from protos.headrace.v1.release_pb2 import PartitionOffset
+from streaming.records import position_of, split_position
+
+
+def history_batch(
+    history: Sequence[HistoryEvent], catalogue: CatalogueIndex, max_history: int
+) -> HistoryBatch:
+    """One user's history, oldest first, without the items that the catalogue does not know."""
+    rows = catalogue.rows([event.item_id for event in history])
+    known = [(int(row), event) for row, event in zip(rows, history, strict=True) if row >= 0]
+    return HistoryBatch.from_lists(
+        [[row for row, _ in known]],
+        [[event.action for _, event in known]],
+        [[event.event_time_ms for _, event in known]],
+        max_history=max_history,
+    )
+
+
+def event_batch(events: Sequence[Event], row_N: Int64Array) -> EventBatch:
+    """Events with the catalogue row of each one's item."""
+    return EventBatch(
+        event_ids=[event.event_id for event in events],
+        user_ids=[event.user_id for event in events],
+        item_N=row_N,
+        action_N=np.array([event.action for event in events], dtype=np.int64),
+        time_ms_N=np.array([event.event_time_ms for event in events], dtype=np.int64),
+        value_N=np.array([event.value for event in events], dtype=np.float64),
+    )
+
+
+def known_rows(catalogue: CatalogueIndex, item_ids: Sequence[str]) -> Int64Array:
+    """The rows of those items that the catalogue knows."""
+    rows = catalogue.rows(item_ids)
+    return rows[rows >= 0]
+
+
+def to_sources(numbers: Iterable[int]) -> frozenset[Source]:
+    """The candidate sources with these numbers; numbers that name none are left out."""
+    return frozenset(Source(number) for number in numbers if number in Source._value2member_map_)
+
+
+def from_mask(mask: int) -> list[CandidateSource.ValueType]:
+    """The wire numbers of the sources of one bit mask."""
+    return [CandidateSource.ValueType(int(source)) for source in sources_of(mask)]
+
+
+def candidate_messages(candidates: Candidates, item_ids: Sequence[str]) -> list[Candidate]:
+    """The candidates as the generator answers them, in order; a score that was not computed is 0."""
+    beam_M, dense_M = np.nan_to_num(candidates.beam_M), np.nan_to_num(candidates.dense_M)
+    return [
+        Candidate(
+            item_id=item_ids[row],
+            sources=from_mask(mask),
+            beam_score=float(beam),
+            dense_score=float(dense),
+        )
+        for row, mask, beam, dense in zip(
+            candidates.row_M.tolist(), candidates.source_M.tolist(), beam_M, dense_M, strict=True
+        )
+    ]
+
+
+def candidates_of(messages: Sequence[Candidate], catalogue: CatalogueIndex) -> Candidates:
+    """The candidates as the ranker takes them: known, available, each once; dense scores left open."""
+    first: dict[int, Candidate] = {}
+    for row, message in zip(catalogue.rows([m.item_id for m in messages]).tolist(), messages, strict=True):
+        if row >= 0 and catalogue.available_N[row]:
+            first.setdefault(row, message)
+    masks = [sum(source.bit for source in to_sources(m.sources)) for m in first.values()]
+    beams = [
+        m.beam_score if CandidateSource.CANDIDATE_SOURCE_BEAM in m.sources else np.nan for m in first.values()
+    ]
+    return Candidates(
+        row_M=np.fromiter(first, dtype=np.int64, count=len(first)),
+        source_M=np.array(masks, dtype=np.int64),
+        beam_M=np.array(beams, dtype=np.float32),
+        dense_M=np.full(len(first), np.nan, dtype=np.float32),
+    )
+
+
+def item_sid(
+    item: Item, codes: Sequence[int], content_E: Tensor, codebook_version: str, *, announced_time_ms: int
+) -> ItemSid:
+    """The record of topic `semantic-ids` for an item."""
+    return ItemSid(
+        item_id=item.item_id,
+        sid=SemanticId(codebook_version=codebook_version, codes=codes),
+        content=content_E.tolist(),
+        unavailable=item.unavailable,
+        announced_time_ms=announced_time_ms,
+    )
+
+
+def content_of(sid: ItemSid) -> Tensor:
+    """The content embedding of a `semantic-ids` record, float32 [E]."""
+    return torch.tensor(sid.content, dtype=torch.float32)
+
+
+def offset_messages(offsets: Mapping[str, int]) -> list[PartitionOffset]:
+    """{"topic/partition": next offset} as messages, sorted."""
+    return [
+        PartitionOffset(topic=topic, partition=partition, offset=offset)
+        for (topic, partition), offset in sorted((split_position(p), offset) for p, offset in offsets.items())
+    ]
+
+
+def offsets_of(messages: Iterable[PartitionOffset]) -> dict[str, int]:
+    """The other way round."""
+    return {position_of(m.topic, m.partition): m.offset for m in messages}

@@ -1,0 +1,43 @@
+"""Messages become the right arrays and back."""
+
+import numpy as np
+
+from models.batch import Candidates
+from models.candidates import Source
+from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
+from services import translate
+from tests.factories import make_catalogue, make_history
+
+
+def test_history_keeps_only_known_items_and_the_newest() -> None:
+    index = make_catalogue()
+    history = make_history(1, 999, 2, 3)
+    batch = translate.history_batch(history, index, max_history=2)
+    assert batch.item_BT.tolist() == [[2, 3]]
+    assert batch.time_ms_BT.tolist() == [[history[2].event_time_ms, history[3].event_time_ms]]
+    assert translate.history_batch([], index, max_history=2).length_B.tolist() == [0]
+
+
+def test_candidates_round_trip() -> None:
+    index = make_catalogue()
+    sent = Candidates(
+        row_M=np.array([4, 7]),
+        source_M=np.array([Source.BEAM.bit | Source.DENSE.bit, Source.DENSE.bit]),
+        beam_M=np.array([-2.5, np.nan], dtype=np.float32),
+        dense_M=np.array([1.5, 0.5], dtype=np.float32),
+    )
+    messages = translate.candidate_messages(sent, index.item_ids)
+    assert list(messages[0].sources) == [CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE]
+    index.set_available(7, False)
+    messages += [Candidate(item_id="item-4"), Candidate(item_id="nobody")]
+    got = translate.candidates_of(messages, index)
+    assert got.row_M.tolist() == [4]
+    assert got.source_M.tolist() == [Source.BEAM.bit | Source.DENSE.bit]
+    assert got.beam_M.tolist() == [-2.5]
+    assert np.isnan(got.dense_M).all()
+
+
+def test_offsets_round_trip() -> None:
+    offsets = {"interactions/3": 17, "semantic-ids/0": 2}
+    assert translate.offsets_of(translate.offset_messages(offsets)) == offsets
