@@ -1,0 +1,176 @@
+"""A release on disk: codebook, catalogue, both networks and the live statistics as one atomic unit.
+
+It knows what belongs together and checks that it does; `models/checkpoint.py` does the files. Where
+releases are announced, and which one is live, is not known here.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from models.catalogue import CatalogueIndex
+from models.checkpoint import Checkpoint, JsonValue, Manifest, json_sha256, load, save
+from models.config import ModelConfig, StatisticsConfig
+from models.errors import IncompatibleCheckpoint
+from models.ranker import Ranker
+from models.recommender import GenerativeRecommender
+from models.semantic_ids import Codebook
+from models.statistics import LiveStatistics
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseMeta:
+    """What a release says of itself.
+
+    `parent_release_id` is empty for one learned from nothing. `offsets` are the next ones to read,
+    keyed "topic/partition". `metrics` are finite. `config_hash` is `config_hash()` of its configs.
+    """
+
+    release_id: str
+    parent_release_id: str
+    codebook_version: str
+    created_time_ms: int
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    config_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseBundle:
+    """Everything that is served together. Networks that were loaded are in evaluation mode."""
+
+    recommender: GenerativeRecommender
+    ranker: Ranker
+    catalogue: CatalogueIndex
+    statistics: LiveStatistics
+    meta: ReleaseMeta
+
+
+def config_hash(model: ModelConfig, statistics: StatisticsConfig) -> str:
+    """Equal for releases of equal architecture and statistics: the sha256 of both in canonical JSON."""
+    return json_sha256({"model": asdict(model), "statistics": asdict(statistics)})
+
+
+def save_release(root: Path, bundle: ReleaseBundle) -> Manifest:
+    """Writes `root / release_id`, whole or not at all.
+
+    Raises ValueError for an id that is no plain name or a meta that does not fit the parts,
+    FileExistsError if there is such a release, IncompatibleCheckpoint for a NaN or infinity.
+    """
+    meta, model, statistics = bundle.meta, bundle.recommender.config, bundle.statistics.config
+    if not _SAFE_ID.fullmatch(meta.release_id):
+        raise ValueError(f"{meta.release_id!r} cannot name a release")
+    if meta.codebook_version != bundle.catalogue.codebook.version:
+        raise ValueError(f"codebook {bundle.catalogue.codebook.version}, not {meta.codebook_version}")
+    if meta.config_hash != config_hash(model, statistics):
+        raise ValueError("config_hash is not that of the bundle's configs")
+    statistics_tensors, statistics_table = bundle.statistics.state()
+    document: dict[str, JsonValue] = {
+        "release": asdict(meta),
+        "model": asdict(model),
+        "statistics": asdict(statistics),
+        "ranker_num_features": bundle.ranker.num_features,
+    }
+    return save(
+        root / meta.release_id,
+        tensors={
+            "codebook": {"centroids": bundle.catalogue.codebook.centroids_LVE},
+            "recommender": bundle.recommender.state_dict(),
+            "ranker": bundle.ranker.state_dict(),
+            "statistics": statistics_tensors,
+        },
+        tables={"catalogue": bundle.catalogue.to_table(), "statistics_items": statistics_table},
+        meta=document,
+    )
+
+
+def load_release(directory: Path) -> ReleaseBundle:
+    """Reads a release; raises IncompatibleCheckpoint unless every file verifies and all parts fit."""
+    checkpoint = load(directory)
+    meta, model, statistics_config, num_features = _parse_meta(checkpoint.meta)
+    codebook = _codebook(checkpoint, meta, model)
+    # the random weights that loading replaces must not move the process's random numbers
+    with torch.random.fork_rng(devices=[]):
+        recommender = _network(checkpoint, "recommender", lambda: GenerativeRecommender(model))
+        ranker = _network(checkpoint, "ranker", lambda: Ranker(model, num_features))
+    return ReleaseBundle(
+        recommender=recommender,
+        ranker=ranker,
+        catalogue=CatalogueIndex.from_table(_table(checkpoint, "catalogue"), codebook),
+        statistics=_statistics(checkpoint, statistics_config),
+        meta=meta,
+    )
+
+
+def _parse_meta(document: Mapping[str, Any]) -> tuple[ReleaseMeta, ModelConfig, StatisticsConfig, int]:
+    try:
+        meta = ReleaseMeta(**document["release"])
+        model = ModelConfig(**document["model"])
+        # JSON has no tuples
+        settings: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in document["statistics"].items()
+        }
+        statistics = StatisticsConfig(**settings)
+        num_features = int(document["ranker_num_features"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IncompatibleCheckpoint("format", f"the manifest's meta: {error!r}") from error
+    if meta.config_hash != config_hash(model, statistics):
+        raise IncompatibleCheckpoint("format", "config_hash is not that of the configs")
+    return meta, model, statistics, num_features
+
+
+def _group(checkpoint: Checkpoint, name: str) -> Mapping[str, Tensor]:
+    if name not in checkpoint.tensors:
+        raise IncompatibleCheckpoint("missing_file", f"the release has no tensors {name!r}")
+    return checkpoint.tensors[name]
+
+
+def _table(checkpoint: Checkpoint, name: str) -> pa.Table:
+    if name not in checkpoint.tables:
+        raise IncompatibleCheckpoint("missing_file", f"the release has no table {name!r}")
+    return checkpoint.tables[name]
+
+
+def _codebook(checkpoint: Checkpoint, meta: ReleaseMeta, model: ModelConfig) -> Codebook:
+    try:
+        codebook = Codebook(_group(checkpoint, "codebook")["centroids"])
+    except (KeyError, ValueError) as error:
+        raise IncompatibleCheckpoint("shape", f"codebook: {error}") from error
+    shape = tuple(codebook.centroids_LVE.shape)
+    if shape != (model.num_levels, model.codebook_size, model.content_dim):
+        raise IncompatibleCheckpoint("shape", f"codebook of shape {shape} for a model of {model}")
+    if codebook.version != meta.codebook_version:
+        raise IncompatibleCheckpoint("codebook", f"codebook {codebook.version}, not {meta.codebook_version}")
+    return codebook
+
+
+def _network(checkpoint: Checkpoint, name: str, make: Callable[[], _Network]) -> _Network:
+    """The network with the saved weights; built without memory first, so that no config can ask for much."""
+    tensors = _group(checkpoint, name)
+    with torch.device("meta"):
+        expected = {key: (value.shape, value.dtype) for key, value in make().state_dict().items()}
+    found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
+    if found != expected:
+        wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        raise IncompatibleCheckpoint("shape", f"{name}: {', '.join(wrong[:5])} do not fit the config")
+    network = make()
+    network.load_state_dict(dict(tensors))
+    return network.eval()
+
+
+def _statistics(checkpoint: Checkpoint, config: StatisticsConfig) -> LiveStatistics:
+    tensors, table = dict(_group(checkpoint, "statistics")), _table(checkpoint, "statistics_items")
+    try:
+        return LiveStatistics.from_state(config, tensors, table)
+    except (KeyError, ValueError) as error:
+        raise IncompatibleCheckpoint("shape", f"statistics: {error}") from error
