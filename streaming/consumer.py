@@ -161,6 +161,7 @@ class PartitionConsumer:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 isolation_level="read_committed",
+                allow_auto_create_topics=False,
                 fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
                 bootstrap_timeout_ms=_CONNECT_TIMEOUT_MS,
                 reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,

@@ -153,7 +153,9 @@ def redrive(
 
 def _read_all(bootstrap: str, name: str) -> Iterator[DeadLetter]:
     try:
-        consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+        consumer = KafkaConsumer(
+            bootstrap_servers=bootstrap, enable_auto_commit=False, allow_auto_create_topics=False
+        )
         try:
             partitions = [TopicPartition(name, n) for n in consumer.partitions_for_topic(name) or ()]
             consumer.assign(partitions)

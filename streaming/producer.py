@@ -140,6 +140,7 @@ class Producer:
                 delivery_timeout_ms=timeout_ms,
                 request_timeout_ms=timeout_ms // 2,
                 max_block_ms=timeout_ms,
+                allow_auto_create_topics=False,
                 bootstrap_timeout_ms=timeout_ms,
                 reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,
             )

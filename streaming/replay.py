@@ -52,21 +52,19 @@ def replay(
     announced = set(known_items)
     flush_events = _FLUSH_EVENTS if events_per_s is None else max(1, round(events_per_s / 10))
     began_s = time.monotonic()
-    for sent, n in enumerate(range(first, last)):
-        if sent and sent % flush_events == 0:
-            sink.flush()
-            if on_progress is not None:
-                on_progress(sent)
-            if events_per_s is not None:
-                time.sleep(max(0.0, began_s + sent / events_per_s - time.monotonic()))
-        event = dataset.event(n)
-        if event.item_id not in announced:
-            announced.add(event.item_id)
-            sink.send(ITEMS, event.item_id, _announcement(items[event.item_id], event.event_time_ms))
-        sink.send(INTERACTIONS, event.user_id, event)
-    sink.flush()
-    if on_progress is not None:
-        on_progress(last - first)
+    for chunk in range(first, last, flush_events):
+        chunk_end = min(chunk + flush_events, last)
+        for n in range(chunk, chunk_end):
+            event = dataset.event(n)
+            if event.item_id not in announced:
+                announced.add(event.item_id)
+                sink.send(ITEMS, event.item_id, _announcement(items[event.item_id], event.event_time_ms))
+            sink.send(INTERACTIONS, event.user_id, event)
+        sink.flush()
+        if on_progress is not None:
+            on_progress(chunk_end - first)
+        if events_per_s is not None:
+            time.sleep(max(0.0, began_s + (chunk_end - first) / events_per_s - time.monotonic()))
     return last - first
 
 

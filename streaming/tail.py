@@ -127,16 +127,18 @@ class _Follower:
         self._consumer = consumer
 
     async def _find_partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
-        found = []
-        for topic in sorted(self._topics):
-            numbers = consumer.partitions_for_topic(topic)
-            if numbers is None:
-                await consumer.topics()
-                numbers = consumer.partitions_for_topic(topic)
-            if not numbers:
-                raise KafkaError(f"no topic {topic} yet")
-            found += [TopicPartition(topic, number) for number in sorted(numbers)]
-        return found
+        missing = set(self._topics) - await consumer.topics()
+        if missing:
+            raise KafkaError(f"no topic {', '.join(sorted(missing))} yet")
+        # aiokafka learns how many partitions a topic has when one of them is assigned and asked about
+        probes = [TopicPartition(topic, 0) for topic in sorted(self._topics)]
+        consumer.assign(probes)
+        await consumer.end_offsets(probes)
+        return [
+            TopicPartition(probe.topic, number)
+            for probe in probes
+            for number in sorted(consumer.partitions_for_topic(probe.topic) or ())
+        ]
 
     async def _clamp(self, consumer: AIOKafkaConsumer) -> None:
         """Moves positions that the broker no longer has (or lost) to the nearest that it has."""
