@@ -41,3 +41,19 @@ def split_position(position: str) -> tuple[str, int]:
     """The topic and partition of a name made by `position_of`."""
     topic, _, partition = position.rpartition("/")
     return topic, int(partition)
+
+
+def text_key(key: bytes | None) -> str:
+    """The text of a record's key; empty for none and for one that is not UTF-8."""
+    try:
+        return (key or b"").decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def record_now_ms(timestamp_ms: int, clock_ms: int) -> int:
+    """The time against which an event's own time is judged: when it was sent, but not after now.
+
+    The sending time makes the judgement the same whenever the record is read again.
+    """
+    return min(timestamp_ms, clock_ms) if timestamp_ms > 0 else clock_ms

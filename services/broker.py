@@ -1,0 +1,127 @@
+"""The embedded broker: noida-db's Kafka service as a child process on loopback.
+
+For trying Headrace and for tests; it is one node, keeps its state in one JSON file and confirms records
+seconds before they are on disk. Everything else speaks Kafka's protocol and does not know it.
+"""
+
+import importlib.util
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from services.errors import BackendUnavailable, InvalidSettings
+from streaming.errors import BrokerUnavailable
+from streaming.topics import existing_topics
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_POLL_S = 0.1
+
+
+class EmbeddedBroker:
+    """`with EmbeddedBroker(folder, "127.0.0.1:7492") as broker: ...` or `start` and `stop`.
+
+    Its data and its log (`broker.log`) are in `folder`, which only one broker at a time can use.
+    """
+
+    def __init__(self, folder: Path, bootstrap_servers: str) -> None:
+        self.bootstrap = bootstrap_servers
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Starts the broker and returns when it answers.
+
+        Raises InvalidSettings if the address is not one on loopback, BackendUnavailable if it is taken,
+        the package is not installed, or the broker does not come up.
+        """
+        host, port = _loopback_address(self.bootstrap)
+        _check_free(host, port)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log_path = self._folder / "broker.log"
+        # the binary warns of a GLIBC symbol that it does without: that goes to the log
+        command = [str(_binary()), "start", "--only", "kafka", "--data-dir", str(self._folder)]
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--host", host, "--kafka-port", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches the whole foreground group; whoever started the broker stops it last
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self._process.poll() is not None:
+                code, self._process = self._process.returncode, None
+                raise BackendUnavailable(f"the embedded broker ended ({code}): {_last_line(log_path)}")
+            try:
+                existing_topics(self.bootstrap, timeout_s=2.0)
+                return
+            except BrokerUnavailable as error:
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise BackendUnavailable(f"the embedded broker does not answer: {error}") from error
+                time.sleep(_POLL_S)
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Lets the broker write its state and end; kills it if it takes longer than `timeout_s`."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _loopback_address(bootstrap: str) -> tuple[str, int]:
+    host, _, port = bootstrap.rpartition(":")
+    if host not in _LOOPBACK or not port.isdigit():
+        raise InvalidSettings(
+            f"the embedded broker listens on loopback only, not on {bootstrap!r}; "
+            "set HEADRACE_BROKER__BOOTSTRAP_SERVERS to 127.0.0.1:PORT, or run a broker of your own"
+        )
+    return host, int(port)
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        if probe.connect_ex((host, port)) == 0:
+            raise BackendUnavailable(f"{host}:{port} is taken by another program")
+
+
+def _binary() -> Path:
+    spec = importlib.util.find_spec("noida_db")
+    if spec is None or spec.origin is None:
+        raise BackendUnavailable(
+            "the embedded broker is not installed: pip install 'headrace[embedded]', or run Apache Kafka "
+            "and name it in HEADRACE_BROKER__BOOTSTRAP_SERVERS"
+        )
+    binary = Path(spec.origin).parent / "noida-db"
+    binary.chmod(0o755)
+    return binary
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if "weak version" not in line]
+    return lines[-1] if lines else "no message"

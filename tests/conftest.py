@@ -1,0 +1,93 @@
+"""Fixtures that every kind of test shares: free ports, and the two brokers that Headrace runs on."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+# no clean-up container: the image may be all there is, and the fixture removes what it started
+os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
+
+DEFAULT_KAFKA_IMAGE = "apache/kafka:4.2.1"
+
+# the public image takes its defaults only when no setting at all is given
+KAFKA_SINGLE_NODE = {
+    "KAFKA_NODE_ID": "1",
+    "KAFKA_PROCESS_ROLES": "broker,controller",
+    "KAFKA_LISTENERS": "PLAINTEXT://0.0.0.0:9092,CONTROLLER://0.0.0.0:9093",
+    "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+    "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+    "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+    "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+    "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
+    "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_REPLICATION_FACTOR": "1",
+    "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_MIN_ISR": "1",
+    "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+}
+
+
+def find_free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Call it for a free port on loopback, as often as needed."""
+    return find_free_port
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The bootstrap address of an embedded broker of this test run."""
+    from services.broker import EmbeddedBroker
+
+    folder = tmp_path_factory.mktemp("broker")
+    with EmbeddedBroker(folder, f"127.0.0.1:{find_free_port()}") as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def kafka_container() -> Iterator[str]:
+    """The bootstrap address of Apache Kafka in a container; fails the test if it cannot be started.
+
+    The image is `HEADRACE_TEST_KAFKA_IMAGE`, by default the public one.
+    """
+    import docker.errors
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    image = os.environ.get("HEADRACE_TEST_KAFKA_IMAGE", DEFAULT_KAFKA_IMAGE)
+    port = find_free_port()
+    try:
+        container = DockerContainer(image)
+        container.with_envs(**KAFKA_SINGLE_NODE, KAFKA_ADVERTISED_LISTENERS=f"PLAINTEXT://127.0.0.1:{port}")
+        container.ports = {"9092/tcp": ("127.0.0.1", port)}
+        container.waiting_for(LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(120))
+    except docker.errors.DockerException as error:
+        pytest.fail(f"container tests need a running Docker engine: {error}", pytrace=False)
+    try:
+        try:
+            container.start()
+        except (docker.errors.DockerException, TimeoutError, RuntimeError) as error:
+            pytest.fail(f"{image} could not be started: {error}", pytrace=False)
+        yield f"127.0.0.1:{port}"
+    finally:
+        # also when the start failed half-way
+        if container._container is not None:
+            container.stop(force=True, delete_volume=True)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("embedded_broker", marks=pytest.mark.integration, id="embedded"),
+        pytest.param("kafka_container", marks=pytest.mark.container, id="apache-kafka"),
+    ]
+)
+def broker(request: pytest.FixtureRequest) -> str:
+    """The bootstrap address of each broker in turn: the contract suite runs on both."""
+    return str(request.getfixturevalue(request.param))
