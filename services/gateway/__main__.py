@@ -34,14 +34,16 @@ from streaming.topics import INTERACTIONS
 _CONFIRMATION_SHARE = 0.8
 _RECONNECT_S = 0.5
 
+NAME = "gateway"
+
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings) -> None:
-    """Runs the gateway until it is told to stop."""
+def make_server(settings: Settings) -> ServiceServer:
+    """The gateway's server with the deadline of each method."""
     gateway = settings.gateway
-    server = ServiceServer(
-        "gateway",
+    return ServiceServer(
+        NAME,
         settings,
         deadlines_s={
             "Recommend": gateway.default_deadline_s,
@@ -51,10 +53,15 @@ async def serve(settings: Settings) -> None:
             "TrackStream": math.inf,
         },
     )
+
+
+async def serve(settings: Settings, server: ServiceServer | None = None) -> None:
+    """Runs the gateway until it is told to stop; `server`, made by `make_server`, lets a test stop it."""
+    server = server or make_server(settings)
     producer = AsyncProducer(
-        settings.broker.bootstrap_servers, timeout_s=gateway.track_deadline_s * _CONFIRMATION_SHARE
+        settings.broker.bootstrap_servers, timeout_s=settings.gateway.track_deadline_s * _CONFIRMATION_SHARE
     )
-    backends = ("generator", "ranker", "tokenizer", "learner", "gateway")
+    backends = ("generator", "ranker", "tokenizer", "learner", NAME)
     channels = {name: channel(settings.endpoints.address(name)) for name in backends}
     try:
         with HistoryStore.open(settings.store.history_path, read_only=True) as history:
@@ -88,7 +95,7 @@ async def _run(
     recommend_pb2_grpc.add_RecommenderServiceServicer_to_server(servicer, server.server)
     ready = asyncio.Event()
     console = Console(
-        recommender=recommend_pb2_grpc.RecommenderServiceStub(channels["gateway"]),
+        recommender=recommend_pb2_grpc.RecommenderServiceStub(channels[NAME]),
         learner=learner_pb2_grpc.LearnerServiceStub(channels["learner"]),
         views=views,
         latencies=engine.latencies,
@@ -108,6 +115,7 @@ async def _run(
         console.run(settings.endpoints.host, settings.endpoints.console),
         become_ready(),
     )
+    await log.flush()
 
 
 async def _connect(producer: AsyncProducer) -> None:
@@ -123,7 +131,7 @@ async def _connect(producer: AsyncProducer) -> None:
 
 def main() -> None:
     """`python -m services.gateway`."""
-    run_service("gateway", serve)
+    run_service(NAME, serve)
 
 
 if __name__ == "__main__":

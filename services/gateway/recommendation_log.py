@@ -38,14 +38,22 @@ class RecommendationLogWriter:
     async def run(self) -> None:
         """Writes what is queued, in order; a batch that the broker refuses is dropped and counted."""
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < _MAX_BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                await self._producer.send_many(
-                    RECOMMENDATIONS, [(record.request_id, record) for record in batch]
-                )
-            except BrokerUnavailable as error:
-                RECOMMENDATION_LOGS_DROPPED.inc(len(batch))
-                _log.warning("recommendation_log_dropped", num_records=len(batch), reason=str(error))
+            if not await self._write([await self._queue.get()]):
                 await asyncio.sleep(_BACK_OFF_S)
+
+    async def flush(self) -> None:
+        """Writes what is left when no more answers come and `run` has ended."""
+        while not self._queue.empty():
+            await self._write([])
+
+    async def _write(self, batch: list[RecommendationLog]) -> bool:
+        """Writes `batch` and what is queued behind it; says whether the broker took it."""
+        while len(batch) < _MAX_BATCH and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        try:
+            await self._producer.send_many(RECOMMENDATIONS, [(record.request_id, record) for record in batch])
+        except BrokerUnavailable as error:
+            RECOMMENDATION_LOGS_DROPPED.inc(len(batch))
+            _log.warning("recommendation logs dropped", num_records=len(batch), reason=str(error))
+            return False
+        return True

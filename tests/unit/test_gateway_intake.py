@@ -150,3 +150,7 @@ async def test_the_log_never_blocks_and_counts_what_it_drops() -> None:
     assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    producer.is_down = False
+    writer.put(RecommendationLog(request_id="r6"))
+    await writer.flush()
+    assert producer.kept[-1][1] == "r6"

@@ -1,0 +1,1 @@
+"""The projector: interactions in, per-user histories out."""
