@@ -39,6 +39,7 @@ def train_recommender(
     *,
     validation: EventBatch,
     progress: Progress | None = None,
+    time_share: Callable[[], float] | None = None,
 ) -> GenerativeRecommender:
     """Trains on `events` (in stream order) and returns the weights that ranked `validation` best.
 
@@ -46,12 +47,15 @@ def train_recommender(
     with the user's training events as history; without validation events the last weights are kept. The
     same seed, events and thread count give the same weights. The global random state is left as it was.
 
+    `time_share()` says how much of the time for training is used up, 0 to 1, where there is a limit: the
+    learning rate then falls with the time as well, and at 1 training ends (and the weights depend on the clock).
+
     Raises NonFiniteLoss when the loss stops being a number.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config_train.seed)
         recommender = GenerativeRecommender(config_model)
-        run = _Run(recommender, catalogue, events, validation, config_train, progress)
+        run = _Run(recommender, catalogue, events, validation, config_train, progress, time_share)
         if config_train.align_epochs:
             run.align()
         run.train()
@@ -69,11 +73,13 @@ class _Run:
         validation: EventBatch,
         config: TrainConfig,
         progress: Progress | None,
+        time_share: Callable[[], float] | None,
     ) -> None:
         self.recommender = recommender
         self.catalogue = catalogue
         self.config = config
         self.progress = progress
+        self.time_share = time_share or (lambda: 0.0)
         self.dtype = compute_dtype(CPU)
         self.random = np.random.default_rng(config.seed)
         sequences = UserSequences.from_events(events)
@@ -102,6 +108,8 @@ class _Run:
         for epoch in range(self.config.max_epochs):
             self._epoch("train", epoch, self.config.max_epochs, optimiser)
             if not len(self.cases):
+                if self.time_share() >= 1.0:
+                    break
                 continue
             self.metrics |= self.validate()
             if self.metrics["ndcg@10"] > best:
@@ -110,7 +118,7 @@ class _Run:
             else:
                 stale += 1
             self._report("train", (epoch + 1) * self._num_steps, self.config.max_epochs * self._num_steps)
-            if stale >= self.config.patience_epochs:
+            if stale >= self.config.patience_epochs or self.time_share() >= 1.0:
                 break
         if best_state is not None:
             self.recommender.load_state_dict(best_state)
@@ -144,9 +152,12 @@ class _Run:
         self.recommender.train()
         total = num_epochs * self._num_steps
         for step, batch in enumerate(self.windows.epoch(self.config.batch_size, self.random)):
-            done = epoch * self._num_steps + step
+            done, share = epoch * self._num_steps + step, self.time_share()
+            if share >= 1.0:
+                break
+            factor = min(learning_rate_factor(done, total), annealed(share))
             for group in optimiser.param_groups:
-                group["lr"] = self.config.learning_rate * learning_rate_factor(done, total)
+                group["lr"] = self.config.learning_rate * factor
             loss = self._step(batch, optimiser)
             self.metrics |= {"dense_loss": loss.dense.item(), "code_loss": loss.code.item()}
             self._report(stage, done + 1, total)
@@ -174,5 +185,9 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
     warmup = min(WARMUP_STEPS, max(1, num_steps // 10))
     if step < warmup:
         return (step + 1) / warmup
-    position = (step - warmup) / max(1, num_steps - warmup)
+    return annealed((step - warmup) / max(1, num_steps - warmup))
+
+
+def annealed(position: float) -> float:
+    """A half cosine from 1 at position 0 to `FINAL_LEARNING_RATE` at 1."""
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * position))
