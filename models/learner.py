@@ -1,0 +1,316 @@
+"""The online learner: predict each event, then learn it.
+
+Owns the order of one micro-batch (deduplicate, predict, remember, learn) and everything that has to be
+remembered between two of them; `models.learner_state` writes that down. Reads no stream and no clock:
+events are a batch of columns, times are the events'.
+
+Given the same events, seed and batch cuts, the weights are bit-identical, also across a save and load
+(with the same number of torch threads).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.batch import EventBatch
+from models.catalogue import CatalogueIndex
+from models.checkpoint import JsonValue, Manifest
+from models.config import LearnerConfig, SearchConfig
+from models.device import autocast, compute_dtype
+from models.errors import IncompatibleCheckpoint
+from models.gate import GateDecision, gate
+from models.learner_state import LearnerParts, load_parts, save_parts
+from models.memory import Memory
+from models.prequential import Question, choose
+from models.quality import PrequentialQuality
+from models.ranker import Ranker
+from models.recommend import Answer, Pipeline, recommend_many
+from models.recommender import GenerativeRecommender
+from models.rehearsal import Rehearsal
+from models.release import ReleaseBundle, ReleaseMeta, config_hash
+from models.statistics import PASSIVE_ACTIONS, LiveStatistics, hash_id
+from models.stories import Story, tell
+from models.trainer import OnlineTrainer, StepReport, frozen_copy
+from models.user_histories import Past, pad_pasts
+from models.windows import cut_windows, training_batch
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnReport:
+    """What one call did. `learned_N` bool: which events of the batch were new; the others were duplicates.
+
+    `step` is None where there was nothing to learn.
+    """
+
+    learned_N: npt.NDArray[np.bool_]
+    num_scored: int = 0
+    step: StepReport | None = None
+
+    @property
+    def num_learned(self) -> int:
+        """Events that changed histories, statistics and weights."""
+        return int(np.count_nonzero(self.learned_N))
+
+    @property
+    def num_duplicates(self) -> int:
+        """Events whose id was in the window already."""
+        return len(self.learned_N) - self.num_learned
+
+
+class OnlineLearner:
+    """Learns from events in stream order, and answers like the services would."""
+
+    def __init__(
+        self,
+        recommender: GenerativeRecommender,
+        ranker: Ranker,
+        catalogue: CatalogueIndex,
+        statistics: LiveStatistics,
+        config: LearnerConfig,
+        search: SearchConfig,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Goes on from these (owned from now on); the present weights count as the live release's.
+
+        `dtype` of matrix products; by default what this machine is fastest in.
+        """
+        self.config = config
+        self.search = search
+        self.catalogue = catalogue
+        self.statistics = statistics
+        self.dtype = compute_dtype(_CPU) if dtype is None else dtype
+        self.trainer = OnlineTrainer(recommender, ranker, config, self.dtype)
+        self.memory = Memory.blank(config, recommender.config.num_levels + 1)
+        self.pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, search)
+        self.use_anchor_as_live()
+
+    @property
+    def recommender(self) -> GenerativeRecommender:
+        """The weights being learned."""
+        return self.trainer.recommender
+
+    @property
+    def ranker(self) -> Ranker:
+        """The weights being learned."""
+        return self.trainer.ranker
+
+    @property
+    def quality(self) -> PrequentialQuality:
+        """How well events were predicted before they were learned."""
+        return self.memory.quality
+
+    @property
+    def num_learned(self) -> int:
+        """Events that changed the weights (or were observed), since the beginning."""
+        return self.memory.num_learned
+
+    def use_anchor_as_live(self) -> None:
+        """The trainer's anchor changed: the live release's forecasts come from it."""
+        self._live = Pipeline.build(
+            self.trainer.anchor_recommender,
+            self.trainer.anchor_ranker,
+            self.catalogue,
+            self.statistics,
+            self.search,
+        )
+
+    def set_live(self, bundle: ReleaseBundle) -> None:
+        """This release went live: the anchor, and what `gate` compares with, from now on."""
+        self._check_codebook(bundle)
+        self.trainer.anchor_to(bundle.recommender, bundle.ranker)
+        self.use_anchor_as_live()
+        self.memory.paired.clear()
+
+    def restore_weights(self, bundle: ReleaseBundle) -> None:
+        """Goes on from the weights of a release, which is live; histories and statistics stay."""
+        self._check_codebook(bundle)
+        self.recommender.load_state_dict(bundle.recommender.state_dict())
+        self.ranker.load_state_dict(bundle.ranker.state_dict())
+        self.trainer.restart()
+        self.pipeline.table.refresh()
+        self.use_anchor_as_live()
+        self.memory.paired.clear()
+
+    def _check_codebook(self, bundle: ReleaseBundle) -> None:
+        theirs, ours = bundle.catalogue.codebook.version, self.catalogue.codebook.version
+        if theirs != ours:
+            raise IncompatibleCheckpoint("codebook", f"release of codebook {theirs}, the learner has {ours}")
+
+    def release_bundle(
+        self,
+        release_id: str,
+        *,
+        parent_release_id: str,
+        created_time_ms: int,
+        offsets: Mapping[str, int],
+    ) -> ReleaseBundle:
+        """A release of the present state, sharing nothing with it."""
+        statistics_config = self.statistics.config
+        return ReleaseBundle(
+            recommender=frozen_copy(self.recommender),
+            ranker=frozen_copy(self.ranker),
+            catalogue=self.catalogue.copy(),
+            statistics=LiveStatistics.from_state(statistics_config, *self.statistics.state()),
+            meta=ReleaseMeta(
+                release_id=release_id,
+                parent_release_id=parent_release_id,
+                codebook_version=self.catalogue.codebook.version,
+                created_time_ms=created_time_ms,
+                offsets=dict(offsets),
+                metrics=self.memory.quality.figures(),
+                config_hash=config_hash(self.recommender.config, statistics_config),
+            ),
+        )
+
+    def save(
+        self, directory: Path, *, offsets: Mapping[str, int], extra: Mapping[str, JsonValue]
+    ) -> Manifest:
+        """Writes everything, with the caller's stream position, as one new checkpoint directory."""
+        parts = LearnerParts(
+            trainer=self.trainer,
+            memory=self.memory,
+            catalogue=self.catalogue,
+            statistics=self.statistics,
+            search=self.search,
+        )
+        return save_parts(parts, directory, offsets=offsets, extra=extra)
+
+    @classmethod
+    def load(cls, directory: Path) -> tuple["OnlineLearner", dict[str, int], dict[str, Any]]:
+        """The learner, offsets and extra that were saved; raises IncompatibleCheckpoint."""
+        parts, offsets, extra = load_parts(directory)
+        trainer = parts.trainer
+        learner = cls(
+            trainer.recommender,
+            trainer.ranker,
+            parts.catalogue,
+            parts.statistics,
+            trainer.config,
+            parts.search,
+            dtype=trainer.dtype,
+        )
+        learner.trainer = trainer
+        learner.memory = parts.memory
+        learner.use_anchor_as_live()
+        return learner, offsets, extra
+
+    def gate(self) -> GateDecision:
+        """Whether the present weights may replace the live release's, by the events both predicted."""
+        learner_hits, live_hits = self.memory.paired.columns()
+        return gate(learner_hits, live_hits, self.config.gate_tolerance)
+
+    def insert_item(
+        self,
+        item_id: str,
+        codes: Sequence[int],
+        content_E: Tensor,
+        *,
+        available: bool = True,
+        announced_ms: int = 0,
+    ) -> int:
+        """Makes an item known or changes it; returns its row. ValueError if another item has the codes."""
+        row = self.catalogue.insert(item_id, codes, content_E, available=available, announced_ms=announced_ms)
+        self.pipeline.table.forget(row)
+        self._live.table.forget(row)
+        return row
+
+    def recommend_many(self, user_ids: Sequence[str], k: int, time_ms: int) -> list[Answer]:
+        """What the services would answer these users at `time_ms`, from the present weights."""
+        pasts = [self.memory.histories.get(hash_id(user_id)) for user_id in user_ids]
+        return recommend_many(
+            self.pipeline,
+            pad_pasts(pasts, self.recommender.config.max_history),
+            k=k,
+            time_ms_B=[time_ms] * len(pasts),
+            exclude=[np.unique(past.item_T) for past in pasts],
+        )
+
+    def observe_many(self, events: EventBatch) -> LearnReport:
+        """Remembers events (histories, statistics, reservoir) without predicting or learning them."""
+        learned_N, events = self._fresh(events)
+        if len(events):
+            stories, _ = tell(events, self.memory.histories)
+            for n in range(len(events)):
+                self._count(events, n)
+            self._remember(events, stories)
+        return LearnReport(learned_N=learned_N)
+
+    def learn_many(self, events: EventBatch) -> LearnReport:
+        """Predicts, then learns a micro-batch in stream order; duplicates are left out.
+
+        Raises ValueError, before anything changed, for a row that is not in the catalogue.
+        """
+        learned_N, events = self._fresh(events)
+        if not len(events):
+            return LearnReport(learned_N=learned_N)
+        stories, pasts = tell(events, self.memory.histories)
+        questions = choose(events, pasts, self.config.num_scored_events, self.memory.num_asked)
+        self.memory.num_asked += min(self.config.num_scored_events, len(events))
+        replayed = self.memory.reservoir.draw(
+            round(len(events) * self.config.replay_ratio), self.memory.random
+        )
+        ranker_loss = None
+        with autocast(_CPU, self.dtype):
+            rehearsal = self._rehearse(events, questions)
+            for n in range(len(events)):
+                if rehearsal is not None:
+                    rehearsal.reach(n, self.memory)
+                self._count(events, n)
+            if rehearsal is not None:
+                ranker_loss = rehearsal.score(self.memory)
+        self._remember(events, stories)
+        step = self._learn(stories, replayed, ranker_loss)
+        self.memory.quality.mark(self.memory.num_learned)
+        return LearnReport(learned_N=learned_N, num_scored=len(questions), step=step)
+
+    def _rehearse(self, events: EventBatch, questions: list[Question]) -> Rehearsal | None:
+        if not questions:
+            return None
+        return Rehearsal(events, questions, self.pipeline, self._live, self.config.gate_every)
+
+    # -- one batch, step by step --
+
+    def _fresh(self, events: EventBatch) -> tuple[npt.NDArray[np.bool_], EventBatch]:
+        if len(events) and not 0 <= events.item_N.min() <= events.item_N.max() < len(self.catalogue):
+            raise ValueError("an event's row is not in the catalogue")
+        fresh_N = self.memory.dedupe.fresh(events.event_ids)
+        return fresh_N, events.select(fresh_N)
+
+    def _count(self, events: EventBatch, n: int) -> None:
+        """Event n happened: statistics and popularity."""
+        row, action = int(events.item_N[n]), int(events.action_N[n])
+        self.statistics.update(
+            events.user_ids[n], self.catalogue.item_ids[row], action, int(events.time_ms_N[n])
+        )
+        if action not in PASSIVE_ACTIONS:
+            self.memory.popularity.add(row)
+
+    def _remember(self, events: EventBatch, stories: list[Story]) -> None:
+        for story in stories:
+            self.memory.histories.append(story.user, story.new)
+            if len(story.past) > 1:
+                newest = story.newest(self.recommender.config.max_history + 1)
+                self.memory.reservoir.offer(newest, self.memory.random)
+        self.memory.dedupe.add_many(events.event_ids)
+        self.memory.num_learned += len(events)
+
+    def _learn(self, stories: list[Story], replayed: list[Past], ranker_loss: Tensor | None) -> StepReport:
+        """The optimiser steps: the batch's events and replayed sequences, and the ranker's examples."""
+        max_history = self.recommender.config.max_history
+        windows = [
+            window for story in stories for window in cut_windows(story.past, story.num_known, max_history)
+        ]
+        batch = training_batch([*windows, *((past, 1) for past in replayed)], max_history)
+        has_targets = bool((batch.target_BT >= 0).any()) or bool((batch.first_B >= 0).any())
+        step = self.trainer.step(batch if has_targets else None, ranker_loss, self.catalogue)
+        self.pipeline.table.refresh()
+        return step

@@ -1,0 +1,50 @@
+"""What an online step reads: sequences with new events at the end, cut into supervised windows.
+
+The same form as offline training's (`models.sequences`), for sequences that grow. An event is predicted
+from events strictly before it, and an impression or a skip is context only: nobody wished for it.
+
+Shapes: B windows, T positions of a window.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.sequences import TrainingBatch
+from models.statistics import PASSIVE_ACTIONS
+from models.user_histories import Past, pad_pasts
+
+Window = tuple[Past, int]
+"""Events, and the position of the first one that is to be predicted."""
+
+
+def cut_windows(past: Past, num_known: int, max_history: int) -> list[Window]:
+    """Windows in which each event from `num_known` on is predicted once.
+
+    A window has at most `max_history` inputs and predicts at most half as many events (at least one), so
+    that each has the other half as context where the user has as many. With `max_history` 4, known
+    a b c and new d e f: [a b c d e] predicting d e, then [b c d e f] predicting f.
+    """
+    num_targets = max(1, max_history // 2)
+    windows = []
+    for first in range(num_known, len(past), num_targets):
+        end = min(first + num_targets, len(past))
+        begin = max(0, end - 1 - max_history)
+        windows.append((past.cut(begin, end), first - begin))
+    return windows
+
+
+def training_batch(windows: Sequence[Window], max_history: int) -> TrainingBatch:
+    """B windows as one padded batch; a window's last event is a target only, never an input."""
+    history = pad_pasts([past.cut(0, len(past) - 1) for past, _ in windows], max_history)
+    target_BT = np.full(tuple(history.item_BT.shape), -1, dtype=np.int64)
+    first_B = np.full(len(windows), -1, dtype=np.int64)
+    for b, (past, first) in enumerate(windows):
+        wished_T = np.where(np.isin(past.action_T, list(PASSIVE_ACTIONS)), -1, past.item_T)
+        wished_T[:first] = -1
+        target_BT[b, : len(past) - 1] = wished_T[1:]
+        first_B[b] = wished_T[0]
+    return TrainingBatch(
+        history=history, target_BT=torch.from_numpy(target_BT), first_B=torch.from_numpy(first_B)
+    )

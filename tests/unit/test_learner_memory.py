@@ -1,0 +1,116 @@
+"""What the learner remembers: dedupe window, histories, reservoir, stories and windows."""
+
+import numpy as np
+import pytest
+
+from models.batch import ACTION_NAMES, EventBatch, Int64Array
+from models.dedupe import DedupeWindow
+from models.reservoir import Reservoir
+from models.stories import tell
+from models.user_histories import Past, UserHistories, pad_pasts
+from models.windows import cut_windows, training_batch
+
+CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
+
+
+def past(*rows: int, action: int = CLICK) -> Past:
+    item_T: Int64Array = np.array(rows, dtype=np.int64)
+    return Past(item_T, np.full(len(rows), action), 1_000 * item_T)
+
+
+@pytest.mark.parametrize("restart_at", [None, 3, 20, 57])
+def test_dedupe_remembers_exactly_the_newest(restart_at: int | None) -> None:
+    window = DedupeWindow(8)
+    kept: list[str] = []
+    random = np.random.default_rng(0)
+    for n in range(60):
+        ids = [f"e{random.integers(25)}" for _ in range(random.integers(1, 12))]
+        fresh = window.fresh(ids)
+        expected = [event_id not in kept and event_id not in ids[:i] for i, event_id in enumerate(ids)]
+        assert fresh.tolist() == expected
+        new = [event_id for event_id, is_fresh in zip(ids, fresh, strict=True) if is_fresh]
+        window.add_many(new)
+        kept = (kept + new)[-8:]
+        if n == restart_at:
+            window = DedupeWindow.from_state(8, window.state())
+
+
+def test_dedupe_of_size_zero_remembers_nothing() -> None:
+    window = DedupeWindow(0)
+    window.add_many(["a"])
+    assert window.fresh(["a", "a"]).tolist() == [True, True]
+    assert len(DedupeWindow.from_state(0, window.state())) == 0
+
+
+def test_histories_keep_the_newest_events() -> None:
+    histories = UserHistories(max_events=3)
+    for row in range(10):
+        histories.append(1, past(row))
+        histories.append(-2, past(row, row))
+    restored = UserHistories.from_state(3, histories.state())
+    for one in (histories, restored):
+        assert one.get(1).item_T.tolist() == [7, 8, 9]
+        assert one.get(-2).time_ms_T.tolist() == [8000, 9000, 9000]
+        assert len(one.get(5)) == 0
+        assert len(one) == 2
+
+
+def test_reservoir_is_a_uniform_sample() -> None:
+    random = np.random.default_rng(0)
+    counts = np.zeros(40)
+    for _ in range(400):
+        reservoir = Reservoir(8)
+        for row in range(40):
+            reservoir.offer(past(row, row), random)
+        for kept in reservoir.draw(200, random):
+            counts[kept.item_T[0]] += 1
+    assert counts.min() > 0.6 * counts.mean()
+    assert counts.max() < 1.4 * counts.mean()
+    assert sum(len(kept) - 1 for kept in reservoir.draw(5, random)) == 5
+    assert Reservoir(3).draw(10, random) == []
+
+
+def test_stories_are_causal_inside_a_batch() -> None:
+    histories = UserHistories(max_events=3)
+    histories.append(tell(make_events(["a"], [9]), histories)[0][0].user, past(9))
+    events = make_events(["a", "b", "a", "a", "b"], [1, 2, 3, 4, 5])
+    stories, pasts = tell(events, histories)
+    assert [one.item_T.tolist() for one in pasts] == [[9], [], [9, 1], [9, 1, 3], [2]]
+    assert [story.past.item_T.tolist() for story in stories] == [[9, 1, 3, 4], [2, 5]]
+    assert [story.new.item_T.tolist() for story in stories] == [[1, 3, 4], [2, 5]]
+
+
+def make_events(users: list[str], rows: list[int]) -> EventBatch:
+    return EventBatch(
+        event_ids=[f"e{n}" for n in range(len(rows))],
+        user_ids=users,
+        item_N=np.array(rows, dtype=np.int64),
+        action_N=np.full(len(rows), CLICK),
+        time_ms_N=np.arange(len(rows), dtype=np.int64),
+        value_N=np.zeros(len(rows)),
+    )
+
+
+@pytest.mark.parametrize(("num_known", "length"), [(0, 1), (0, 9), (3, 6), (5, 30), (29, 30), (0, 4)])
+def test_windows_predict_each_new_event_once(num_known: int, length: int) -> None:
+    story = past(*range(100, 100 + length))
+    predicted: list[int] = []
+    for window, first in cut_windows(story, num_known, max_history=4):
+        assert len(window) <= 5
+        predicted += window.item_T[first:].tolist()
+        assert first >= min(2, int(window.item_T[first]) - 100)  # context, where there is some
+    assert predicted == list(range(100 + num_known, 100 + length))
+
+
+def test_training_batch_masks_context_and_passive_events() -> None:
+    mixed = Past(np.array([1, 2, 3, 4]), np.array([CLICK, CLICK, SKIP, CLICK]), np.arange(4))
+    batch = training_batch([(mixed, 2), (past(7), 0), (past(8, 9), 0)], max_history=5)
+    assert batch.history.item_BT.tolist() == [[1, 2, 3], [-1, -1, -1], [8, -1, -1]]
+    assert batch.history.length_B.tolist() == [3, 0, 1]
+    assert batch.target_BT.tolist() == [[-1, -1, 4], [-1, -1, -1], [9, -1, -1]]
+    assert batch.first_B.tolist() == [-1, 7, 8]
+
+
+def test_pad_keeps_the_newest() -> None:
+    history = pad_pasts([past(1, 2, 3), past()], max_history=2)
+    assert history.item_BT.tolist() == [[2, 3], [-1, -1]]
