@@ -47,10 +47,21 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value [B, H, T, E] of `x` [B, T, D]."""
-        batch, width, _ = x.shape
-        split = self.project_in(x).view(batch, width, 3, self.num_heads, -1)
+        batch, width, d_model = x.shape
+        split = self.project_in(x).view(batch, width, 3, self.num_heads, d_model // self.num_heads)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value alone, each [B, H, T, E]."""
+        batch, width, d_model = x.shape
+        projected = functional.linear(x, self.project_in.weight[d_model:], self.project_in.bias[d_model:])
+        k, v = (
+            projected.view(batch, width, 2, self.num_heads, d_model // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        return k, v
 
     def _merge(self, out_BHTE: Tensor) -> Tensor:
         merged: Tensor = self.project_out(out_BHTE.transpose(1, 2).flatten(2))
@@ -63,8 +74,8 @@ class Attention(nn.Module):
         return self._merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
     def forward_candidates(self, x_BTD: Tensor, candidate_BMD: Tensor, bias_BHT: Tensor) -> Tensor:
-        """Each candidate attends to the positions, with `bias_BHT`, and to itself: [B, M, D]."""
-        _, k, v = self._heads(x_BTD)
+        """Each candidate attends to T >= 0 positions, with `bias_BHT`, and to itself: [B, M, D]."""
+        k, v = self._keys_and_values(x_BTD)
         q_c, k_c, v_c = self._heads(candidate_BMD)
         scale = q_c.shape[-1] ** -0.5
         to_history = (q_c @ k.transpose(2, 3)) * scale + bias_BHT[:, :, None, :]

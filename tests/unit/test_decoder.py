@@ -8,7 +8,7 @@ from models.decoder import DepthDecoder
 def decoder() -> DepthDecoder:
     torch.manual_seed(0)
     return DepthDecoder(
-        d_model=32, num_codes=4, codebook_size=16, num_layers=1, num_heads=4, dropout=0.1
+        d_model=32, num_codes=4, codebook_size=16, num_layers=2, num_heads=4, dropout=0.1
     ).eval()
 
 
