@@ -15,6 +15,7 @@ from typing import Any, Self
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
+from streaming.clients import make_admin, make_consumer
 from streaming.codec import decode
 from streaming.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable, MalformedEvent
@@ -27,9 +28,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 5.0
-_CONNECT_TIMEOUT_MS = 5_000
+_CONNECT_TIMEOUT_S = 5.0
 _FETCH_MAX_WAIT_MS = 100
-_MAX_RECONNECT_BACKOFF_MS = 1_000
 
 
 class PartitionConsumer:
@@ -107,15 +107,13 @@ class PartitionConsumer:
         """
         try:
             if self._admin is None:
-                self._admin = KafkaAdminClient(
-                    bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=_CONNECT_TIMEOUT_MS
-                )
+                self._admin = make_admin(self._bootstrap, _CONNECT_TIMEOUT_S)
             positions = {
                 partition: OffsetAndMetadata(self._offsets[_name(partition)], "", -1)
                 for partition in self._partitions
             }
             self._admin.alter_group_offsets(group_id, positions)
-        except (KafkaError, OSError) as error:
+        except (KafkaError, BrokerUnavailable, OSError) as error:
             logger.warning("group_offsets_not_written", extra={"group": group_id, "error": repr(error)})
 
     def close(self) -> None:
@@ -156,15 +154,11 @@ class PartitionConsumer:
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
-            consumer = KafkaConsumer(
-                bootstrap_servers=self._bootstrap,
-                enable_auto_commit=False,
+            consumer = make_consumer(
+                self._bootstrap,
+                _CONNECT_TIMEOUT_S,
                 auto_offset_reset="none",
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
                 fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
-                bootstrap_timeout_ms=_CONNECT_TIMEOUT_MS,
-                reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,
             )
             try:
                 self._partitions = self._find_partitions(consumer)

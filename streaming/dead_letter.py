@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
+from streaming.clients import make_consumer
 from streaming.codec import CONTENT_TYPE, MAX_VALUE_BYTES
 from streaming.errors import BrokerUnavailable
 from streaming.producer import Producer
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PREFIX = "headrace-"
 _POLL_MS = 500
+_TIMEOUT_S = 10.0
 _CUT = f"{_PREFIX}value-bytes"
 
 
@@ -153,9 +155,7 @@ def redrive(
 
 def _read_all(bootstrap: str, name: str) -> Iterator[DeadLetter]:
     try:
-        consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap, enable_auto_commit=False, allow_auto_create_topics=False
-        )
+        consumer = make_consumer(bootstrap, _TIMEOUT_S)
         try:
             partitions = [TopicPartition(name, n) for n in consumer.partitions_for_topic(name) or ()]
             consumer.assign(partitions)

@@ -16,8 +16,8 @@ import kafka.errors
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from google.protobuf.message import Message
-from kafka import KafkaProducer
 
+from streaming.clients import make_producer
 from streaming.codec import MAX_VALUE_BYTES, encode
 from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.records import Headers
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _LINGER_MS = 2
 _BATCH_BYTES = 131_072
-_MAX_RECONNECT_BACKOFF_MS = 1_000
 
 
 class AsyncProducer:
@@ -131,21 +130,15 @@ class Producer:
         self._timeout_s = timeout_s
         self._failures: list[BaseException] = []
         self._failures_lock = threading.Lock()
-        try:
-            self._client = KafkaProducer(
-                bootstrap_servers=bootstrap,
-                enable_idempotence=True,
-                linger_ms=_LINGER_MS,
-                batch_size=_BATCH_BYTES,
-                delivery_timeout_ms=timeout_ms,
-                request_timeout_ms=timeout_ms // 2,
-                max_block_ms=timeout_ms,
-                allow_auto_create_topics=False,
-                bootstrap_timeout_ms=timeout_ms,
-                reconnect_backoff_max_ms=_MAX_RECONNECT_BACKOFF_MS,
-            )
-        except kafka.errors.KafkaError as error:
-            raise BrokerUnavailable(f"no broker answers at {bootstrap}: {error}") from error
+        self._client = make_producer(
+            bootstrap,
+            timeout_s,
+            linger_ms=_LINGER_MS,
+            batch_size=_BATCH_BYTES,
+            delivery_timeout_ms=timeout_ms,
+            request_timeout_ms=timeout_ms // 2,
+            max_block_ms=timeout_ms,
+        )
 
     def send(self, topic: str, key: str, message: Message) -> None:
         """Hands one message over; the next `flush` tells whether it arrived.

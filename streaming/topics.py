@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
-from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_code
 
@@ -17,6 +16,7 @@ from protos.headrace.v1.items_pb2 import Item, ItemSid
 from protos.headrace.v1.recommend_pb2 import RecommendationLog
 from protos.headrace.v1.release_pb2 import Release
 from protos.headrace.v1.trends_pb2 import Trend
+from streaming.clients import make_admin
 from streaming.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def create_topics(
 
     Idempotent. The number of partitions of an existing topic is left alone. Raises BrokerUnavailable.
     """
-    admin = _admin(bootstrap, timeout_s)
+    admin = make_admin(bootstrap, timeout_s)
     try:
         wanted = {
             spec.name: {
@@ -133,17 +133,10 @@ def create_topics(
 
 def existing_topics(bootstrap: str, *, timeout_s: float = 5.0) -> set[str]:
     """The names of all topics of a broker; raises BrokerUnavailable if none answers in time."""
-    admin = _admin(bootstrap, timeout_s)
+    admin = make_admin(bootstrap, timeout_s)
     try:
         return set(admin.list_topics())
     except KafkaError as error:
         raise BrokerUnavailable(f"{bootstrap}: {error}") from error
     finally:
         admin.close()
-
-
-def _admin(bootstrap: str, timeout_s: float) -> KafkaAdminClient:
-    try:
-        return KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=int(timeout_s * 1000))
-    except KafkaError as error:
-        raise BrokerUnavailable(f"no broker answers at {bootstrap}: {error}") from error
