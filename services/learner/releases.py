@@ -1,0 +1,97 @@
+"""The learner's hand on the releases: cut, gate, promote, roll back.
+
+Everything goes through the `releases` topic, which is the only truth about what is live; nothing is
+remembered here, so an operator's promotion and the learner's own never disagree.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from models.learner import OnlineLearner
+from models.release import ReleaseBundle
+from protos.headrace.v1.release_pb2 import (
+    RELEASE_STATE_CANDIDATE,
+    RELEASE_STATE_LIVE,
+    RELEASE_STATE_RETIRED,
+    Release,
+)
+from services import metrics
+from services.errors import NotFound
+from services.release import ReleasePublisher, release_store
+from services.settings import Settings
+
+log = structlog.get_logger()
+
+
+def new_release_id(time_s: float) -> str:
+    """An id that sorts by time and that nobody else makes."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time_s))
+    return f"{stamp}-{uuid.uuid4().hex[:6]}"
+
+
+def live_release(releases: Sequence[Release]) -> Release | None:
+    """The newest record in state LIVE; `releases` in the order of their newest records."""
+    live = [release for release in releases if release.state == RELEASE_STATE_LIVE]
+    return live[-1] if live else None
+
+
+class ReleaseDesk:
+    """Cuts releases of a learner and decides which is live."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._publisher = ReleasePublisher(settings)
+        self._store = release_store(settings)
+
+    def live(self) -> Release | None:
+        """What everybody serves, or shall serve; asks the topic."""
+        return live_release(self._publisher.list())
+
+    def load(self, release_id: str) -> ReleaseBundle:
+        """A release's content, verified; raises IncompatibleCheckpoint."""
+        return self._store.load(release_id)
+
+    def cut(self, learner: OnlineLearner, offsets: Mapping[str, int]) -> tuple[Release, ReleaseBundle]:
+        """Publishes the learner's state as a candidate, then makes it live, or retires it with the reason."""
+        now_s = time.time()
+        live = self.live()
+        bundle = learner.release_bundle(
+            new_release_id(now_s),
+            parent_release_id=live.release_id if live is not None else "",
+            created_time_ms=int(now_s * 1000),
+            offsets=dict(offsets),
+        )
+        candidate = self._publisher.publish(bundle, RELEASE_STATE_CANDIDATE, "waits for the gate")
+        verdict = learner.gate()
+        metrics.RELEASE_GATE.labels("promoted" if verdict.passed else "refused").inc()
+        log.info("release gated", release=candidate.release_id, passed=verdict.passed, reason=verdict.reason)
+        state = RELEASE_STATE_LIVE if verdict.passed else RELEASE_STATE_RETIRED
+        return self._publisher.announce(candidate.release_id, state, verdict.reason), bundle
+
+    def find(self, release_id: str) -> ReleaseBundle:
+        """An announced release, verified; raises NotFound, or IncompatibleCheckpoint if it is broken."""
+        if release_id not in {release.release_id for release in self._publisher.list()}:
+            raise NotFound(f"there is no release {release_id}")
+        return self.load(release_id)
+
+    def promote(self, release_id: str) -> Release:
+        """Makes an announced release live by hand."""
+        return self._publisher.announce(release_id, RELEASE_STATE_LIVE, "promoted by an operator")
+
+    def rollback(self, reason: str) -> tuple[Release, ReleaseBundle]:
+        """Makes the live release's parent live; raises NotFound if there is none, IncompatibleCheckpoint."""
+        releases = self._publisher.list()
+        live = live_release(releases)
+        if live is None:
+            raise NotFound("no release is live")
+        parent_id = live.parent_release_id
+        if parent_id not in {release.release_id for release in releases}:
+            raise NotFound(f"release {live.release_id} has no parent to go back to")
+        bundle = self.load(parent_id)
+        parent = self._publisher.announce(
+            parent_id, RELEASE_STATE_LIVE, f"back from {live.release_id}: {reason}"
+        )
+        self._publisher.announce(live.release_id, RELEASE_STATE_RETIRED, f"rolled back: {reason}")
+        return parent, bundle

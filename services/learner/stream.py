@@ -1,0 +1,201 @@
+"""What the learner reads: events ready to be learned, and the semantic IDs that make them so.
+
+An event on an item that has no semantic ID yet waits here for a grace time, without holding up the
+events behind it, and then goes to the dead-letter topic. Who waits is part of the checkpoint, because
+the offsets are past them. It does not learn.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from protos.headrace.v1.events_pb2 import Event
+from protos.headrace.v1.items_pb2 import ItemSid
+from services import metrics
+from services.learner.position import DeferredRecord, LearnerPosition
+from services.settings import Settings
+from streaming.codec import encode
+from streaming.consumer import PartitionConsumer
+from streaming.dead_letter import DeadLetters
+from streaming.errors import BrokerUnavailable
+from streaming.records import Record
+from streaming.topics import INTERACTIONS, SEMANTIC_IDS
+
+log = structlog.get_logger()
+
+STAGE = "learner"
+# Beyond so many waiting events, no more are read until some are known or given up.
+_MAX_DEFERRED = 10_000
+_MAX_SIDS_PER_POLL = 500
+_CATCH_UP_POLL_S = 0.5
+
+
+class LearnerStream:
+    """Reads `interactions` from `position.offsets`, and `semantic-ids` from their beginning.
+
+    `is_known` says whether an item can be learned; `insert` takes an announced semantic ID. Close it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        position: LearnerPosition,
+        *,
+        is_known: Callable[[str], bool],
+        insert: Callable[[ItemSid], None],
+    ) -> None:
+        self._service = settings.learner_service
+        self._is_known = is_known
+        self._insert = insert
+        bootstrap = settings.broker.bootstrap_servers
+        self._dead_letters = DeadLetters(bootstrap, stage=STAGE, on_dead_letter=self._count_dead_letter)
+        self.num_dead_lettered = position.num_dead_lettered
+        self._events = PartitionConsumer(
+            bootstrap,
+            [INTERACTIONS],
+            offsets=position.offsets,
+            dead_letters=self._dead_letters,
+            stage=STAGE,
+        )
+        self._sids = PartitionConsumer(
+            bootstrap, [SEMANTIC_IDS], offsets={}, dead_letters=self._dead_letters, stage=STAGE
+        )
+        grace_until = time.monotonic() + self._service.unknown_item_grace_s
+        self._deferred = [(grace_until, _to_record(record)) for record in position.deferred]
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """The next offset of every partition of `interactions`, after all that was read."""
+        return self._events.offsets
+
+    def deferred(self) -> list[DeferredRecord]:
+        """The events that were read and still wait for their item."""
+        return [_to_deferred(record) for _, record in self._deferred]
+
+    def catch_up(self) -> None:
+        """Inserts every semantic ID that is announced already. Raises BrokerUnavailable."""
+        end = self._sids.end_offsets()
+        while any(self._sids.offsets.get(name, 0) < offset for name, offset in end.items()):
+            self._insert_new(_CATCH_UP_POLL_S)
+
+    def take(self) -> list[Record]:
+        """The next batch: up to `batch_events` events on known items, within about `batch_wait_s`."""
+        deadline = time.monotonic() + self._service.batch_wait_s
+        self._insert_new(0.0)
+        ready = self._settle_deferred()
+        while len(ready) < self._service.batch_events:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or len(self._deferred) >= _MAX_DEFERRED:
+                break
+            records = self._events.poll(self._service.batch_events - len(ready), left_s)
+            if not records:
+                continue
+            metrics.EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))
+            if not all(self._is_known(record.message.item_id) for record in records):
+                self._insert_new(0.0)
+            ready += self._known_of(records)
+        return ready
+
+    def reject(self, records: Iterable[Record], *, reason: str, exception: str) -> None:
+        """Writes events to the dead-letter topic, and returns when they are there.
+
+        Raises BrokerUnavailable: then nothing may be checkpointed, and they will be read again.
+        """
+        for record in records:
+            self._dead_letters.reject(_Rejected(record), reason=reason, exception=exception)
+        self._dead_letters.flush()
+
+    def lag(self) -> dict[str, int]:
+        """Records not read yet by "topic/partition"; empty while the broker is away."""
+        try:
+            return self._events.lag()
+        except BrokerUnavailable as error:
+            log.warning("lag unknown", problem=str(error))
+            return {}
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._events.close()
+        self._sids.close()
+        self._dead_letters.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _known_of(self, records: Sequence[Record]) -> list[Record]:
+        known: list[Record] = []
+        grace_until = time.monotonic() + self._service.unknown_item_grace_s
+        for record in records:
+            if self._is_known(record.message.item_id):
+                known.append(record)
+            else:
+                self._deferred.append((grace_until, record))
+        return known
+
+    def _settle_deferred(self) -> list[Record]:
+        """Those whose item has become known; those that waited too long become dead letters."""
+        now = time.monotonic()
+        known, waiting, expired = [], [], []
+        for grace_until, record in self._deferred:
+            if self._is_known(record.message.item_id):
+                known.append(record)
+            elif now < grace_until:
+                waiting.append((grace_until, record))
+            else:
+                expired.append(record)
+        if expired:
+            grace_s = self._service.unknown_item_grace_s
+            self.reject(expired, reason="unknown_item", exception=f"no semantic id within {grace_s:g} s")
+        self._deferred = waiting
+        return known
+
+    def _insert_new(self, timeout_s: float) -> None:
+        for record in self._sids.poll(_MAX_SIDS_PER_POLL, timeout_s):
+            self._insert(record.message)
+
+    def _count_dead_letter(self, topic: str, stage: str, reason: str) -> None:
+        self.num_dead_lettered += 1
+        metrics.DLQ_RECORDS.labels(topic, stage, reason).inc()
+
+
+class _Rejected:
+    """A decoded record as the dead-letter writer takes it: protobuf again, whatever it was before."""
+
+    def __init__(self, record: Record) -> None:
+        self.topic = record.topic
+        self.partition = record.partition
+        self.offset = record.offset
+        self.key: bytes | None = record.key.encode()
+        self.value: bytes | None = encode(record.message)
+        self.headers: Sequence[tuple[str, bytes]] = ()
+        self.timestamp = record.timestamp_ms
+
+
+def _to_deferred(record: Record) -> DeferredRecord:
+    return DeferredRecord(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp_ms,
+        value=encode(record.message),
+    )
+
+
+def _to_record(deferred: DeferredRecord) -> Record:
+    event = Event.FromString(deferred.value)
+    return Record(
+        topic=deferred.topic,
+        partition=deferred.partition,
+        offset=deferred.offset,
+        key=event.user_id,
+        timestamp_ms=deferred.timestamp_ms,
+        message=event,
+    )

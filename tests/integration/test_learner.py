@@ -1,0 +1,175 @@
+"""The learner on a real broker: kill -9 loses and repeats nothing, and its RPCs do what they say."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
+from protos.headrace.v1.events_pb2 import Event
+from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
+from services.broker import EmbeddedBroker
+from services.cold_start import train_first_release
+from services.release import ReleasePublisher
+from services.settings import Settings, to_environment
+from streaming.dead_letter import list_dead_letters
+from streaming.producer import Producer
+from streaming.topics import INTERACTIONS, create_topics
+from tests.conftest import find_free_port
+from tests.integration.learner_world import World, make_world, small_settings
+
+pytestmark = pytest.mark.integration
+
+NUM_TRAINED = 600
+
+
+@pytest.fixture
+def bootstrap(tmp_path: Path) -> Iterator[str]:
+    """A broker of this test's own, with the topics made."""
+    with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{find_free_port()}") as broker:
+        create_topics(broker.bootstrap, num_partitions=2, replication_factor=1)
+        yield broker.bootstrap
+
+
+@contextmanager
+def learner_process(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    """`python -m services.learner`, killed at the end if it still runs."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    log = settings.store.root / "learner.log"
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(
+            [sys.executable, "-m", "services.learner"],
+            env=inherited | to_environment(settings) | {"OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=out,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def wait_learned(settings: Settings, num_learned: int, timeout_s: float = 40.0) -> learner_pb2.StatusResponse:
+    """The first Status with so many learned events; fails the test when it does not come."""
+    deadline = time.monotonic() + timeout_s
+    status = learner_pb2.StatusResponse()
+    with grpc.insecure_channel(settings.endpoints.address("learner")) as channel:
+        stub = learner_pb2_grpc.LearnerServiceStub(channel)
+        while time.monotonic() < deadline:
+            try:
+                status = stub.Status(learner_pb2.StatusRequest(), timeout=5.0)
+            except grpc.RpcError:
+                time.sleep(0.1)
+                continue
+            if status.num_events_learned >= num_learned:
+                return status
+            time.sleep(0.02)
+    log = (settings.store.root / "learner.log").read_text()[-3000:]
+    pytest.fail(f"{status.num_events_learned} of {num_learned} events learned ({status.state})\n{log}")
+
+
+def train(settings: Settings, world: World) -> None:
+    """The first release from the first events; the topics hold none of them."""
+    train_first_release(
+        settings,
+        world.items,
+        world.events[:NUM_TRAINED],
+        offsets={},
+        progress=lambda stage, done, total, figures: None,
+    )
+
+
+def send(settings: Settings, events: list[Event]) -> None:
+    """Writes events to the topic."""
+    with Producer(settings.broker.bootstrap_servers) as producer:
+        for event in events:
+            producer.send(INTERACTIONS, event.user_id, event)
+        producer.flush()
+
+
+def ledger_of(settings: Settings) -> Counter[str]:
+    """How often each event id was learned."""
+    [path] = settings.store.checkpoint_path.glob("ledger-*.txt")
+    return Counter(path.read_text().split())
+
+
+def test_kill_9_loses_nothing_and_repeats_nothing(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path, checkpoint_interval_s=0.3, release_interval_events=1_000)
+    world = make_world(3_600)
+    train(settings, world)
+    send(settings, world.events[NUM_TRAINED:])
+    # what a producer sends twice is learned once
+    send(settings, world.events[NUM_TRAINED : NUM_TRAINED + 50])
+    for num_learned in (1_100, 2_200):
+        with learner_process(settings) as process:
+            wait_learned(settings, num_learned)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    with learner_process(settings) as process:
+        status = wait_learned(settings, len(world.events))
+        assert status.state == "learning"
+        assert {row.segment for row in status.quality} >= {"all", "old_item"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+    ledger = ledger_of(settings)
+    missing = {event.event_id for event in world.events} - set(ledger)
+    twice = [event_id for event_id, count in ledger.items() if count > 1]
+    assert (len(missing), len(twice), len(ledger)) == (0, 0, len(world.events))
+
+
+def test_an_unknown_item_goes_to_the_dead_letters_and_holds_nobody_up(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path, unknown_item_grace_s=0.5)
+    world = make_world(NUM_TRAINED + 200)
+    train(settings, world)
+    stranger = Event()
+    stranger.CopyFrom(world.events[-1])
+    stranger.event_id, stranger.item_id = "stranger", "never-announced"
+    send(settings, [stranger, *world.events[NUM_TRAINED:]])
+    with learner_process(settings):
+        wait_learned(settings, len(world.events))
+        deadline = time.monotonic() + 10
+        while not (letters := list_dead_letters(bootstrap, INTERACTIONS)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert [(letter.reason, letter.stage) for letter in letters] == [("unknown_item", "learner")]
+    assert letters[0].value is not None
+    assert Event.FromString(letters[0].value) == stranger
+
+
+def test_the_rpcs_pause_promote_and_roll_back(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path, release_interval_events=1_000_000)
+    world = make_world(NUM_TRAINED + 400)
+    train(settings, world)
+    publisher = ReleasePublisher(settings)
+    [first] = publisher.list()
+    with learner_process(settings), grpc.insecure_channel(settings.endpoints.address("learner")) as channel:
+        wait_learned(settings, NUM_TRAINED)
+        stub = learner_pb2_grpc.LearnerServiceStub(channel)
+        stub.Pause(learner_pb2.PauseRequest())
+        send(settings, world.events[NUM_TRAINED:])
+        time.sleep(0.5)
+        status = stub.Status(learner_pb2.StatusRequest())
+        assert (status.state, status.num_events_learned) == ("paused", NUM_TRAINED)
+
+        stub.Resume(learner_pb2.ResumeRequest())
+        wait_learned(settings, len(world.events))
+        checkpoint = stub.Checkpoint(learner_pb2.CheckpointRequest())
+        assert checkpoint.num_events_learned == len(world.events)
+
+        promoted = stub.Promote(learner_pb2.PromoteRequest(release_id=first.release_id)).release
+        assert promoted.state == RELEASE_STATE_LIVE
+        with pytest.raises(grpc.RpcError, match="no release nowhere"):
+            stub.Promote(learner_pb2.PromoteRequest(release_id="nowhere"))
+        with pytest.raises(grpc.RpcError, match="has no parent"):
+            stub.Rollback(learner_pb2.RollbackRequest(reason="test"))
