@@ -15,7 +15,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,16 @@ class Dataset:
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(f"a slice must have 0 <= start <= end <= 1, not {start} to {end}")
         return round(start * len(self)), round(end * len(self))
+
+    def ending_at(self, time_ms: int) -> "Dataset":
+        """The same events, moved in time together so that the last one happens at `time_ms`.
+
+        An old data set replayed into a running service must not look decades late beside what happens
+        there now: every statistic that decays by event time would be zero.
+        """
+        if not len(self):
+            return self
+        return replace(self, time_ms_N=self.time_ms_N + (time_ms - int(self.time_ms_N[-1])))
 
 
 def load_dataset(folder: Path) -> Dataset:

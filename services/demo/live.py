@@ -72,9 +72,9 @@ class LiveReplay:
             if item_id not in self.announced
         ]
         if fresh:
-            now_ms = time.time_ns() // 1_000_000
+            present_ms = int(self.dataset.time_ms_N[first])
             for item in fresh:
-                item.announced_time_ms = item.announced_time_ms or now_ms
+                item.announced_time_ms = item.announced_time_ms or present_ms
                 self.announced.add(item.item_id)
             await self.producer.send_many(ITEMS, [(item.item_id, item) for item in fresh])
         events = [self.dataset.event(n) for n in range(first, last)]

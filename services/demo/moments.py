@@ -73,13 +73,17 @@ async def change_answer(
 ) -> ChangedAnswer:
     """Sends one event for each item of `liked`, then asks until the answer is another one.
 
-    `template` gives the action and the value. An answer is changed when its items are, apart from the
-    items just sent, which are left out as seen. Raises BackendUnavailable after 30 s without a change.
+    `template` gives the action, the value and the event time. An answer is changed when its items are,
+    apart from the items just sent, which are left out as seen. Raises BackendUnavailable after 30 s without a change.
     """
     before = await recommend(stub, user_id)
     for item in liked:
         event = events_pb2.Event(
-            user_id=user_id, item_id=item.item_id, action=template.action, value=template.value
+            user_id=user_id,
+            item_id=item.item_id,
+            action=template.action,
+            value=template.value,
+            event_time_ms=template.event_time_ms,
         )
         await stub.Track(recommend_pb2.TrackRequest(event=event), timeout=_REQUEST_TIMEOUT_S)
     started = time.monotonic()

@@ -98,6 +98,13 @@ def test_a_slice_is_a_share_of_events(tmp_path: Path) -> None:
         dataset.bounds(0.5, 0.4)
 
 
+def test_a_data_set_can_be_moved_to_end_at_a_moment(tmp_path: Path) -> None:
+    dataset = basic(tmp_path)
+    moved = dataset.ending_at(10**15)
+    assert moved.time_ms_N[-1] == 10**15
+    assert np.array_equal(np.diff(moved.time_ms_N), np.diff(dataset.time_ms_N))
+
+
 def _without_items(folder: Path) -> None:
     (folder / "items.jsonl.gz").unlink()
 

@@ -1,0 +1,154 @@
+"""`headrace demo`: sets up the whole river on real data, takes the tour, and stays up to play with."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.panel import Panel
+
+from services.cli import terminal
+from services.cli.up import banner
+from services.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from services.cli.terminal import Stages
+    from services.up import Stack
+    from streaming.dataset import Dataset
+
+_OFFLINE_SHARE = 0.7
+_RELEASES_DURING_REPLAY = 4
+
+
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A data folder; by default MovieLens 100K.", exists=True, file_okay=False),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the tour.")] = False,
+    train_minutes: Annotated[
+        float, typer.Option(help="Time for the training of the first release.", min=0.1)
+    ] = 2.5,
+) -> None:
+    """Learn a first release from 70% of the data, replay the rest live, and show what happens."""
+    import asyncio
+
+    settings = load_settings()
+    dataset = _load(settings, data)
+    settings = _demo_settings(settings, dataset)
+    # the demo starts from nothing, in a folder of its own
+    shutil.rmtree(settings.store.root, ignore_errors=True)
+    kept = asyncio.run(_run(settings, dataset, once=once, train_s=train_minutes * 60))
+    if not kept:
+        raise typer.Exit(1)
+
+
+def _load(settings: Settings, data: Path | None) -> "Dataset":
+    from streaming.dataset import load_dataset
+    from streaming.movielens import download_movielens
+
+    if data is None:
+        with terminal.err.status("MovieLens 100K"):
+            data = download_movielens(settings.store.root / "data")
+    dataset = load_dataset(data).ending_at(time.time_ns() // 1_000_000)
+    terminal.out.print(
+        f"{dataset.name}: {len(set(dataset.user_id_N)):,} users, {len(dataset.items):,} items, "
+        f"{len(dataset):,} events",
+        highlight=False,
+    )
+    return dataset
+
+
+def _demo_settings(settings: Settings, dataset: "Dataset") -> Settings:
+    """The given settings with a store of the demo's own, and releases often enough to see some."""
+    num_live = len(dataset) - dataset.bounds(0.0, _OFFLINE_SHARE)[1]
+    store = replace(settings.store, root=settings.store.root / "demo")
+    learner = replace(
+        settings.learner_service, release_interval_events=max(500, num_live // _RELEASES_DURING_REPLAY)
+    )
+    return settings.model_copy(update={"store": store, "learner_service": learner})
+
+
+async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: float) -> bool:
+    """Whether every promise was kept; stops every child whatever happens."""
+    import asyncio
+
+    from services.demo.tour import Tour, promises_panel
+    from services.up import Stack
+
+    started = time.monotonic()
+    _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
+    stack = Stack(settings)
+    try:
+        with terminal.progress_bars() as bars:
+            announced = await _prepare(settings, dataset, stack, bars, train_s)
+        terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
+        tour = Tour(
+            settings=settings,
+            dataset=dataset,
+            begin=begin,
+            console=terminal.out,
+            announced=announced,
+        )
+        tour_task = asyncio.ensure_future(tour.run())
+        watch_task = asyncio.ensure_future(stack.wait())
+        await asyncio.wait({tour_task, watch_task}, return_when=asyncio.FIRST_COMPLETED)
+        if watch_task.done():
+            tour_task.cancel()
+            watch_task.result()
+        findings = tour_task.result()
+        terminal.out.print(promises_panel(findings, time.monotonic() - started))
+        if not once:
+            terminal.out.print(f"the console is at {_console_url(settings)}; Ctrl-C stops everything")
+            await watch_task
+        watch_task.cancel()
+        return not findings.broken
+    finally:
+        await stack.stop()
+
+
+async def _prepare(
+    settings: Settings, dataset: "Dataset", stack: "Stack", bars: "Stages", train_s: float
+) -> set[str]:
+    """Stack up, the first 70% in the topics, the first release live and warm; the items announced."""
+    import asyncio
+
+    await stack.start(bars)
+    announced = await asyncio.to_thread(_send_past, settings, dataset, bars)
+    await asyncio.to_thread(_train, settings, bars, train_s)
+    await stack.wait_ready(bars)
+    return announced
+
+
+def _send_past(settings: Settings, dataset: "Dataset", bars: "Stages") -> set[str]:
+    from streaming.producer import Producer
+    from streaming.replay import replay
+
+    _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
+    with Producer(settings.broker.bootstrap_servers) as producer:
+        replay(
+            dataset,
+            producer,
+            end=_OFFLINE_SHARE,
+            on_progress=lambda done: bars("the past into the topics", done, begin),
+        )
+    return set(dataset.item_id_N[:begin])
+
+
+def _train(settings: Settings, bars: "Stages", train_s: float) -> None:
+    import os
+
+    import torch
+
+    from services.cli.train import read_topics
+    from services.cold_start import train_first_release
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    items, events, offsets = read_topics(settings, bars)
+    train_first_release(settings, items, events, offsets=offsets, progress=bars, max_seconds=train_s)
+
+
+def _console_url(settings: Settings) -> str:
+    return f"http://{settings.endpoints.host}:{settings.endpoints.console}/"
