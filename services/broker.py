@@ -64,6 +64,9 @@ class EmbeddedBroker:
                 code, self._process = self._process.returncode, None
                 raise BackendUnavailable(f"the embedded broker ended ({code}): {_last_line(log_path)}")
             try:
+                # kafka-python leaves sockets open that could not connect, so it asks an open port only
+                if not _listens(host, port):
+                    raise BrokerUnavailable(f"nothing listens on {self.bootstrap}")
                 existing_topics(self.bootstrap, timeout_s=2.0)
                 return
             except BrokerUnavailable as error:
@@ -105,9 +108,13 @@ def _loopback_address(bootstrap: str) -> tuple[str, int]:
 
 
 def _check_free(host: str, port: int) -> None:
+    if _listens(host, port):
+        raise BackendUnavailable(f"{host}:{port} is taken by another program")
+
+
+def _listens(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if probe.connect_ex((host, port)) == 0:
-            raise BackendUnavailable(f"{host}:{port} is taken by another program")
+        return probe.connect_ex((host, port)) == 0
 
 
 def _binary() -> Path:

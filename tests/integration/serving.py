@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import random
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -35,9 +37,18 @@ def own_broker(folder: Path) -> Iterator[str]:
         yield broker.bootstrap
 
 
+def find_port_pair() -> int:
+    """A free port on loopback with a free one after it, where the system gives no ports to clients."""
+    while True:
+        port = random.randrange(20_000, 32_000, 2)
+        with socket.socket() as first, socket.socket() as second:
+            if all(s.connect_ex(("127.0.0.1", port + i)) for i, s in enumerate((first, second))):
+                return port
+
+
 def make_settings(bootstrap: str, root: Path) -> Settings:
     """Settings with free ports and everything under `root`."""
-    ports = {name: find_free_port() for name in ("tokenizer", "generator", "ranker")}
+    ports = {name: find_port_pair() for name in ("tokenizer", "generator", "ranker")}
     return Settings(
         broker=BrokerSettings(bootstrap_servers=bootstrap, num_partitions=2),
         store=StoreSettings(root=root),
@@ -67,7 +78,7 @@ async def serving(name: str, serve: Serve, settings: Settings) -> AsyncIterator[
         await task
 
 
-async def until(condition: Callable[[], Awaitable[Any]], *, timeout_s: float = 20.0) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], *, timeout_s: float = 60.0) -> Any:
     """The condition's first true value; fails the test after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,16 +22,11 @@ from services.clients import channel, remaining
 from services.errors import InvalidRequest
 from services.server import ServiceServer
 from services.settings import EndpointSettings, ServerSettings, Settings, StoreSettings
+from tests.integration.serving import find_port_pair
 
 pytestmark = pytest.mark.integration
 
 SERVICE = "headrace.v1.RecommenderService"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Servicer(pb_grpc.RecommenderServiceServicer):
@@ -75,7 +69,7 @@ class Running:
 async def running(tmp_path: Path, **limits: float) -> AsyncIterator[Running]:
     settings = Settings(
         store=StoreSettings(root=tmp_path),
-        endpoints=EndpointSettings(gateway=free_port(), metrics_offset=1),
+        endpoints=EndpointSettings(gateway=find_port_pair(), metrics_offset=1),
         server=ServerSettings(**limits),  # type: ignore[arg-type]
     )
     server, servicer = ServiceServer("gateway", settings), Servicer()
@@ -214,7 +208,8 @@ async def test_sigterm_lets_requests_finish(tmp_path: Path) -> None:
 
 async def test_a_failed_background_task_ends_the_service(tmp_path: Path) -> None:
     settings = Settings(
-        store=StoreSettings(root=tmp_path), endpoints=EndpointSettings(gateway=free_port(), metrics_offset=1)
+        store=StoreSettings(root=tmp_path),
+        endpoints=EndpointSettings(gateway=find_port_pair(), metrics_offset=1),
     )
     server = ServiceServer("gateway", settings)
     await server.start([])
