@@ -11,6 +11,7 @@ from collections import defaultdict
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item
@@ -78,6 +79,28 @@ def test_topics_are_made_once_and_have_their_settings(bootstrap: str) -> None:
     assert len(consumer.partitions_for_topic(INTERACTIONS)) == NUM_PARTITIONS
     assert len(consumer.partitions_for_topic(topics.RELEASES)) == 1
     consumer.close()
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    answer = admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in (INTERACTIONS, ITEMS)],
+        config_filter="all",
+    )
+    admin.close()
+    settings = {name: configs for kind in answer.values() for name, configs in kind.items()}
+    assert settings[INTERACTIONS]["retention.ms"]["value"] == "-1"
+    assert settings[INTERACTIONS]["cleanup.policy"]["value"] == "delete"
+    assert settings[ITEMS]["cleanup.policy"]["value"] == "compact"
+
+
+def test_a_topic_that_somebody_else_made_gets_its_settings(bootstrap: str) -> None:
+    name = f"theirs-{uuid.uuid4().hex[:8]}"
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
+    spec = topics.TopicSpec(name=name)
+    assert create_topics(bootstrap, num_partitions=4, replication_factor=1, topics=[spec]) == []
+    answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+    admin.close()
+    (configs,) = (configs for kind in answer.values() for configs in kind.values())
+    assert configs["retention.ms"]["value"] == "-1"
 
 
 def test_events_of_a_user_stay_in_order_in_one_partition(bootstrap: str) -> None:
