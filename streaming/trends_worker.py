@@ -5,10 +5,13 @@ Owns how counters meet Kafka: batching, publishing, restart. What is counted is 
 What it guarantees. An event is counted once per item: its offset is written into the same record as
 the counters it changed, and the group's committed offset, which only ever lags behind, says no more
 than where to read from. A batch is acknowledged after the broker has confirmed its records. Topic
-`trends` is the table's changelog, so a restart reads its state from there. One worker at a time:
-events are keyed by user, so a second one would count a share of every item; it is refused.
-Duplicates made by producers: see `TrendCounter`. Malformed records are passed over here (the learner
-and the projector dead-letter them). If `interactions` is deleted and made anew, delete `trends` with it.
+`trends` is the table's changelog, so a restart reads its state from there. Duplicates made by
+producers: see `TrendCounter`. Malformed records are passed over here (the learner and the projector
+dead-letter them).
+
+Run one worker: events are keyed by user, so two could only count a share of every item each. A second
+one takes the group over from the first, which takes it back. If `interactions` is deleted and made
+anew, delete `trends` with it.
 """
 
 import asyncio
@@ -37,7 +40,6 @@ GROUP = "headrace-trends"
 _BATCH_EVENTS = 1_000
 _BATCH_WAIT_S = 0.2
 _RETRY_WAIT_S = 1.0
-_SESSION_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,9 @@ class TrendsWorker:
     async def run(self) -> None:
         """Counts until it is cancelled; then what is confirmed is committed.
 
-        Raises StreamingError when the application fails: another worker is there, or it cannot go on.
+        Raises StreamingError when the application fails, naming what crashed it.
         """
+        self._data_dir.mkdir(parents=True, exist_ok=True)
         async with AsyncProducer(self._bootstrap) as producer:
             app = self._make_app(producer)
             try:
@@ -95,9 +98,9 @@ class TrendsWorker:
             # topics are made by streaming/topics.py
             topic_allow_declare=False,
             topic_disable_leader=True,
-            # a killed worker's partitions are given to the next one after this time
-            broker_session_timeout=_SESSION_TIMEOUT_S,
-            broker_heartbeat_interval=_SESSION_TIMEOUT_S / 3,
+            # A static member: the next worker takes the place of a killed one at once. Without it Apache
+            # Kafka waits for the session to time out, and the embedded broker for ever.
+            consumer_group_instance_id=GROUP,
         )
         table = app.Table(
             TRENDS,
@@ -111,21 +114,17 @@ class TrendsWorker:
             # new with each start of the agent: events read again are not duplicates of themselves
             counter = TrendCounter()
             # `take_events` would acknowledge a batch that failed
-            async for events in stream.noack_take(_BATCH_EVENTS, within=_BATCH_WAIT_S):
-                await self._count_batch(events, table.data, counter, producer)
-                for event in events:
-                    await stream.ack(event)
-
-        async def refuse_a_share(app: Any, assigned: set[Any], **_: Any) -> None:
-            num_assigned = sum(partition.topic == INTERACTIONS for partition in assigned)
-            num_partitions = app.consumer.topic_partitions(INTERACTIONS)
-            if num_assigned != num_partitions:
-                raise StreamingError(
-                    f"{num_assigned} of {num_partitions} partitions: another trends worker is running"
-                )
+            try:
+                async for events in stream.noack_take(_BATCH_EVENTS, within=_BATCH_WAIT_S):
+                    await self._count_batch(events, table.data, counter, producer)
+                    for event in events:
+                        await stream.ack(event)
+            except Exception as error:
+                # faust would begin the agent anew, after the batch that failed
+                await app.crash(error)
+                raise
 
         app.agent(_topic(app, INTERACTIONS), name="trends")(count)
-        app.on_partitions_assigned.connect(refuse_a_share)
         return app
 
     async def _count_batch(

@@ -1,0 +1,194 @@
+"""The trends service as a process on a real broker: counts, ignores, survives kill -9, stops on SIGTERM."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.headrace.v1.events_pb2 import ACTION_CLICK, ACTION_IMPRESSION, Event
+from protos.headrace.v1.trends_pb2 import Trend
+from streaming.producer import AsyncProducer
+from streaming.topics import INTERACTIONS, TRENDS, create_topics
+from streaming.trends import TrendsView
+
+REPOSITORY = Path(__file__).parents[2]
+TIME_MS = 1_700_000_000_000
+DEADLINE_S = 40.0
+
+
+class Service:
+    """`python -m services.trends` as a child, on ports and a folder of its own."""
+
+    def __init__(self, bootstrap: str, root: Path, port: int) -> None:
+        self._port = port
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
+            "HEADRACE_BROKER__BOOTSTRAP_SERVERS": bootstrap,
+            "HEADRACE_STORE__ROOT": str(root),
+            "HEADRACE_ENDPOINTS__TRENDS": str(port),
+            "HEADRACE_LOG_LEVEL": "WARNING",
+        }
+        self.log_path = root / "trends.log"
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self.log_path.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "services.trends",
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self._port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            request = health_pb2.HealthCheckRequest()
+            for _ in range(int(DEADLINE_S * 5)):
+                assert self.process.returncode is None, self.log_path.read_text()
+                try:
+                    answer = await stub.Check(request, wait_for_ready=True, timeout=5.0)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                except grpc.aio.AioRpcError:
+                    continue
+                await asyncio.sleep(0.2)
+        pytest.fail(f"not ready within {DEADLINE_S} s: {self.log_path.read_text()}")
+
+    async def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        async with asyncio.timeout(20.0):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    """Starts it; kills what is left of it at the end."""
+    try:
+        await service.start()
+        yield service
+    finally:
+        if service.process is not None and service.process.returncode is None:
+            await service.end(signal.SIGKILL)
+
+
+async def read_until(view: TrendsView, bootstrap: str, done: Callable[[], bool]) -> int:
+    """Follows `trends` from its beginning into the view until `done`; returns how many records it took."""
+    consumer = AIOKafkaConsumer(TRENDS, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    num_records = 0
+    try:
+        end_s = time.monotonic() + DEADLINE_S
+        while not done() and time.monotonic() < end_s:
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                for record in records:
+                    view.apply(Trend.FromString(record.value))
+                    num_records += 1
+    finally:
+        await consumer.stop()
+    return num_records
+
+
+class Traffic:
+    """Sends clicks on items of its own and keeps the obvious counts."""
+
+    def __init__(self, producer: AsyncProducer) -> None:
+        self._producer = producer
+        self.tag = uuid.uuid4().hex[:8]
+        self.num_sent = 0
+        self.total = Counter[str]()
+
+    async def send(self, num_events: int) -> None:
+        pairs = []
+        for _ in range(num_events):
+            item_id = f"{self.tag}-{self.num_sent % 37 % 11}"
+            self.total[item_id] += 1
+            event = Event(
+                event_id=f"{self.tag}-e{self.num_sent}",
+                user_id=f"u{self.num_sent % 29}",
+                item_id=item_id,
+                action=ACTION_CLICK,
+                event_time_ms=TIME_MS + self.num_sent,
+            )
+            pairs.append((event.user_id, event))
+            self.num_sent += 1
+        await self._producer.send_many(INTERACTIONS, pairs)
+
+    def counted(self, view: TrendsView) -> dict[str, int]:
+        trends = ((item_id, view.get(item_id)) for item_id in self.total)
+        return {item_id: trend.num_events_total for item_id, trend in trends if trend is not None}
+
+
+async def expect(traffic: Traffic, bootstrap: str) -> TrendsView:
+    """Waits until the topic says what was sent; then nothing may be counted on top of it."""
+    view = TrendsView()
+    await read_until(view, bootstrap, lambda: sum(traffic.counted(view).values()) >= traffic.num_sent)
+    assert traffic.counted(view) == dict(traffic.total)
+    return view
+
+
+@pytest.fixture
+def service(broker: str, tmp_path: Path, free_port: Callable[[], int]) -> Service:
+    create_topics(broker, num_partitions=4, replication_factor=1)
+    return Service(broker, tmp_path, free_port())
+
+
+async def test_counts_survive_kill_and_restart(broker: str, service: Service) -> None:
+    async with AsyncProducer(broker) as producer:
+        traffic = Traffic(producer)
+        async with running(service):
+            await traffic.send(500)
+            view = await expect(traffic, broker)
+            best = next(trend for trend in view.top(len(view)) if trend.item_id in traffic.total)
+            assert best.num_events_total == max(traffic.total.values())
+            # as it comes: anywhere in reading, publishing or committing
+            await traffic.send(3_000)
+            await asyncio.sleep(0.3)
+            assert await service.end(signal.SIGKILL) == -signal.SIGKILL
+        await traffic.send(200)
+        async with running(service):
+            await expect(traffic, broker)
+            assert await service.end(signal.SIGTERM) == 0
+        await traffic.send(100)
+        async with running(service):
+            await expect(traffic, broker)
+
+
+async def test_strange_records_do_not_stall_it(broker: str, service: Service) -> None:
+    tag = uuid.uuid4().hex[:8]
+    client = AIOKafkaProducer(bootstrap_servers=broker)
+    await client.start()
+    try:
+        shown = Event(
+            event_id=f"{tag}-1", user_id="u", item_id=tag, action=ACTION_IMPRESSION, event_time_ms=TIME_MS
+        )
+        click = (
+            f'{{"eventId": "{tag}-2", "userId": "u", "itemId": "{tag}", "action": "ACTION_CLICK", '
+            f'"eventTimeMs": "{TIME_MS}"}}'
+        )
+        for value in (b"\xff\xff", b"{", None, shown.SerializeToString(), click.encode(), click.encode()):
+            await client.send_and_wait(INTERACTIONS, value, key=b"u")
+    finally:
+        await client.stop()
+    async with running(service), AsyncProducer(broker) as producer:
+        traffic = Traffic(producer)
+        await traffic.send(50)
+        view = await expect(traffic, broker)
+        trend = view.get(tag)
+        assert trend is not None
+        assert trend.num_events_total == 1  # one click sent twice, one impression
+        assert await service.end(signal.SIGTERM) == 0
+    assert "Traceback" not in service.log_path.read_text()
