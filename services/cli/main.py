@@ -1,0 +1,72 @@
+"""The `headrace` command: registers one file for each group of commands, and turns errors into one line.
+
+Nothing here or at the top of a command's file imports torch, Kafka or gRPC: `--help` must be quick.
+"""
+
+import logging
+import sys
+
+import structlog
+import typer
+
+from models.errors import ModelError
+from services.cli import demo, dlq, doctor, items, recommend, release, replay, track, train, up
+from services.cli.calls import status_of
+from services.cli.terminal import err
+from services.errors import ServiceError
+from streaming.errors import StreamingError
+
+app = typer.Typer(
+    name="headrace",
+    help="A streaming, online-learning generative recommender service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("recommend")(recommend.recommend)
+app.command("track")(track.track)
+app.command("replay")(replay.replay)
+app.add_typer(items.app, name="items")
+app.add_typer(release.app, name="release")
+app.add_typer(dlq.app, name="dlq")
+app.command("doctor")(doctor.doctor)
+
+
+def error_line(error: BaseException) -> str | None:
+    """What to tell a person about `error`, or None if it is a fault of ours that needs its traceback."""
+    if isinstance(error, ServiceError | StreamingError | ModelError | OSError):
+        return str(error) or type(error).__name__
+    if "grpc" in sys.modules:
+        import grpc
+
+        if isinstance(error, grpc.RpcError):
+            return ": ".join(status_of(error))
+    if "kafka" in sys.modules:
+        from kafka.errors import KafkaError
+
+        if isinstance(error, KafkaError):
+            return f"broker: {error}"
+    return None
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 failed, 2 a mistake on the command line, 130 interrupted."""
+    structlog.configure(
+        # stdout is for data
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        line = error_line(error)
+        if line is None:
+            raise
+        err.print(f"[red]error[/red] {' '.join(line.split())}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,67 @@
+"""`headrace recommend`: what a user is likely to want next, from the running gateway."""
+
+from typing import Annotated
+
+import typer
+
+from services.cli import calls, terminal
+from services.settings import load_settings
+
+
+def recommend(
+    user: Annotated[str, typer.Argument(help="The user id.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="How many items.", min=1)] = 10,
+    exclude: Annotated[list[str] | None, typer.Option(help="An item id never to answer; repeatable.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only items of this category; repeatable.")
+    ] = None,
+    include_seen: Annotated[bool, typer.Option(help="Items the user already had may be answered.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask the gateway for recommendations."""
+    from protos.headrace.v1.recommend_pb2 import (
+        CandidateSource,
+        FallbackReason,
+        RecommendRequest,
+        ShortfallReason,
+    )
+
+    request = RecommendRequest(
+        user_id=user,
+        k=k,
+        exclude_item_ids=exclude or [],
+        categories=category or [],
+        include_seen=include_seen,
+    )
+    with calls.gateway(load_settings()) as stub:
+        response = stub.Recommend(request, timeout=calls.CALL_TIMEOUT_S)
+    if json:
+        terminal.print_json(terminal.message_dict(response))
+        return
+    rows = [
+        (
+            position,
+            item.item_id,
+            item.title,
+            f"{item.score:.4f}",
+            ", ".join(
+                terminal.enum_word(CandidateSource.Name(source), "CANDIDATE_SOURCE_")
+                for source in item.sources
+            ),
+        )
+        for position, item in enumerate(response.recommendations, start=1)
+    ]
+    terminal.print_table(
+        f"for user {user}", ["#", "item", "title", "score", "sources"], rows, numbers=("#", "score")
+    )
+    notes = [f"release {response.release_id or '-'}"]
+    if response.fallback_reason:
+        word = terminal.enum_word(FallbackReason.Name(response.fallback_reason), "FALLBACK_REASON_")
+        notes.append(f"fallback: {word}")
+    if response.shortfall_reason:
+        word = terminal.enum_word(ShortfallReason.Name(response.shortfall_reason), "SHORTFALL_REASON_")
+        notes.append(f"fewer than asked: {word}")
+    if response.degraded:
+        notes.append("degraded: a part of the service is down")
+    notes += [f"{stage.stage} {stage.latency_ms:.1f} ms" for stage in response.stages]
+    terminal.err.print(" · ".join(notes), highlight=False)

@@ -1,0 +1,119 @@
+"""`headrace release`: the releases there are, and which one is live."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli import calls, terminal
+from services.errors import NotFound
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from protos.headrace.v1.release_pb2 import Release
+
+app = typer.Typer(help="List, promote, roll back and compare releases.", no_args_is_help=True)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _state(release: "Release") -> str:
+    from protos.headrace.v1.release_pb2 import ReleaseState
+
+    return terminal.enum_word(ReleaseState.Name(release.state), "RELEASE_STATE_")
+
+
+def _all_releases() -> "list[Release]":
+    from services.release import ReleasePublisher
+
+    return ReleasePublisher(load_settings()).list()
+
+
+@app.command("list")
+def list_releases(json: JsonOption = False) -> None:
+    """Every release that was announced, oldest first."""
+    releases = sorted(_all_releases(), key=lambda release: release.created_time_ms)
+    if json:
+        terminal.print_json([terminal.message_dict(release) for release in releases])
+        return
+    rows = [
+        (
+            release.release_id,
+            _state(release),
+            terminal.time_text(release.created_time_ms),
+            release.parent_release_id or "-",
+            f"{release.metrics['recall@10']:.4f}" if "recall@10" in release.metrics else "-",
+            release.reason,
+        )
+        for release in releases
+    ]
+    columns = ["release", "state", "created (UTC)", "parent", "recall@10", "reason"]
+    terminal.print_table("releases", columns, rows, numbers=("recall@10",))
+
+
+@app.command()
+def promote(
+    release_id: Annotated[str, typer.Argument(help="The release that everybody shall serve.")],
+    json: JsonOption = False,
+) -> None:
+    """Make a published release the live one."""
+    from protos.headrace.v1.learner_pb2 import PromoteRequest
+
+    with calls.learner(load_settings()) as stub:
+        response = stub.Promote(PromoteRequest(release_id=release_id), timeout=calls.CALL_TIMEOUT_S)
+    _show(response.release, json)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for those who read the list.")] = "by hand",
+    json: JsonOption = False,
+) -> None:
+    """Make the parent of the live release live again; the learner goes on from its weights."""
+    from protos.headrace.v1.learner_pb2 import RollbackRequest
+
+    with calls.learner(load_settings()) as stub:
+        response = stub.Rollback(RollbackRequest(reason=reason), timeout=calls.CALL_TIMEOUT_S)
+    _show(response.release, json)
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="A release id.")],
+    new: Annotated[str, typer.Argument(help="Another release id.")],
+    json: JsonOption = False,
+) -> None:
+    """What differs between two releases: metrics, codebook, offsets, size."""
+    releases = {release.release_id: release for release in _all_releases()}
+    for name in (old, new):
+        if name not in releases:
+            raise NotFound(f"no release {name}; `headrace release list` names them")
+    left, right = (_facts(releases[name]) for name in (old, new))
+    differing = {
+        name: (left.get(name), right.get(name))
+        for name in sorted({*left, *right})
+        if left.get(name) != right.get(name)
+    }
+    if json:
+        terminal.print_json({name: {old: a, new: b} for name, (a, b) in differing.items()})
+        return
+    rows = [(name, "-" if a is None else a, "-" if b is None else b) for name, (a, b) in differing.items()]
+    terminal.print_table("differences", ["", old, new], rows, numbers=(old, new))
+
+
+def _facts(release: "Release") -> dict[str, str | int | float]:
+    facts: dict[str, str | int | float] = {
+        "state": _state(release),
+        "parent": release.parent_release_id,
+        "codebook": release.codebook_version,
+        "config": release.config_hash,
+        "size_bytes": sum(file.size_bytes for file in release.files),
+    }
+    facts |= {f"metric {name}": round(value, 6) for name, value in release.metrics.items()}
+    facts |= {f"offset {at.topic}/{at.partition}": at.offset for at in release.offsets}
+    return facts
+
+
+def _show(release: "Release", json: bool) -> None:
+    if json:
+        terminal.print_json(terminal.message_dict(release))
+    else:
+        terminal.out.print(f"{release.release_id} is {_state(release)} ({release.reason})", highlight=False)

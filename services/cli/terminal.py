@@ -1,0 +1,129 @@
+"""How the command talks to a person or a program: tables, JSON, progress with rates.
+
+Data goes to stdout, progress and hints to stderr. Rich drops the colours where there is no terminal.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as ProgressTask
+from rich.table import Table
+from rich.text import Text
+
+out = Console()
+err = Console(stderr=True)
+
+
+class RateColumn(ProgressColumn):
+    """Finished steps per second."""
+
+    def render(self, task: ProgressTask) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{rate:,.1f}/s" if rate else "", style="cyan")
+
+
+class Stages:
+    """One progress bar for each named stage; called as `progress(stage, num_done, num_total[, figures])`."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task_ids: dict[str, TaskID] = {}
+
+    def __call__(
+        self, stage: str, num_done: int, num_total: int, figures: Mapping[str, float] | None = None
+    ) -> None:
+        if stage not in self._task_ids:
+            self._task_ids[stage] = self._bars.add_task(stage, total=num_total or None)
+        text = " ".join(
+            [stage, *(f"[dim]{name} {value:.4g}[/dim]" for name, value in (figures or {}).items())]
+        )
+        self._bars.update(
+            self._task_ids[stage], completed=num_done, total=num_total or None, description=text
+        )
+
+    def stop(self) -> None:
+        """Ends the bars where they stand."""
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays above the bars."""
+        self._bars.console.print(line, highlight=False)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Stages]:
+    """Progress bars on stderr, gone on a pipe; use the result as a progress callback."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+    ) as bars:
+        yield Stages(bars)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    out.out(json.dumps(data, indent=2, ensure_ascii=False), highlight=False)
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """The protobuf JSON mapping with field names as in the .proto, zero values included."""
+    from google.protobuf.json_format import MessageToDict
+
+    data: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return data
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[str] = ()
+) -> None:
+    """A table on stdout; the columns in `numbers` are set to the right."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table, highlight=False)
+
+
+def print_metrics(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """One row for each group, one column for each metric."""
+    names = sorted({name for group in groups.values() for name in group})
+    rows = [
+        [group, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)]
+        for group, metrics in groups.items()
+    ]
+    print_table(title, ["", *names], rows, numbers=names)
+
+
+def time_text(time_ms: int) -> str:
+    """UTC to the second, or a dash for 0."""
+    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S") if time_ms else "-"
+
+
+def enum_word(name: str, prefix: str) -> str:
+    """`RELEASE_STATE_LIVE` with prefix `RELEASE_STATE_` is `live`."""
+    return name.removeprefix(prefix).lower()

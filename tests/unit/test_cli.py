@@ -1,0 +1,106 @@
+"""The command: quick help, one clear line for a mistake, JSON where it prints data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.errors import NonFiniteLoss
+from services.cli import terminal
+from services.cli.items import UnreadableItems, read_items
+from services.cli.main import error_line, main
+from services.errors import NotReady
+from services.settings import BrokerSettings, Settings, StoreSettings, load_settings, to_environment
+from streaming.errors import BrokerUnavailable
+from tests.conftest import find_free_port
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `headrace arguments`."""
+    monkeypatch.setattr(sys, "argv", ["headrace", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    check = (
+        "import sys\nfrom services.cli.main import main\nsys.argv = ['headrace', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'kafka', 'aiokafka', 'grpc', 'faiss', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("up", "demo", "train", "recommend", "track", "replay", "items", "release", "dlq"):
+        assert command in done.stdout
+
+
+def test_nobody_at_the_gateway_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_ENDPOINTS__GATEWAY", str(find_free_port()))
+    assert run(monkeypatch, "recommend", "anna") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "does not answer" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_wrong_setting_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_MODLE__D_MODEL", "64")
+    assert run(monkeypatch, "track", "anna", "item-1") == 1
+    assert "HEADRACE_MODLE__D_MODEL: no such setting" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train",),
+        ("track", "anna", "item-1", "--action", "stare"),
+        ("recommend", "anna", "-k", "0"),
+        ("replay", "--data", "/nowhere"),
+        ("dlq", "list", "no-topic"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_of_each_package_have_a_line_and_bugs_do_not() -> None:
+    assert error_line(NotReady("no release")) == "no release"
+    assert error_line(BrokerUnavailable("no broker")) == "no broker"
+    assert error_line(NonFiniteLoss("not finite")) == "not finite"
+    assert error_line(KeyError("a bug")) is None
+
+
+def test_items_are_read_from_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item_id": 7, "title": "A", "brand": null, "asin": "x"}\n\n{"item_id": "b"}\n')
+    assert [(item.item_id, item.title) for item in read_items(path)] == [("7", "A"), ("b", "")]
+    path.write_text('{"item_id": "a"}\n{"title": "no id"}\n')
+    with pytest.raises(UnreadableItems, match="line 2: item_id must not be empty"):
+        list(read_items(path))
+
+
+def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_json({"name": "[red]é[/red]", "n": 1})
+    assert json.loads(capsys.readouterr().out) == {"name": "[red]é[/red]", "n": 1}
+
+
+def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        broker=BrokerSettings(bootstrap_servers="127.0.0.1:9"), store=StoreSettings(root=Path("/tmp/x"))
+    )
+    for name, value in to_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
