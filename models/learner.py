@@ -38,7 +38,7 @@ from models.statistics import PASSIVE_ACTIONS, LiveStatistics, hash_id
 from models.stories import Story, tell
 from models.trainer import OnlineTrainer, StepReport, frozen_copy
 from models.user_histories import Past, pad_pasts
-from models.windows import cut_windows, training_batch
+from models.windows import cut_windows, group_by_length, training_batch
 
 _CPU = torch.device("cpu")
 
@@ -309,8 +309,9 @@ class OnlineLearner:
         windows = [
             window for story in stories for window in cut_windows(story.past, story.num_known, max_history)
         ]
-        batch = training_batch([*windows, *((past, 1) for past in replayed)], max_history)
-        has_targets = bool((batch.target_BT >= 0).any()) or bool((batch.first_B >= 0).any())
-        step = self.trainer.step(batch if has_targets else None, ranker_loss, self.catalogue)
+        windows += [(past, 1) for past in replayed]
+        groups = group_by_length(windows, len(self.catalogue))
+        batches = [training_batch(group, max_history) for group in groups]
+        step = self.trainer.step(batches, ranker_loss, self.catalogue)
         self.pipeline.table.refresh()
         return step

@@ -7,6 +7,7 @@ nothing of histories, statistics or quality.
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,28 +70,31 @@ class OnlineTrainer:
         self.anchor_ranker = frozen_copy(ranker)
 
     def step(
-        self, batch: TrainingBatch | None, ranker_loss: Tensor | None, catalogue: CatalogueIndex
+        self, batches: Sequence[TrainingBatch], ranker_loss: Tensor | None, catalogue: CatalogueIndex
     ) -> StepReport:
-        """Learns a batch of windows and a ranking loss (with its graph), each where there is one."""
+        """One generator step on all batches together, and one ranker step on a loss with its graph.
+
+        A batch without a target, and a missing loss, teach nothing.
+        """
+        num_targets = [_num_targets(batch) for batch in batches]
         dense_value = code_value = ranker_value = grad_norm = math.nan
         num_nonfinite = 0
-        if batch is not None:
-            # popularity matters only to catalogues beyond the full softmax: there, all alike
-            objective = Objective(
-                catalogue.codes_NC,
-                catalogue.content_NE,
-                torch.ones(len(catalogue)),
-                seed=self.config.seed + self.num_steps,
-            )
-            with autocast(_CPU, self.dtype):
-                loss = objective(self.recommender, batch, self.dtype)
-            dense_value, code_value = loss.dense.item(), loss.code.item()
-            grad_norm = self._descend(loss.total, self.generator_optimiser)
+        if sum(num_targets):
+            self.generator_optimiser.zero_grad()
+            dense_value = code_value = 0.0
+            for batch, number in zip(batches, num_targets, strict=True):
+                if number:
+                    loss = self._backward(batch, number / sum(num_targets), catalogue)
+                    dense_value += loss[0]
+                    code_value += loss[1]
+            grad_norm = self._descend(self.generator_optimiser, dense_value + code_value)
             num_nonfinite += not math.isfinite(grad_norm)
             self._pull(self.recommender, self.anchor_recommender)
         if ranker_loss is not None:
             ranker_value = ranker_loss.item()
-            num_nonfinite += not math.isfinite(self._descend(ranker_loss, self.ranker_optimiser))
+            self.ranker_optimiser.zero_grad()
+            ranker_loss.backward()  # type: ignore[no-untyped-call]
+            num_nonfinite += not math.isfinite(self._descend(self.ranker_optimiser, ranker_value))
             self._pull(self.ranker, self.anchor_ranker)
         self.num_steps += 1
         return StepReport(
@@ -101,18 +105,29 @@ class OnlineTrainer:
             num_nonfinite=num_nonfinite,
         )
 
-    def _descend(self, loss: Tensor, optimiser: torch.optim.AdamW) -> float:
-        """One clipped step; the gradient's norm. Without a finite one, nothing moves."""
+    def _backward(self, batch: TrainingBatch, share: float, catalogue: CatalogueIndex) -> tuple[float, float]:
+        """Adds the gradient of a batch that holds `share` of the step's targets; its part of both losses."""
+        # popularity matters only to catalogues beyond the full softmax: there, all alike
+        objective = Objective(
+            catalogue.codes_NC,
+            catalogue.content_NE,
+            torch.ones(len(catalogue)),
+            seed=self.config.seed + self.num_steps,
+        )
+        with autocast(_CPU, self.dtype):
+            loss = objective(self.recommender, batch, self.dtype)
+        (loss.total * share).backward()  # type: ignore[no-untyped-call]
+        return loss.dense.item() * share, loss.code.item() * share
+
+    def _descend(self, optimiser: torch.optim.AdamW, loss: float) -> float:
+        """One clipped step; the gradient's norm. Where that or the loss is not finite: NaN, nothing moves."""
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        optimiser.zero_grad()
-        if not math.isfinite(loss.item()):
-            return math.nan
-        loss.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        if math.isfinite(norm):
+        is_finite = math.isfinite(norm) and math.isfinite(loss)
+        if is_finite:
             optimiser.step()
         optimiser.zero_grad()
-        return norm
+        return norm if is_finite else math.nan
 
     @torch.no_grad()
     def _pull(self, model: nn.Module, anchor: nn.Module) -> None:
@@ -139,6 +154,10 @@ class OnlineTrainer:
         _load_optimiser(self.generator_optimiser, tensors["generator_optimiser"])
         _load_optimiser(self.ranker_optimiser, tensors["ranker_optimiser"])
         self.num_steps = num_steps
+
+
+def _num_targets(batch: TrainingBatch) -> int:
+    return int((batch.target_BT >= 0).sum()) + int((batch.first_B >= 0).sum())
 
 
 def frozen_copy(model: _Module) -> _Module:

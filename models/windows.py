@@ -35,6 +35,24 @@ def cut_windows(past: Past, num_known: int, max_history: int) -> list[Window]:
     return windows
 
 
+def group_by_length(windows: Sequence[Window], num_items: int) -> list[list[Window]]:
+    """The windows in one group, or in a short and a long one where that spares more padding than it costs.
+
+    Each group encodes the catalogue of `num_items` again, which costs about as much as an eighth as
+    many positions of the trunk.
+    """
+    ordered = sorted(windows, key=lambda window: len(window[0]))
+    lengths = np.array([len(past) for past, _ in ordered])
+    if not len(lengths):
+        return []
+    num_short = np.arange(1, len(lengths) + 1)
+    padded = num_short * lengths + (len(lengths) - num_short) * lengths[-1]
+    best = int(padded.argmin())
+    if padded[-1] - padded[best] <= num_items / 8:
+        return [ordered]
+    return [ordered[: best + 1], ordered[best + 1 :]]
+
+
 def training_batch(windows: Sequence[Window], max_history: int) -> TrainingBatch:
     """B windows as one padded batch; a window's last event is a target only, never an input."""
     history = pad_pasts([past.cut(0, len(past) - 1) for past, _ in windows], max_history)

@@ -8,7 +8,7 @@ from models.dedupe import DedupeWindow
 from models.reservoir import Reservoir
 from models.stories import tell
 from models.user_histories import Past, UserHistories, pad_pasts
-from models.windows import cut_windows, training_batch
+from models.windows import cut_windows, group_by_length, training_batch
 
 CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
 
@@ -114,3 +114,10 @@ def test_training_batch_masks_context_and_passive_events() -> None:
 def test_pad_keeps_the_newest() -> None:
     history = pad_pasts([past(1, 2, 3), past()], max_history=2)
     assert history.item_BT.tolist() == [[2, 3], [-1, -1]]
+
+
+def test_groups_spare_padding_only_where_it_pays() -> None:
+    windows = [(past(*range(length)), 0) for length in (3, 40, 2, 4, 3, 2)]
+    assert [len(group) for group in group_by_length(windows, num_items=80)] == [5, 1]
+    assert [len(group) for group in group_by_length(windows, num_items=100_000)] == [6]
+    assert group_by_length([], 10) == []
