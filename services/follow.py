@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
-from streaming.errors import BrokerUnavailable
+from aiokafka import ConsumerRecord
+
+from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.records import Record
 from streaming.tail import tail
 
@@ -22,10 +24,12 @@ async def follow(
     *,
     offsets: Mapping[str, int] | None = None,
     on_caught_up: Callable[[], None] | None = None,
+    on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
 ) -> None:
     """Awaits `handle` for all records of a topic, at most `MAX_BATCH` at once, until cancelled.
 
-    `offsets` as in `tail`. `on_caught_up` is called once, when what was there at the start is handled.
+    `offsets` and `on_malformed` as in `tail`. `on_caught_up` is called once, when what was there at the
+    start is handled.
     """
     queue: asyncio.Queue[Record] = asyncio.Queue(2 * MAX_BATCH)
     num_read, num_handled, num_at_start = 0, 0, -1
@@ -43,7 +47,7 @@ async def follow(
 
     async def read() -> None:
         nonlocal num_read
-        records = tail(bootstrap, [topic], offsets=offsets, on_caught_up=at_start)
+        records = tail(bootstrap, [topic], offsets=offsets, on_caught_up=at_start, on_malformed=on_malformed)
         async with contextlib.aclosing(records):  # type: ignore[type-var]
             async for record in records:
                 num_read += 1

@@ -1,6 +1,7 @@
 """Messages <-> the arrays and rows of `models`, and nothing else: no validation, no I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -54,9 +55,15 @@ def to_sources(numbers: Iterable[int]) -> frozenset[Source]:
     return frozenset(Source(number) for number in numbers if number in Source._value2member_map_)
 
 
-def from_mask(mask: int) -> list[CandidateSource.ValueType]:
+@cache
+def from_mask(mask: int) -> tuple[CandidateSource.ValueType, ...]:
     """The wire numbers of the sources of one bit mask."""
-    return [CandidateSource.ValueType(int(source)) for source in sources_of(mask)]
+    return tuple(CandidateSource.ValueType(int(source)) for source in sources_of(mask))
+
+
+@cache
+def _to_mask(numbers: tuple[int, ...]) -> int:
+    return sum(source.bit for source in to_sources(numbers))
 
 
 def candidate_messages(candidates: Candidates, item_ids: Sequence[str]) -> list[Candidate]:
@@ -81,7 +88,7 @@ def candidates_of(messages: Sequence[Candidate], catalogue: CatalogueIndex) -> C
     for row, message in zip(catalogue.rows([m.item_id for m in messages]).tolist(), messages, strict=True):
         if row >= 0 and catalogue.available_N[row]:
             first.setdefault(row, message)
-    masks = [sum(source.bit for source in to_sources(m.sources)) for m in first.values()]
+    masks = [_to_mask(tuple(m.sources)) for m in first.values()]
     beams = [
         m.beam_score if CandidateSource.CANDIDATE_SOURCE_BEAM in m.sources else np.nan for m in first.values()
     ]

@@ -32,14 +32,16 @@ async def tail(
     *,
     offsets: Mapping[str, int] | None = None,
     on_caught_up: Callable[[], None] | None = None,
+    on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
 ) -> AsyncIterator[Record]:
     """Yields the records of all partitions of `topics`, in order per partition, for ever.
 
     Begins at `offsets` ("topic/partition" -> next offset) and at the beginning of partitions that are
     not named there. `on_caught_up` is called once: when every record that was there at the start has
-    been yielded and taken. Waits for a broker or a topic that is not there yet.
+    been yielded and taken. `on_malformed` gets each record that is skipped, for those who send it to a
+    dead-letter topic. Waits for a broker or a topic that is not there yet.
     """
-    follower = _Follower(bootstrap, topics, dict(offsets or {}))
+    follower = _Follower(bootstrap, topics, dict(offsets or {}), on_malformed)
     told = on_caught_up is None
     backoff_s = _FIRST_BACKOFF_S
     try:
@@ -65,8 +67,15 @@ async def tail(
 class _Follower:
     """One consumer at a time, and the place to go on from when it has to be replaced."""
 
-    def __init__(self, bootstrap: str, topics: Collection[str], offsets: dict[str, int]) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Collection[str],
+        offsets: dict[str, int],
+        on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None,
+    ) -> None:
         self._bootstrap = bootstrap
+        self._on_malformed = on_malformed
         self._topics = topics
         self._offsets = offsets
         self._consumer: AIOKafkaConsumer | None = None
@@ -87,7 +96,7 @@ class _Follower:
             return []
         records = []
         for raw_records in fetched.values():
-            records += [record for raw in raw_records if (record := _decode(raw))]
+            records += [record for raw in raw_records if (record := self._decode(raw))]
         for partition in self._partitions:
             self._offsets[_name(partition)] = await consumer.position(partition)
         return records
@@ -151,33 +160,34 @@ class _Follower:
                 logger.warning("offset_out_of_range", extra={"wanted": wanted, "taken": offset})
             consumer.seek(partition, offset)
 
+    def _decode(self, raw: ConsumerRecord) -> Record | None:
+        if raw.value is None:
+            return None
+        now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
+        try:
+            message = decode(raw.topic, raw.value, raw.headers, now_ms=now_ms)
+        except MalformedEvent as error:
+            logger.warning(
+                "record_skipped",
+                extra={
+                    "topic": raw.topic,
+                    "partition": raw.partition,
+                    "offset": raw.offset,
+                    "reason": error.reason,
+                },
+            )
+            if self._on_malformed is not None:
+                self._on_malformed(raw, error)
+            return None
+        return Record(
+            topic=raw.topic,
+            partition=raw.partition,
+            offset=raw.offset,
+            key=text_key(raw.key),
+            timestamp_ms=max(raw.timestamp, 0),
+            message=message,
+        )
+
 
 def _name(partition: TopicPartition) -> str:
     return position_of(partition.topic, partition.partition)
-
-
-def _decode(raw: ConsumerRecord) -> Record | None:
-    if raw.value is None:
-        return None
-    now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
-    try:
-        message = decode(raw.topic, raw.value, raw.headers, now_ms=now_ms)
-    except MalformedEvent as error:
-        logger.warning(
-            "record_skipped",
-            extra={
-                "topic": raw.topic,
-                "partition": raw.partition,
-                "offset": raw.offset,
-                "reason": error.reason,
-            },
-        )
-        return None
-    return Record(
-        topic=raw.topic,
-        partition=raw.partition,
-        offset=raw.offset,
-        key=text_key(raw.key),
-        timestamp_ms=max(raw.timestamp, 0),
-        message=message,
-    )

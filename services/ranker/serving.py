@@ -149,15 +149,16 @@ def _without(candidates: Candidates, exclude: Int64Array) -> Candidates:
 
 
 def _items(scorer: Scorer, candidates: Candidates, result: RankResult, *, explain: bool) -> list[RankedItem]:
-    item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M]
+    item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M.tolist()]
+    scores, masks = result.score_M.tolist(), candidates.source_M.tolist()
+    probabilities = result.action_probability_MA[:, 1:].tolist()
     items = []
     for m in order_by_score(result.score_M, item_ids).tolist():
-        probabilities = zip(ACTION_NAMES[1:], result.action_probability_MA[m, 1:].tolist(), strict=True)
         item = RankedItem(
             item_id=item_ids[m],
-            score=float(result.score_M[m]),
-            sources=translate.from_mask(int(candidates.source_M[m])),
-            action_probabilities=dict(probabilities),
+            score=scores[m],
+            sources=translate.from_mask(masks[m]),
+            action_probabilities=dict(zip(ACTION_NAMES[1:], probabilities[m], strict=True)),
         )
         if explain:
             features = zip(scorer.feature_names, result.feature_MF[m].tolist(), strict=True)

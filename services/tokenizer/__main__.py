@@ -13,7 +13,8 @@ from services.server import ServiceServer, run_service
 from services.settings import Settings
 from services.tokenizer.content import ContentEmbedder
 from services.tokenizer.health import codebook_health
-from services.tokenizer.intake import Intake, dead_letters
+from services.tokenizer.intake import Intake
+from services.tokenizer.rejects import Rejects
 from services.tokenizer.servicer import TokenizerServicer
 from services.tokenizer.serving import TokenizerServing
 from streaming.producer import AsyncProducer
@@ -28,8 +29,8 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     bootstrap = settings.broker.bootstrap_servers
     thread = ModelThread(settings.torch_threads)
     serving = TokenizerServing(ContentEmbedder())
-    producer, letters = AsyncProducer(bootstrap), dead_letters(bootstrap)
-    intake = Intake(serving, thread, producer, letters)
+    producer, rejects = AsyncProducer(bootstrap), Rejects(bootstrap)
+    intake = Intake(serving, thread, producer, rejects)
 
     async def take_up(release: Release, bundle: ReleaseBundle) -> None:
         index = await asyncio.to_thread(serving.load, bundle)
@@ -48,12 +49,19 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         await server.run(
             ReleaseWatcher(settings, take_up, service=NAME).run(),
             follow(bootstrap, SEMANTIC_IDS, intake.put_sids, on_caught_up=intake.note_known_sids),
-            follow(bootstrap, ITEMS, intake.put_items, on_caught_up=intake.note_known_items),
+            follow(
+                bootstrap,
+                ITEMS,
+                intake.put_items,
+                on_caught_up=intake.note_known_items,
+                on_malformed=rejects.put_malformed,
+            ),
+            rejects.run(),
             intake.run(),
         )
     finally:
         await producer.close()
-        await asyncio.to_thread(letters.close)
+        await asyncio.to_thread(rejects.close)
         thread.close()
 
 

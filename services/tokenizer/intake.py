@@ -6,20 +6,18 @@ Knows the order of the work and the topics; what a semantic ID is, `serving` kno
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from protos.headrace.v1.items_pb2 import ItemSid
-from services.metrics import DLQ_RECORDS, EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
+from services.metrics import EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
 from services.model_thread import ModelThread
+from services.tokenizer.rejects import Rejects
 from services.tokenizer.serving import TokenizerServing
-from streaming.codec import encode
-from streaming.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable
 from streaming.producer import AsyncProducer
-from streaming.records import Headers, Record
+from streaming.records import Record
 from streaming.topics import ITEMS, SEMANTIC_IDS
 
 # About a third of a second of text embedding on one core: the next batch must not wait for long.
@@ -27,17 +25,6 @@ _BATCH_ITEMS = 32
 _RETRY_S = 1.0
 
 log = structlog.get_logger()
-
-
-@dataclass
-class _RawRecord:
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    timestamp: int
 
 
 class Intake:
@@ -48,12 +35,12 @@ class Intake:
         serving: TokenizerServing,
         thread: ModelThread,
         producer: AsyncProducer,
-        dead_letters: DeadLetters,
+        rejects: Rejects,
     ) -> None:
         self._serving = serving
         self._thread = thread
         self._producer = producer
-        self._dead_letters = dead_letters
+        self._rejects = rejects
         self._pending: dict[str, Record] = {}
         self._deferred: dict[str, Record] = {}
         self._wake = asyncio.Event()
@@ -122,8 +109,8 @@ class Intake:
             for sid in done.sids:
                 delay_ms = time.time() * 1e3 - announced_ms[sid.item_id]
                 ITEM_TO_SID_SECONDS.observe(max(0.0, delay_ms) / 1e3)
-        if done.rejected:
-            await asyncio.to_thread(self._reject, done.rejected)
+        for record, reason, text in done.rejected:
+            self._rejects.put(record, reason, text)
         if done.sids or done.rejected:
             log.info(
                 "items tokenized",
@@ -132,26 +119,3 @@ class Intake:
                 num_waiting=len(self._pending),
                 latency_ms=round((time.perf_counter() - started) * 1e3, 1),
             )
-
-    def _reject(self, rejected: Sequence[tuple[Record, str, str]]) -> None:
-        for record, reason, text in rejected:
-            raw = _RawRecord(
-                topic=record.topic,
-                partition=record.partition,
-                offset=record.offset,
-                key=record.key.encode(),
-                value=encode(record.message),
-                headers=(),
-                timestamp=record.timestamp_ms,
-            )
-            self._dead_letters.reject(raw, reason=reason, exception=text)
-        self._dead_letters.flush()
-
-
-def dead_letters(bootstrap: str) -> DeadLetters:
-    """The tokenizer's way out for items that it cannot use."""
-
-    def count(topic: str, stage: str, reason: str) -> None:
-        DLQ_RECORDS.labels(topic, stage, reason).inc()
-
-    return DeadLetters(bootstrap, stage="tokenizer", on_dead_letter=count)
