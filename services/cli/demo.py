@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from streaming.dataset import Dataset
 
 _OFFLINE_SHARE = 0.7
+# what a shell gives a command that SIGTERM ended
+_TERMINATED = 128 + 15
 _RELEASES_DURING_REPLAY = 4
 
 
@@ -40,7 +42,10 @@ def demo(
     settings = _demo_settings(settings, dataset)
     # the demo starts from nothing, in a folder of its own
     shutil.rmtree(settings.store.root, ignore_errors=True)
-    kept = asyncio.run(_run(settings, dataset, once=once, train_s=train_minutes * 60))
+    try:
+        kept = asyncio.run(_run(settings, dataset, once=once, train_s=train_minutes * 60))
+    except asyncio.CancelledError:
+        raise typer.Exit(_TERMINATED) from None
     if not kept:
         raise typer.Exit(1)
 
@@ -72,12 +77,16 @@ def _demo_settings(settings: Settings, dataset: "Dataset") -> Settings:
 
 
 async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: float) -> bool:
-    """Whether every promise was kept; stops every child whatever happens."""
+    """Whether every promise was kept; stops every child whatever happens, also on SIGTERM."""
     import asyncio
+    import signal
 
     from services.demo.tour import Tour, promises_panel
     from services.up import Stack
 
+    current = asyncio.current_task()
+    assert current is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
     started = time.monotonic()
     _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
     stack = Stack(settings)

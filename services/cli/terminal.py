@@ -4,6 +4,7 @@ Data goes to stdout, progress and hints to stderr. Rich drops the colours where 
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from rich.text import Text
 
 out = Console()
 err = Console(stderr=True)
+_LINE_INTERVAL_S = 10.0
 
 
 class RateColumn(ProgressColumn):
@@ -39,11 +41,15 @@ class RateColumn(ProgressColumn):
 
 
 class Stages:
-    """One progress bar for each named stage; called as `progress(stage, num_done, num_total[, figures])`."""
+    """One progress bar for each named stage; called as `progress(stage, num_done, num_total[, figures])`.
+
+    Where stderr is no terminal, a bar becomes a plain line every ten seconds and one at the end.
+    """
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._task_ids: dict[str, TaskID] = {}
+        self._next_line_s: dict[str, float] = {}
 
     def __call__(
         self, stage: str, num_done: int, num_total: int, figures: Mapping[str, float] | None = None
@@ -53,9 +59,19 @@ class Stages:
         text = " ".join(
             [stage, *(f"[dim]{name} {value:.4g}[/dim]" for name, value in (figures or {}).items())]
         )
-        self._bars.update(
-            self._task_ids[stage], completed=num_done, total=num_total or None, description=text
-        )
+        task_id = self._task_ids[stage]
+        self._bars.update(task_id, completed=num_done, total=num_total or None, description=text)
+        if not self._bars.console.is_terminal:
+            self._line(stage, task_id, num_done, num_total)
+
+    def _line(self, stage: str, task_id: TaskID, num_done: int, num_total: int) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_line_s.get(stage, now_s) and num_done != num_total:
+            return
+        self._next_line_s[stage] = now_s + _LINE_INTERVAL_S
+        task = next(task for task in self._bars.tasks if task.id == task_id)
+        rate = f" {task.speed:,.1f}/s" if task.speed else ""
+        self.say(f"{Text.from_markup(task.description)} {num_done:,}/{num_total:,}{rate}")
 
     def stop(self) -> None:
         """Ends the bars where they stand."""
@@ -68,7 +84,7 @@ class Stages:
 
 @contextmanager
 def progress_bars() -> Iterator[Stages]:
-    """Progress bars on stderr, gone on a pipe; use the result as a progress callback."""
+    """Progress on stderr, bars on a terminal and lines elsewhere; use the result as a callback."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -78,6 +94,7 @@ def progress_bars() -> Iterator[Stages]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
+        disable=not err.is_terminal,
     ) as bars:
         yield Stages(bars)
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from protos.headrace.v1 import events_pb2, items_pb2, recommend_pb2, recommend_pb2_grpc
 from services.errors import BackendUnavailable
@@ -17,7 +18,8 @@ _POLL_INTERVAL_S = 0.02
 _PATIENCE_S = 30.0
 _REQUEST_TIMEOUT_S = 10.0
 
-Stub = recommend_pb2_grpc.RecommenderServiceAsyncStub
+# a name of the typed stubs only
+Stub: TypeAlias = "recommend_pb2_grpc.RecommenderServiceAsyncStub"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ async def change_answer(
     """Sends one event for each item of `liked`, then asks until the answer is another one.
 
     `template` gives the action, the value and the event time. An answer is changed when its items are,
-    apart from the items just sent, which are left out as seen. Raises BackendUnavailable after 30 s without a change.
+    apart from the items just sent, which are left out as seen. Raises BackendUnavailable after 30 s
+    without a change.
     """
     before = await recommend(stub, user_id)
     for item in liked:
