@@ -119,7 +119,7 @@ function scales() {
 }
 
 function niceStep(highest) {
-  const raw = highest / 4;
+  const raw = highest / 6;
   const power = 10 ** Math.floor(Math.log10(raw));
   return power * [1, 2, 5, 10].find((factor) => factor * power >= raw);
 }
