@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.headrace.v1.items_pb2 import Item
@@ -91,6 +91,7 @@ def test_shortfall_tells_an_empty_shelf_from_a_filter() -> None:
     assert shortfall(2, 3, CATALOGUE) == ShortfallReason.SHORTFALL_REASON_FILTERED
 
 
+@settings(deadline=None)
 @given(
     model=st.lists(st.sampled_from("abcdefgh")),
     trends=st.lists(st.sampled_from("abcdefghxyz")),
@@ -123,6 +124,7 @@ def test_an_item_changes_its_place_and_is_withdrawn() -> None:
     assert (len(catalogue), catalogue.num_available) == (2, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.booleans())))
 def test_the_view_equals_a_plain_dictionary(changes: list[tuple[str, int, bool]]) -> None:
     catalogue, expected = ItemView(), dict[str, tuple[int, bool]]()
