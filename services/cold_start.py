@@ -6,7 +6,7 @@ came from.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,16 @@ from torch.nn import functional
 from models.batch import EventBatch
 from models.catalogue import CatalogueIndex
 from models.config import ModelConfig
-from models.features import FeatureSource
+from models.features import feature_names
 from models.learner import OnlineLearner
+from models.quality import PrequentialQuality
 from models.ranker import Ranker
+from models.ranker_training import fit_ranker
+from models.recommend import Pipeline
+from models.recommender import GenerativeRecommender
 from models.release import ReleaseBundle
 from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
+from models.statistics import PASSIVE_ACTIONS, LiveStatistics
 from models.text import TextEmbedder, item_text
 from models.training import train_recommender
 from protos.headrace.v1.events_pb2 import Event
@@ -45,6 +49,8 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 HOLDOUT_SHARE = 0.1
 _MIN_EVENTS = 20
+# Under a time limit, the ranker is fitted on so many: its candidates cost some 8 ms each on one core.
+_HURRIED_EXAMPLES = 2_000
 
 
 class NothingToLearn(ServiceError):
@@ -76,8 +82,8 @@ def train_first_release(
     """Trains on all events, writes the learner's checkpoint and publishes the release as live.
 
     `offsets` ("topic/partition") is where the learner goes on reading: what `events` hold of the topics.
-    Events on items that are not in `items` are left out and counted. `max_seconds` ends the training of
-    the recommender early, with the best weights so far. Raises LearnerRunning if a learner owns the
+    Events on items that are not in `items` are left out and counted. `max_seconds` bounds the training of
+    the recommender, and shortens the fit of the ranker. Raises LearnerRunning if a learner owns the
     state, NothingToLearn, NonFiniteLoss, BrokerUnavailable.
     """
     store = CheckpointStore(settings.store.checkpoint_path)
@@ -85,7 +91,7 @@ def train_first_release(
         content_NE = embed_items(items, progress)
         catalogue = _fit_catalogue(settings, items, content_NE, progress)
         batch = _known_events(events, catalogue)
-        learner = _train(settings, catalogue, batch, progress, max_seconds)
+        learner, figures = _train(settings, catalogue, batch, progress, max_seconds)
         release_id = new_release_id(time.time())
         bundle = learner.release_bundle(
             release_id,
@@ -93,6 +99,7 @@ def train_first_release(
             created_time_ms=time.time_ns() // 1_000_000,
             offsets=dict(offsets),
         )
+        bundle = replace(bundle, meta=replace(bundle.meta, metrics=figures))
         learner.set_live(bundle)
         # The checkpoint first: whoever sees the release live finds the learner's state that belongs to it.
         _write_checkpoint(settings, store, learner, release_id, offsets, batch)
@@ -182,8 +189,12 @@ def _train(
     batch: EventBatch,
     progress: Progress,
     max_seconds: float | None,
-) -> OnlineLearner:
-    """The recommender on all but the last events, then those through the learner, in order."""
+) -> tuple[OnlineLearner, dict[str, float]]:
+    """Both networks on all events, the last ones through the learner; and what the ranker reached.
+
+    The recommender learns all but the last events and is stopped by those; the ranker is fitted on the
+    last ones, of which the recommender knows nothing; then the learner learns them, in order.
+    """
     split = len(batch) - max(1, round(len(batch) * HOLDOUT_SHARE))
     past, held_out = batch.select(np.arange(split)), batch.select(np.arange(split, len(batch)))
     config = fitted_config(settings, catalogue)
@@ -197,22 +208,54 @@ def _train(
         progress=lambda stage, done, total, figures: progress(f"{stage} recommender", done, total, figures),
         time_share=lambda: (time.monotonic() - began_s) / max_seconds if max_seconds else 0.0,
     )
+    hurried = max_seconds is not None
+    ranker, figures = _fit_ranker(settings, recommender, catalogue, past, held_out, progress, hurried=hurried)
+    learner = OnlineLearner(
+        recommender,
+        ranker,
+        catalogue,
+        LiveStatistics(settings.statistics),
+        settings.learner,
+        settings.search,
+    )
+    for begin, end in _chunks(past, settings):
+        learner.observe_many(past.select(np.arange(begin, end)))
+        progress("read histories", end, len(past), {})
+    for begin, end in _chunks(held_out, settings):
+        learner.learn_many(held_out.select(np.arange(begin, end)))
+        progress("learn the newest events", end, len(held_out), {})
+    # The ranker had been fitted on these very events: nothing that was scored here was a prediction.
+    learner.memory.quality = PrequentialQuality(settings.learner.quality_window, config.num_levels + 1)
+    return learner, figures
+
+
+def _fit_ranker(
+    settings: Settings,
+    recommender: GenerativeRecommender,
+    catalogue: CatalogueIndex,
+    past: EventBatch,
+    held_out: EventBatch,
+    progress: Progress,
+    *,
+    hurried: bool,
+) -> tuple[Ranker, dict[str, float]]:
     statistics = LiveStatistics(settings.statistics)
+    past_ids = [catalogue.item_ids[row] for row in past.item_N]
+    statistics.update_many(past.user_ids, past_ids, past.action_N.tolist(), past.time_ms_N.tolist())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
-        ranker = Ranker(config, len(FeatureSource(statistics, catalogue).names))
-    learner = OnlineLearner(recommender, ranker, catalogue, statistics, settings.learner, settings.search)
-    chunk = settings.learner_service.batch_events
-    for begin in range(0, len(past), chunk):
-        learner.observe_many(past.select(np.arange(begin, min(begin + chunk, len(past)))))
-        progress("read histories", min(begin + chunk, len(past)), len(past), {})
-    # Small batches, so that every held-out event is predicted and becomes an example for the ranker.
-    chunk = settings.learner.num_scored_events
-    for begin in range(0, len(held_out), chunk):
-        learner.learn_many(held_out.select(np.arange(begin, min(begin + chunk, len(held_out)))))
-        recall = learner.quality.segments()[0].recall_at_10
-        progress("fit ranker", min(begin + chunk, len(held_out)), len(held_out), {"recall@10": recall})
-    return learner
+        ranker = Ranker(recommender.config, len(feature_names(settings.statistics)))
+    wishes = np.nonzero(~np.isin(held_out.action_N, sorted(PASSIVE_ACTIONS)))[0]
+    if hurried:
+        wishes = wishes[:_HURRIED_EXAMPLES]
+    pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, settings.search)
+    figures = fit_ranker(pipeline, past, held_out.select(wishes), seed=settings.train.seed, progress=progress)
+    return ranker, figures
+
+
+def _chunks(events: EventBatch, settings: Settings) -> Iterator[tuple[int, int]]:
+    size = settings.learner_service.batch_events
+    return ((begin, min(begin + size, len(events))) for begin in range(0, len(events), size))
 
 
 def _write_checkpoint(

@@ -10,7 +10,7 @@ import structlog
 import typer
 
 from models.errors import ModelError
-from services.cli import demo, dlq, doctor, items, recommend, release, replay, track, train, up
+from services.cli import demo, dlq, doctor, evaluate, items, recommend, release, replay, track, train, up
 from services.cli.calls import status_of
 from services.cli.terminal import err
 from services.errors import ServiceError
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("track")(track.track)
 app.command("replay")(replay.replay)

@@ -67,9 +67,7 @@ def train(
         terminal.err.print(
             f"[yellow]{first.num_left_out:,} events left out[/]: unknown items, or ids that came before"
         )
-    terminal.print_metrics(
-        "prequential quality of the held-out events", {"recommend": first.bundle.meta.metrics}
-    )
+    terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
 
 
 def read_folder(data: Path, until: float) -> "tuple[Sequence[Item], list[Event]]":

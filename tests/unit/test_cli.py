@@ -36,7 +36,18 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("up", "demo", "train", "recommend", "track", "replay", "items", "release", "dlq"):
+    for command in (
+        "up",
+        "demo",
+        "train",
+        "evaluate",
+        "recommend",
+        "track",
+        "replay",
+        "items",
+        "release",
+        "dlq",
+    ):
         assert command in done.stdout
 
 

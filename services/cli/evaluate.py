@@ -1,0 +1,90 @@
+"""`headrace evaluate`: trains on a data folder by a published protocol and reports test figures."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli import terminal
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from models.batch import EventBatch
+    from models.catalogue import CatalogueIndex
+    from streaming.dataset import Dataset
+
+
+class Protocol(StrEnum):
+    """How events are split into training and test."""
+
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="A data folder.", exists=True, file_okay=False)],
+    protocol: Annotated[
+        Protocol, typer.Option(help="leave-one-out: each user's last event is the test.")
+    ] = Protocol.LEAVE_ONE_OUT,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train from nothing and report Recall and NDCG at 5 and 10 over the whole catalogue.
+
+    Three systems: the generator's beam search alone, the dense head alone, and the whole path of Recommend.
+    Needs no running service, and changes none.
+    """
+    import torch
+
+    from models.evaluation import evaluate_leave_one_out
+    from services.cold_start import prepare_catalogue
+    from streaming.dataset import load_dataset
+
+    settings = load_settings()
+    torch.set_num_threads(settings.torch_threads)
+    dataset = load_dataset(data)
+    with terminal.progress_bars() as bars:
+        catalogue, model = prepare_catalogue(settings, dataset.items, bars)
+        report = evaluate_leave_one_out(
+            catalogue,
+            event_columns(dataset, catalogue),
+            model=model,
+            train=settings.train,
+            search=settings.search,
+            statistics=settings.statistics,
+            progress=bars,
+        )
+    systems = {"recommend": report.recommend, "generator": report.generator, "dense": report.dense}
+    if json:
+        terminal.print_json(
+            {
+                **systems,
+                "hierarchical_recall": report.hierarchical_recall,
+                "ranker_validation": report.ranker,
+                "num_cases": report.num_cases,
+                "train_minutes": round(report.train_minutes, 2),
+                "test_minutes": round(report.test_minutes, 2),
+                "data": dataset.name,
+                "protocol": protocol.value,
+            }
+        )
+        return
+    terminal.print_metrics(f"{dataset.name}, {protocol}, {report.num_cases:,} test events", systems)
+    levels = ", ".join(f"{recall:.4f}" for recall in report.hierarchical_recall)
+    terminal.out.print(f"right prefix among the beams, by level: {levels}", highlight=False)
+    terminal.out.print(
+        f"trained in {report.train_minutes:.1f} min, tested in {report.test_minutes:.1f} min", highlight=False
+    )
+
+
+def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex") -> "EventBatch":
+    """All events of a data set, in stream order."""
+    from models.batch import EventBatch
+
+    return EventBatch(
+        event_ids=[dataset.event_id(n) for n in range(len(dataset))],
+        user_ids=dataset.user_id_N.tolist(),
+        item_N=catalogue.rows(dataset.item_id_N.tolist()),
+        action_N=dataset.action_N,
+        time_ms_N=dataset.time_ms_N,
+        value_N=dataset.value_N,
+    )
