@@ -178,7 +178,7 @@ async def measure(bootstrap: str, broker_pid: int | None, args: argparse.Namespa
                     await work
     result = {"ready_s": round(ready_s, 2), "backlog": backlog, "steady": steady}
     if before is not None and (after := broker_use(broker_pid)) is not None:
-        result["broker"] = {
+        result["broker_use"] = {
             "cpu_s": round(after[0] - before[0], 1),
             "written_mb": round((after[1] - before[1]) / 1e6),
         }
