@@ -98,14 +98,17 @@ class Generator:
         use_dense: bool = True,
     ) -> Generation:
         """`generate_many` with the user states and the search's prefixes kept."""
+        if not len(self.catalogue):
+            state_BD = self.recommender.empty_state.detach().expand(len(history), -1)
+            return Generation(candidates=[_nothing()] * len(history), state_BD=state_BD, search=None)
         state_BD = self.recommender.last_state(history, self.table.item_ND)
         proposals: list[list[Candidates]] = [[_nothing()] for _ in range(len(history))]
         search = None
-        if use_beam and len(self.catalogue):
+        if use_beam:
             search = self._search(state_BD, k=k, beam=max(beam, k), exclude=exclude)
             for b, found in enumerate(_from_beam(search)):
                 proposals[b].append(found)
-        if use_dense and len(self.catalogue):
+        if use_dense:
             for b, found in enumerate(self._nearest(state_BD, k=k, exclude=exclude)):
                 proposals[b].append(found)
         return Generation(candidates=[unite(one) for one in proposals], state_BD=state_BD, search=search)
