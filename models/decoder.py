@@ -79,4 +79,4 @@ class DepthDecoder(nn.Module):
         last_N1D = last_block.forward_candidates(token_NlD[:, :-1], token_NlD[:, -1:], no_bias_11l)
         hidden_ND = self.norm(last_N1D[:, 0])
         logits_NV = torch.addmm(self.output_bias[length], hidden_ND, self.output_weight[length])
-        return logits_NV.view(batch, beams, -1)
+        return logits_NV.view(batch, beams, self.output_bias.shape[1])

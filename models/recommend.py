@@ -16,7 +16,7 @@ from models.candidates import Source, add_live_candidates
 from models.catalogue import CatalogueIndex
 from models.config import SearchConfig
 from models.features import Float32Array
-from models.generation import Generator
+from models.generation import Generation, Generator
 from models.item_table import ItemTable
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender
@@ -82,6 +82,20 @@ def recommend_many(
         use_beam=Source.BEAM not in disabled,
         use_dense=Source.DENSE not in disabled,
     )
+    return answer_many(scorer, history, found, k=k, time_ms_B=time_ms_B, exclude=exclude, disabled=disabled)
+
+
+def answer_many(
+    scorer: Scorer,
+    history: HistoryBatch,
+    found: Generation,
+    *,
+    k: int,
+    time_ms_B: Sequence[int],
+    exclude: Sequence[Int64Array],
+    disabled: Collection[Source] = (),
+) -> list[Answer]:
+    """`recommend_many` from what the generator found: adds the live candidates, ranks, takes the best."""
     united = [
         with_live(scorer, candidates, history, b, int(time_ms_B[b]), exclude[b], disabled)
         for b, candidates in enumerate(found.candidates)

@@ -1,0 +1,226 @@
+"""The leave-one-out protocol: train, then rank each user's last item, once, by every system.
+
+Owns the split, the order of the work and the report. Ranking the whole catalogue is `models/holdout.py`'s,
+training `models/training.py`'s and `models/ranker_training.py`'s; the whole path is answered by the
+functions that serve (`models/recommend.py`).
+
+Shapes: B cases, C codes of an item, K list positions.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.batch import EventBatch
+from models.catalogue import CatalogueIndex
+from models.config import ModelConfig, SearchConfig, StatisticsConfig, TrainConfig
+from models.device import compute_dtype
+from models.features import feature_names
+from models.holdout import HoldoutCases, dense_ranks
+from models.metrics import Ranks, hierarchical_recall, ranking_metrics, ranks_in_lists
+from models.ranker import Ranker
+from models.ranker_training import fit_ranker
+from models.recommend import Pipeline, answer_many
+from models.statistics import PASSIVE_ACTIONS, LiveStatistics
+from models.training import train_recommender
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""`progress(stage, done, total, metrics)`."""
+
+NUM_ANSWERS = 10
+BATCH_CASES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOutSplit:
+    """Parts of one stream, each in stream order; `before_test` is `train` and `validation` together."""
+
+    train: EventBatch
+    validation: EventBatch
+    before_test: EventBatch
+    test: EventBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Test figures by system ("recall@5", "recall@10", "ndcg@5", "ndcg@10") and what they took.
+
+    `generator` is the beam search alone, `dense` the dense head alone over the whole catalogue, `recommend`
+    the whole path. `hierarchical_recall[l - 1]` is the share of cases whose right first l codes were
+    among the beams. `ranker` holds what `fit_ranker` reached on the validation items it kept back.
+    """
+
+    recommend: dict[str, float]
+    generator: dict[str, float]
+    dense: dict[str, float]
+    hierarchical_recall: list[float]
+    ranker: dict[str, float]
+    num_cases: int
+    train_minutes: float
+    test_minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRanks:
+    """0-based ranks of the right items by system, -1 where missed; -1 stands for any place after the tenth
+    in `recommend` and `generator`, which answer with `NUM_ANSWERS` items."""
+
+    recommend: Ranks
+    generator: Ranks
+    dense: Ranks
+    hierarchical_recall: list[float]
+
+
+def split_leave_one_out(events: EventBatch) -> LeaveOneOutSplit:
+    """Each user's last event is the test, the one before it validation, the rest training.
+
+    The order within a user is time, then stream order. Impressions and skips are left out: they are no
+    wish for an item. A user of two events has no validation event, a user of one only that to train on.
+    """
+    events = events.select(~np.isin(events.action_N, list(PASSIVE_ACTIONS)))
+    _, user_N = np.unique(np.asarray(events.user_ids, dtype=np.str_), return_inverse=True)
+    order_N = np.lexsort((events.time_ms_N, user_N))
+    num_U = np.bincount(user_N)
+    place_N = np.empty(len(events), dtype=np.int64)
+    place_N[order_N] = np.arange(len(events)) - np.repeat(np.cumsum(num_U) - num_U, num_U)
+    from_end_N = num_U[user_N] - 1 - place_N
+    is_test = (from_end_N == 0) & (place_N >= 1)
+    is_validation = (from_end_N == 1) & (place_N >= 1)
+    return LeaveOneOutSplit(
+        train=events.select(~is_test & ~is_validation),
+        validation=events.select(is_validation),
+        before_test=events.select(~is_test),
+        test=events.select(is_test),
+    )
+
+
+def evaluate_leave_one_out(
+    catalogue: CatalogueIndex,
+    events: EventBatch,
+    *,
+    model: ModelConfig,
+    train: TrainConfig,
+    search: SearchConfig,
+    statistics: StatisticsConfig,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Trains everything and reports the test figures of the three systems, in one go.
+
+    The protocol is the published one (S3-Rec, TIGER): train on all but each user's last two events, choose
+    by the event before the last, test on the last with the validation event in the history. The right
+    item competes with ALL available catalogue items except those that the user already had in the history.
+
+    - The recommender learns from training events, its epoch is chosen by the validation events.
+    - The ranker is fitted to the validation events of most users and chosen by those of the others (the
+      recommender never trained on either), with live statistics of the training events in stream order.
+    - For the test the statistics take in the validation events too, and nothing is chosen any more.
+
+    `events` are in stream order, on rows of `catalogue`. Raises ValueError if no user has two events, and
+    NonFiniteLoss.
+    """
+    begin_s = time.perf_counter()
+    split = split_leave_one_out(events)
+    if not len(split.test):
+        raise ValueError("leave-one-out needs a user with at least two events")
+    pipeline, ranker_figures = fit_pipeline(
+        catalogue, split, model=model, train=train, search=search, statistics=statistics, progress=progress
+    )
+    trained_s = time.perf_counter()
+    _consume(pipeline.scorer.statistics, catalogue, split.validation)
+    cases = HoldoutCases.from_events(split.before_test, split.test)
+    ranks = rank_by_every_system(pipeline, cases, progress)
+    return EvaluationReport(
+        recommend=ranking_metrics(ranks.recommend),
+        generator=ranking_metrics(ranks.generator),
+        dense=ranking_metrics(ranks.dense),
+        hierarchical_recall=ranks.hierarchical_recall,
+        ranker=ranker_figures,
+        num_cases=len(cases),
+        train_minutes=(trained_s - begin_s) / 60,
+        test_minutes=(time.perf_counter() - trained_s) / 60,
+    )
+
+
+def fit_pipeline(
+    catalogue: CatalogueIndex,
+    split: LeaveOneOutSplit,
+    *,
+    model: ModelConfig,
+    train: TrainConfig,
+    search: SearchConfig,
+    statistics: StatisticsConfig,
+    progress: Progress | None = None,
+) -> tuple[Pipeline, dict[str, float]]:
+    """The whole path, trained on `train`, chosen by `validation`, and the ranker's figures there."""
+    recommender = train_recommender(
+        catalogue, split.train, model, train, validation=split.validation, progress=progress
+    )
+    live = LiveStatistics(statistics)
+    _consume(live, catalogue, split.train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(train.seed)
+        ranker = Ranker(model, len(feature_names(statistics)))
+    pipeline = Pipeline.build(recommender, ranker, catalogue, live, search)
+    figures = fit_ranker(pipeline, split.train, split.validation, seed=train.seed, progress=progress)
+    return pipeline, figures
+
+
+def rank_by_every_system(
+    pipeline: Pipeline, cases: HoldoutCases, progress: Progress | None = None
+) -> SystemRanks:
+    """Ranks each case's target by the dense head, the beam search and the whole path."""
+    generator, catalogue = pipeline.generator, pipeline.generator.catalogue
+    table, recommender, search = pipeline.table, generator.recommender, generator.config
+    dense = dense_ranks(
+        recommender,
+        cases,
+        table.item_ND,
+        table.vector_ND,
+        torch.from_numpy(np.asarray(catalogue.available_N)),
+        compute_dtype(table.item_ND.device),
+    )
+    codes_NC = catalogue.codes_NC.numpy()
+    beamed_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
+    answered_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
+    found_C = np.zeros(codes_NC.shape[1])
+    done = 0
+    for chosen, part in cases.batches(BATCH_CASES):
+        history, known = part.histories(recommender.config.max_history), part.known_rows()
+        found = generator.generate(
+            history, k=max(NUM_ANSWERS, search.num_dense), beam=search.beam, exclude=known
+        )
+        if found.search is not None:
+            row_BK = found.search.row_BK.numpy()[:, :NUM_ANSWERS]
+            beamed_BK[chosen, : row_BK.shape[1]] = row_BK
+            recall_C = [
+                hierarchical_recall(prefix_BKl.numpy(), codes_NC[part.target_B])
+                for prefix_BKl in found.search.prefixes
+            ]
+            found_C += len(part) * np.asarray(recall_C)
+        answers = answer_many(
+            pipeline.scorer,
+            history,
+            found,
+            k=NUM_ANSWERS,
+            time_ms_B=part.time_ms_B.tolist(),
+            exclude=known,
+        )
+        for case, answer in zip(chosen, answers, strict=True):
+            answered_BK[case, : len(answer.row_K)] = answer.row_K
+        done += len(part)
+        if progress is not None:
+            progress("test", done, len(cases), {})
+    return SystemRanks(
+        recommend=ranks_in_lists(answered_BK, cases.target_B),
+        generator=ranks_in_lists(beamed_BK, cases.target_B),
+        dense=dense,
+        hierarchical_recall=(found_C / max(1, len(cases))).tolist(),
+    )
+
+
+def _consume(statistics: LiveStatistics, catalogue: CatalogueIndex, events: EventBatch) -> None:
+    item_ids = [catalogue.item_ids[row] for row in events.item_N]
+    statistics.update_many(events.user_ids, item_ids, events.action_N.tolist(), events.time_ms_N.tolist())
