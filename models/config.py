@@ -65,18 +65,22 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Offline training: stage 1 aligns the SID embeddings, stage 2 trains everything."""
+    """Offline training: stage 1 aligns the SID embeddings, stage 2 trains everything.
+
+    A step costs and teaches by the events in it, so its size is `batch_positions` events: about 256 short
+    histories, or 40 long ones.
+    """
 
     align_epochs: int = 1
     max_epochs: int = 15
     patience_epochs: int = 3
-    batch_size: int = 256
+    batch_positions: int = 1_536
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "batch_size must be at least 1")
+        _require(self.batch_positions >= 1, "batch_positions must be at least 1")
         _require(self.learning_rate > 0, "learning_rate must be positive")
 
 

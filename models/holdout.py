@@ -57,6 +57,14 @@ class HoldoutCases:
         """What the model reads: the newest events of each case's user."""
         return self.sequences.latest(self.user_B, max_history)
 
+    def of_distinct_users(self) -> tuple["HoldoutCases", Int64Array]:
+        """The first case of each user, and for every case the index of its user's.
+
+        Cases of one user share a history, and so a state that need be computed once.
+        """
+        _, first, inverse = np.unique(self.user_B, return_index=True, return_inverse=True)
+        return self.select(first), inverse
+
     def known_rows(self) -> list[Int64Array]:
         """Every item in each case's history, also those older than what the model reads."""
         begin_B, end_B = self.sequences.span(self.user_B)
@@ -88,8 +96,10 @@ def dense_ranks(
     recommender.eval()
     rank_B = np.full(len(cases), -1, dtype=np.int64)
     for chosen, part in cases.batches(batch_size):
+        distinct, user_of_case = part.of_distinct_users()
         with autocast(item_ND.device, dtype):
-            state_BD = recommender.last_state(part.histories(recommender.config.max_history), item_ND)
+            history = distinct.histories(recommender.config.max_history)
+            state_BD = recommender.last_state(history, item_ND)[torch.from_numpy(user_of_case)]
             logits_BN = recommender.dense_logits(state_BD, vector_ND).float()
         logits_BN.masked_fill_(~available_N, -torch.inf)
         known = part.known_rows()

@@ -126,6 +126,11 @@ class TrainingWindows:
     def __len__(self) -> int:
         return len(self.begin_W)
 
+    @property
+    def mean_length(self) -> float:
+        """Inputs of a window, on average; 0 without windows."""
+        return float((self.end_W - self.begin_W).mean()) if len(self) else 0.0
+
     def batch(self, window_B: Int64Array) -> TrainingBatch:
         """The windows of these indices."""
         begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]

@@ -91,8 +91,7 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
     _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
     stack = Stack(settings)
     try:
-        with terminal.progress_bars() as bars:
-            announced = await _prepare(settings, dataset, stack, bars, train_s)
+        announced = await _prepare(settings, dataset, stack, train_s)
         terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
         tour = Tour(
             settings=settings,
@@ -118,16 +117,16 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
         await stack.stop()
 
 
-async def _prepare(
-    settings: Settings, dataset: "Dataset", stack: "Stack", bars: "Stages", train_s: float
-) -> set[str]:
+async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train_s: float) -> set[str]:
     """Stack up, the first 70% in the topics, the first release live and warm; the items announced."""
     import asyncio
 
-    await stack.start(bars)
-    announced = await asyncio.to_thread(_send_past, settings, dataset, bars)
-    await asyncio.to_thread(_train, settings, bars, train_s)
-    await stack.wait_ready(bars)
+    with terminal.progress_bars() as bars:
+        await stack.start(bars)
+        announced = await asyncio.to_thread(_send_past, settings, dataset, bars)
+    await _train(settings, train_s)
+    with terminal.progress_bars() as bars:
+        await stack.wait_ready(bars)
     return announced
 
 
@@ -146,17 +145,27 @@ def _send_past(settings: Settings, dataset: "Dataset", bars: "Stages") -> set[st
     return set(dataset.item_id_N[:begin])
 
 
-def _train(settings: Settings, bars: "Stages", train_s: float) -> None:
+async def _train(settings: Settings, train_s: float) -> None:
+    """`headrace train --from-topic` as a child: Ctrl-C ends it at once, whatever it computes."""
+    import asyncio
     import os
+    import sys
 
-    import torch
+    from services.errors import ServiceError
+    from services.settings import to_environment
 
-    from services.cli.train import read_topics
-    from services.cold_start import train_first_release
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    items, events, offsets = read_topics(settings, bars)
-    train_first_release(settings, items, events, offsets=offsets, progress=bars, max_seconds=train_s)
+    all_cores = settings.model_copy(update={"torch_threads": os.cpu_count() or 1})
+    command = ["-m", "services.cli.main", "train", "--from-topic", "--max-minutes", f"{train_s / 60:g}"]
+    training = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | to_environment(all_cores)
+    )
+    try:
+        if await training.wait():
+            raise ServiceError("the training of the first release failed; see above")
+    finally:
+        if training.returncode is None:
+            training.kill()
+            await training.wait()
 
 
 def _console_url(settings: Settings) -> str:

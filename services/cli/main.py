@@ -71,3 +71,7 @@ def main() -> None:
             raise
         err.print(f"[red]error[/red] {' '.join(line.split())}", highlight=False, markup=True, soft_wrap=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

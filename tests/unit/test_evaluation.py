@@ -70,7 +70,7 @@ def test_every_system_is_reported_and_finds_an_easy_pattern(catalogue):
         model=ModelConfig(
             content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_heads=2, dropout=0.1, ranker_dim=16
         ),
-        train=TrainConfig(align_epochs=1, max_epochs=12, batch_size=16, learning_rate=5e-3),
+        train=TrainConfig(align_epochs=1, max_epochs=12, batch_positions=96, learning_rate=5e-3),
         search=SearchConfig(beam=16, num_dense=16),
         statistics=StatisticsConfig(),
         progress=lambda stage, done, total, metrics: stages.append(stage),

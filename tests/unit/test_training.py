@@ -11,7 +11,7 @@ from models.training import learning_rate_factor, train_recommender
 
 NUM_ITEMS = 24
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_heads=2, dropout=0.1)
-TRAIN = TrainConfig(align_epochs=1, max_epochs=25, batch_size=16, learning_rate=3e-3, patience_epochs=25)
+TRAIN = TrainConfig(align_epochs=1, max_epochs=25, batch_positions=96, learning_rate=3e-3, patience_epochs=25)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_it_learns_what_comes_next_in_two_stages(catalogue):
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(catalogue):
-    config = TrainConfig(max_epochs=1, batch_size=16)
+    config = TrainConfig(max_epochs=1, batch_positions=96)
     torch.manual_seed(5)
     (first, _), (again, _) = train(catalogue, config), train(catalogue, config)
     drawn = torch.rand(1)
@@ -73,21 +73,25 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(
 
 
 def test_alignment_moves_the_item_encoder_only(catalogue):
-    with_alignment, _ = train(catalogue, TrainConfig(align_epochs=1, max_epochs=0, batch_size=16))
-    without, _ = train(catalogue, TrainConfig(align_epochs=0, max_epochs=0, batch_size=16))
+    with_alignment, _ = train(catalogue, TrainConfig(align_epochs=1, max_epochs=0, batch_positions=96))
+    without, _ = train(catalogue, TrainConfig(align_epochs=0, max_epochs=0, batch_positions=96))
     before = without.state_dict()
     moved = {n for n, w in with_alignment.state_dict().items() if not torch.equal(w, before[n])}
     assert moved == {"code_embedding", "content.weight", "content.bias"}
 
 
 def test_without_validation_events_it_trains_to_the_end(catalogue):
-    _, reports = train(catalogue, TrainConfig(max_epochs=2, align_epochs=0, batch_size=16), num_validation=0)
+    _, reports = train(
+        catalogue, TrainConfig(max_epochs=2, align_epochs=0, batch_positions=96), num_validation=0
+    )
     assert reports[-1][:3] == ("train", 6, 6)
     assert "recall@10" not in reports[-1][3]
 
 
 def test_it_stops_when_validation_has_not_improved(catalogue):
-    config = TrainConfig(max_epochs=50, align_epochs=0, batch_size=16, learning_rate=1e-12, patience_epochs=2)
+    config = TrainConfig(
+        max_epochs=50, align_epochs=0, batch_positions=96, learning_rate=1e-12, patience_epochs=2
+    )
     _, reports = train(catalogue, config)
     assert reports[-1][1] == 9
 
