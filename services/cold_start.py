@@ -49,6 +49,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 HOLDOUT_SHARE = 0.1
 _MIN_EVENTS = 20
+_LOCK_PATIENCE_S = 20.0
 # Under a time limit, the ranker is fitted on so many: its candidates cost some 8 ms each on one core.
 _HURRIED_EXAMPLES = 2_000
 
@@ -87,7 +88,7 @@ def train_first_release(
     state, NothingToLearn, NonFiniteLoss, BrokerUnavailable.
     """
     store = CheckpointStore(settings.store.checkpoint_path)
-    with store.lock():
+    with store.lock(patience_s=_LOCK_PATIENCE_S):
         content_NE = embed_items(items, progress)
         catalogue = _fit_catalogue(settings, items, content_NE, progress)
         batch = _known_events(events, catalogue)
@@ -249,7 +250,14 @@ def _fit_ranker(
     if hurried:
         wishes = wishes[:_HURRIED_EXAMPLES]
     pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, settings.search)
-    figures = fit_ranker(pipeline, past, held_out.select(wishes), seed=settings.train.seed, progress=progress)
+    figures = fit_ranker(
+        pipeline,
+        past,
+        held_out.select(wishes),
+        stream=held_out,
+        seed=settings.train.seed,
+        progress=progress,
+    )
     return ranker, figures
 
 

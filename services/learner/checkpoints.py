@@ -6,9 +6,11 @@ what is in one is the business of `models.learner`.
 """
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import structlog
 
@@ -21,6 +23,7 @@ from services.learner.position import LearnerPosition
 log = structlog.get_logger()
 
 _NUM_KEPT = 2
+_LOCK_RETRY_S = 0.1
 
 
 class LearnerRunning(ServiceError):
@@ -34,17 +37,19 @@ class CheckpointStore:
         self.root = root
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the right to write; raises LearnerRunning if another process has it.
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Holds the right to write; raises LearnerRunning if another process has it for `patience_s` more.
 
+        A learner that waits for its first release holds it for moments only, each time it looks for one.
         The kernel drops it with the process, so a killed learner leaves nothing to clean up.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise LearnerRunning(f"a learner is at work on {self.root}: stop it first") from error
+            deadline_s = time.monotonic() + patience_s
+            while not _locked(handle):
+                if time.monotonic() >= deadline_s:
+                    raise LearnerRunning(f"a learner is at work on {self.root}: stop it first")
+                time.sleep(_LOCK_RETRY_S)
             yield
 
     def ledger_path(self, name: str) -> Path:
@@ -70,3 +75,11 @@ class CheckpointStore:
             return None
         learner, offsets, extra = OnlineLearner.load(directory)
         return learner, LearnerPosition.from_extra(offsets, extra)
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
