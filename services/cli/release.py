@@ -46,7 +46,7 @@ def list_releases(json: JsonOption = False) -> None:
         for release in releases
     ]
     columns = ["release", "state", "created (UTC)", "parent", "recall@10", "reason"]
-    terminal.print_table("releases", columns, rows, numbers=("recall@10",))
+    terminal.print_table("releases", columns, rows, numbers=("recall@10",), ids=("release",))
 
 
 @app.command()

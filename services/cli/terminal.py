@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.message import Message
 from rich.console import Console
@@ -115,12 +115,18 @@ def message_dict(message: Message) -> dict[str, Any]:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    numbers: Sequence[str] = (),
+    ids: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; the columns in `numbers` are set to the right."""
+    """A table on stdout; the columns in `numbers` are set to the right, those in `ids` never broken."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ids)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out.print(table, highlight=False)

@@ -69,7 +69,7 @@ def small_settings(bootstrap: str, root: Path, **service: float) -> Settings:
         codebook=CodebookConfig(num_levels=2, codebook_size=8, num_iterations=5),
         model=ModelConfig(d_model=16, num_layers=1, num_heads=2, max_history=10, dropout=0.0),
         search=SearchConfig(beam=8, num_dense=8),
-        train=TrainConfig(max_epochs=1, batch_size=64),
+        train=TrainConfig(max_epochs=1, batch_positions=256),
         learner=LearnerConfig(num_scored_events=8, reservoir_size=500),
         learner_service=replace(LearnerServiceSettings(batch_events=64, batch_wait_s=0.1), **service),
     )
