@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.codec import decode
 from streaming.errors import MalformedEvent
+from streaming.patience import pause_after_empty_fetches
 from streaming.records import Record, position_of, record_now_ms, text_key
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class _Follower:
             await consumer.stop()
 
     async def _connect(self) -> None:
+        pause_after_empty_fetches()
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,
             auto_offset_reset="none",

@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from protos.headrace.v1 import events_pb2, trends_pb2
 from streaming import codec
 from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
+from streaming.patience import pause_after_empty_fetches
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, TRENDS
 from streaming.trends import TrendCounter
@@ -89,6 +90,7 @@ class TrendsWorker:
                 await app.stop()
 
     def _make_app(self, producer: AsyncProducer) -> Any:
+        pause_after_empty_fetches()
         app: Any = faust.App(
             GROUP,
             broker=[f"kafka://{address.strip()}" for address in self._bootstrap.split(",")],

@@ -94,7 +94,7 @@ async def health(connection: grpc.aio.Channel, name: str = "") -> int:
     """The health of a service."""
     stub = health_pb2_grpc.HealthStub(connection)
     request = health_pb2.HealthCheckRequest(service=name)
-    return int((await stub.Check(request, wait_for_ready=True, timeout=10)).status)
+    return int((await stub.Check(request, wait_for_ready=True, timeout=60)).status)
 
 
 async def ready(connection: grpc.aio.Channel) -> None:

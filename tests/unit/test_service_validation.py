@@ -1,0 +1,51 @@
+"""Requests of the internal services: all violations at once, each by its path."""
+
+import pytest
+
+from protos.headrace.v1.events_pb2 import HistoryEvent
+from protos.headrace.v1.generator_pb2 import Candidate
+from services.errors import InvalidRequest
+from services.validation import MAX_IDS, MAX_TIME_MS, Violations
+
+
+def fields(found: Violations) -> list[str]:
+    with pytest.raises(InvalidRequest) as caught:
+        found.done()
+    return [field for field, _ in caught.value.violations]
+
+
+def test_a_good_request_passes() -> None:
+    found = Violations()
+    found.size(0, "k", 512)
+    found.size(512, "beam", 512)
+    found.history([HistoryEvent(item_id="a", action=2, event_time_ms=1)])
+    found.candidates([Candidate(item_id="a", beam_score=-1.0)])
+    found.ids(["a"] * MAX_IDS, "exclude_item_ids")
+    found.sources([1, 6])
+    found.time(0, "request_time_ms")
+    found.done()
+
+
+def test_all_violations_are_named() -> None:
+    found = Violations()
+    found.size(-1, "k", 512)
+    found.history([HistoryEvent(item_id="a" * 257, action=0, event_time_ms=-1)])
+    found.candidates([Candidate(item_id="", beam_score=float("inf"))])
+    found.sources([0])
+    found.time(MAX_TIME_MS + 1, "request_time_ms")
+    assert fields(found) == [
+        "k",
+        "history[0].item_id",
+        "history[0].action",
+        "history[0].event_time_ms",
+        "candidates[0].item_id",
+        "candidates[0].beam_score",
+        "disabled_sources[0]",
+        "request_time_ms",
+    ]
+
+
+def test_an_endless_list_gives_few_violations() -> None:
+    found = Violations()
+    found.ids([""] * (MAX_IDS + 5), "ids")
+    assert len(fields(found)) == 20

@@ -1,0 +1,124 @@
+"""The tokenizer's decisions: who gets new codes, who keeps them, whose text is looked at again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from protos.headrace.v1.items_pb2 import Item
+from services.tokenizer.content import ContentEmbedder, precomputed
+from services.tokenizer.health import codebook_health
+from services.tokenizer.serving import TokenizerServing
+from streaming.records import Record
+from tests.factories import CONTENT_DIM, TIME_MS, make_catalogue, make_content, make_item, make_release
+
+
+class TitleEmbedder(ContentEmbedder):
+    """Turns a title into the vector with that seed, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+
+    def can_embed(self, content_dim: int) -> bool:
+        return content_dim == CONTENT_DIM
+
+    def embed_many(self, items: Sequence[Item]) -> Tensor:
+        self.titles += [item.title for item in items]
+        return torch.stack([make_content(1, seed=len(item.title))[0] for item in items])
+
+
+def record_of(item: Item, *, time_ms: int = TIME_MS + 1) -> Record:
+    return Record(topic="items", partition=0, offset=0, key=item.item_id, timestamp_ms=time_ms, message=item)
+
+
+def make_serving() -> tuple[TokenizerServing, TitleEmbedder]:
+    embedder = TitleEmbedder()
+    serving = TokenizerServing(embedder)
+    index = serving.load(make_release("r"))
+    assert serving.swap("r", TIME_MS, index) == []
+    embedder.titles.clear()
+    return serving, embedder
+
+
+def test_a_new_item_gets_the_first_free_code_and_keeps_it() -> None:
+    serving, _ = make_serving()
+    first = serving.tokenize([record_of(Item(item_id="new", title="abc"))])
+    sid = first.sids[0]
+    assert sid.announced_time_ms == TIME_MS + 1
+    assert serving.tokens(["new", "nobody"])["new"] == sid.sid
+    assert serving.detokenize([sid.sid]) == ["new"]
+    # the same again, later: its text is compared when there is time, and nothing is announced
+    later = record_of(Item(item_id="new", title="abc"), time_ms=TIME_MS + 9)
+    again = serving.tokenize([later])
+    assert (again.sids, again.deferred) == ([], [later])
+    assert serving.tokenize([later], recheck=True).sids == []
+    changed = record_of(Item(item_id="new", title="abcdef"), time_ms=TIME_MS + 10)
+    update = serving.tokenize([changed], recheck=True).sids[0]
+    assert update.sid == sid.sid
+    assert update.announced_time_ms == sid.announced_time_ms
+    assert list(update.content) != list(sid.content)
+
+
+def test_items_of_the_release_are_not_embedded_again() -> None:
+    serving, embedder = make_serving()
+    old = [record_of(Item(item_id=f"item-{n}", title="x"), time_ms=TIME_MS - 5) for n in range(10)]
+    done = serving.tokenize(old)
+    assert (done.sids, done.deferred, done.rejected, embedder.titles) == ([], [], [], [])
+    # gone from the shelf: announced at once, without its text
+    gone = record_of(Item(item_id="item-3", title="x", unavailable=True), time_ms=TIME_MS - 5)
+    assert [sid.unavailable for sid in serving.tokenize([gone]).sids] == [True]
+    assert embedder.titles == []
+    assert serving.tokenize([gone]).sids == []
+
+
+def test_two_items_of_equal_content_differ_in_the_last_code() -> None:
+    serving, _ = make_serving()
+    content_E = make_content(1, seed=3)[0]
+    done = serving.tokenize([record_of(make_item(name, content_E)) for name in ("one", "two")])
+    one, two = (list(sid.sid.codes) for sid in done.sids)
+    assert one[:-1] == two[:-1]
+    assert one[-1] != two[-1]
+
+
+def test_a_full_codebook_rejects() -> None:
+    serving, _ = make_serving()
+    num_codes = 8 * 8 * 8
+    contents = make_content(num_codes, seed=1)
+    done = serving.tokenize([record_of(make_item(f"new-{n}", contents[n])) for n in range(num_codes)])
+    assert len(done.sids) == num_codes - 50
+    assert {reason for _, reason, _ in done.rejected} == {"codebook_full"}
+
+
+def test_a_new_codebook_gives_new_codes_to_what_it_does_not_hold() -> None:
+    serving, _ = make_serving()
+    old = serving.tokenize([record_of(Item(item_id="new", title="abc"))]).sids[0]
+    bundle = make_release("s", catalogue=make_catalogue(codebook_seed=1))
+    moved = serving.swap("s", TIME_MS, serving.load(bundle))
+    assert [sid.item_id for sid in moved] == ["new"]
+    assert moved[0].sid.codebook_version == bundle.catalogue.codebook.version
+    assert moved[0].announced_time_ms == old.announced_time_ms
+    assert serving.detokenize([old.sid]) == [""]
+
+
+def test_precomputed_vectors_of_the_right_width_come_first() -> None:
+    item = make_item("x", torch.arange(1.0, 5.0))
+    item.embeddings.add(modality="image", values=[3.0, 4.0])
+    found = precomputed(item, 2)
+    assert found is not None
+    assert found.tolist() == [0.6000000238418579, 0.800000011920929]
+    assert precomputed(item, 3) is None
+    item.embeddings.add(modality="audio", values=[1.0, 0.0, 0.0, 0.0])
+    by_text = precomputed(item, 4)
+    assert by_text is not None
+    assert by_text[0] < 0.5
+
+
+def test_codebook_health_by_hand() -> None:
+    index = make_catalogue(20)
+    health = codebook_health(index)
+    codes = [tuple(row[:-1]) for row in index.codes_NC.tolist()]
+    assert health.collision_ratio == sum(codes.count(code) > 1 for code in codes) / 20
+    assert health.usage_ratio_L[0] == len({code[0] for code in codes}) / 8
+    error = index.codebook.quantisation_error(index.content_NE)
+    assert abs(health.quantisation_error_L[-1] - error) < 1e-5
