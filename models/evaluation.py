@@ -14,17 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.batch import EventBatch
+from models.batch import EventBatch, Float64Array, HistoryBatch, Int64Array
 from models.catalogue import CatalogueIndex
 from models.config import ModelConfig, SearchConfig, StatisticsConfig, TrainConfig
 from models.device import compute_dtype
 from models.features import feature_names
+from models.generation import Generation
 from models.holdout import HoldoutCases, dense_ranks
 from models.metrics import Ranks, hierarchical_recall, ranking_metrics, ranks_in_lists
 from models.ranker import Ranker
 from models.ranker_training import fit_ranker
-from models.recommend import Pipeline, answer_many
+from models.recommend import Answer, Pipeline, take_best, with_live
+from models.scoring import Scorer
+from models.search import SearchResult
 from models.statistics import PASSIVE_ACTIONS, LiveStatistics
+from models.statistics_follower import StatisticsFollower
 from models.training import train_recommender
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -114,9 +118,11 @@ def evaluate_leave_one_out(
     item competes with ALL available catalogue items except those that the user already had in the history.
 
     - The recommender learns from training events, its epoch is chosen by the validation events.
-    - The ranker is fitted to the validation events of most users and chosen by those of the others (the
-      recommender never trained on either), with live statistics of the training events in stream order.
-    - For the test the statistics take in the validation events too, and nothing is chosen any more.
+    - The ranker is fitted to the validation events of most users and chosen by those of the others; the
+      recommender never trained on either.
+    - The live statistics of an answer hold what came strictly before the event it is to predict: training
+      events while the ranker is fitted, validation events as well in the test. An answer thus uses the
+      moment of the request, as serving does, which the published sequence models do not.
 
     `events` are in stream order, on rows of `catalogue`. Raises ValueError if no user has two events, and
     NonFiniteLoss.
@@ -129,9 +135,8 @@ def evaluate_leave_one_out(
         catalogue, split, model=model, train=train, search=search, statistics=statistics, progress=progress
     )
     trained_s = time.perf_counter()
-    _consume(pipeline.scorer.statistics, catalogue, split.validation)
     cases = HoldoutCases.from_events(split.before_test, split.test)
-    ranks = rank_by_every_system(pipeline, cases, progress)
+    ranks = rank_by_every_system(pipeline, cases, split.before_test, progress)
     return EvaluationReport(
         recommend=ranking_metrics(ranks.recommend),
         generator=ranking_metrics(ranks.generator),
@@ -158,69 +163,97 @@ def fit_pipeline(
     recommender = train_recommender(
         catalogue, split.train, model, train, validation=split.validation, progress=progress
     )
-    live = LiveStatistics(statistics)
-    _consume(live, catalogue, split.train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         ranker = Ranker(model, len(feature_names(statistics)))
-    pipeline = Pipeline.build(recommender, ranker, catalogue, live, search)
-    figures = fit_ranker(pipeline, split.train, split.validation, seed=train.seed, progress=progress)
+    pipeline = Pipeline.build(recommender, ranker, catalogue, LiveStatistics(statistics), search)
+    figures = fit_ranker(
+        pipeline,
+        split.train,
+        split.validation,
+        stream=_in_time_order(split.train),
+        seed=train.seed,
+        progress=progress,
+    )
     return pipeline, figures
 
 
 def rank_by_every_system(
-    pipeline: Pipeline, cases: HoldoutCases, progress: Progress | None = None
+    pipeline: Pipeline, cases: HoldoutCases, known: EventBatch, progress: Progress | None = None
 ) -> SystemRanks:
-    """Ranks each case's target by the dense head, the beam search and the whole path."""
+    """Ranks each case's target by the dense head, the beam search and the whole path.
+
+    The statistics begin anew and follow `known`, the events that the cases' histories were made of.
+    """
     generator, catalogue = pipeline.generator, pipeline.generator.catalogue
-    table, recommender, search = pipeline.table, generator.recommender, generator.config
-    dense = dense_ranks(
-        recommender,
-        cases,
-        table.item_ND,
-        table.vector_ND,
-        torch.from_numpy(np.asarray(catalogue.available_N)),
-        compute_dtype(table.item_ND.device),
-    )
-    codes_NC = catalogue.codes_NC.numpy()
+    statistics = LiveStatistics(pipeline.scorer.statistics.config)
+    follower = StatisticsFollower(statistics, catalogue, _in_time_order(known))
+    scorer = Scorer(generator.recommender, pipeline.scorer.ranker, catalogue, statistics, pipeline.table)
     beamed_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
     answered_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
-    found_C = np.zeros(codes_NC.shape[1])
-    done = 0
-    for chosen, part in cases.batches(BATCH_CASES):
-        history, known = part.histories(recommender.config.max_history), part.known_rows()
+    found_C = np.zeros(catalogue.codes_NC.shape[1])
+    order_B = np.argsort(cases.time_ms_B, kind="stable")
+    for begin in range(0, len(order_B), BATCH_CASES):
+        chosen = order_B[begin : begin + BATCH_CASES]
+        part = cases.select(chosen)
+        history = part.histories(generator.recommender.config.max_history)
         found = generator.generate(
-            history, k=max(NUM_ANSWERS, search.num_dense), beam=search.beam, exclude=known
+            history,
+            k=max(NUM_ANSWERS, generator.config.num_dense),
+            beam=generator.config.beam,
+            exclude=part.known_rows(),
         )
         if found.search is not None:
             row_BK = found.search.row_BK.numpy()[:, :NUM_ANSWERS]
             beamed_BK[chosen, : row_BK.shape[1]] = row_BK
-            recall_C = [
-                hierarchical_recall(prefix_BKl.numpy(), codes_NC[part.target_B])
-                for prefix_BKl in found.search.prefixes
-            ]
-            found_C += len(part) * np.asarray(recall_C)
-        answers = answer_many(
-            pipeline.scorer,
-            history,
-            found,
-            k=NUM_ANSWERS,
-            time_ms_B=part.time_ms_B.tolist(),
-            exclude=known,
-        )
-        for case, answer in zip(chosen, answers, strict=True):
+            found_C += _prefixes_found(found.search, catalogue.codes_NC.numpy()[part.target_B])
+        for case, answer in zip(chosen, _answer(scorer, follower, part, history, found), strict=True):
             answered_BK[case, : len(answer.row_K)] = answer.row_K
-        done += len(part)
         if progress is not None:
-            progress("test", done, len(cases), {})
+            progress("test", begin + len(chosen), len(cases), {})
     return SystemRanks(
         recommend=ranks_in_lists(answered_BK, cases.target_B),
         generator=ranks_in_lists(beamed_BK, cases.target_B),
-        dense=dense,
+        dense=_dense_ranks(pipeline, cases),
         hierarchical_recall=(found_C / max(1, len(cases))).tolist(),
     )
 
 
-def _consume(statistics: LiveStatistics, catalogue: CatalogueIndex, events: EventBatch) -> None:
-    item_ids = [catalogue.item_ids[row] for row in events.item_N]
-    statistics.update_many(events.user_ids, item_ids, events.action_N.tolist(), events.time_ms_N.tolist())
+def _answer(
+    scorer: Scorer,
+    follower: StatisticsFollower,
+    cases: HoldoutCases,
+    history: HistoryBatch,
+    found: Generation,
+) -> list[Answer]:
+    """What serving would answer to each case at its own moment; cases in time order."""
+    candidates, features = [], []
+    for b, exclude in enumerate(cases.known_rows()):
+        time_ms = int(cases.time_ms_B[b])
+        follower.reach(time_ms)
+        united = with_live(scorer, found.candidates[b], history, b, time_ms, exclude)
+        candidates.append(united)
+        features.append(scorer.features(history, b, united.row_M, time_ms))
+    results = scorer.score_many(history, candidates, features, found.state_BD)
+    return [
+        take_best(scorer.catalogue, united, result, NUM_ANSWERS)
+        for united, result in zip(candidates, results, strict=True)
+    ]
+
+
+def _dense_ranks(pipeline: Pipeline, cases: HoldoutCases) -> Ranks:
+    table = pipeline.table
+    available_N = torch.from_numpy(np.asarray(pipeline.generator.catalogue.available_N))
+    dtype = compute_dtype(table.item_ND.device)
+    recommender = pipeline.generator.recommender
+    return dense_ranks(recommender, cases, table.item_ND, table.vector_ND, available_N, dtype)
+
+
+def _prefixes_found(search: SearchResult, codes_BC: Int64Array) -> Float64Array:
+    """For how many cases the right first l codes were among the beams, for l = 1 to C."""
+    recall_C = [hierarchical_recall(prefix_BKl.numpy(), codes_BC) for prefix_BKl in search.prefixes]
+    return np.asarray(recall_C) * len(codes_BC)
+
+
+def _in_time_order(events: EventBatch) -> EventBatch:
+    return events.select(np.argsort(events.time_ms_N, kind="stable"))

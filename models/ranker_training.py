@@ -1,7 +1,7 @@
 """Fitting the ranker offline, on held-out events that its generator never learned from.
 
-Owns the examples, the optimiser and when to stop. The live statistics stand still meanwhile, at the position
-that the caller brought them to: not past the held-out events.
+Owns the examples, the optimiser and when to stop. Each example sees the live statistics as they stood right
+before its event, as a request at that moment would have.
 
 Shapes: B requests, M candidates, F live features.
 """
@@ -21,6 +21,7 @@ from models.holdout import HoldoutCases
 from models.metrics import ranking_metrics
 from models.ranker import RankingBatch, RankingTargets, action_labels, ranking_loss
 from models.recommend import Pipeline, with_live
+from models.statistics_follower import StatisticsFollower
 
 MAX_EXAMPLES = 30_000
 VALIDATION_SHARE = 0.15
@@ -53,10 +54,15 @@ def fit_ranker(
     known: EventBatch,
     held_out: EventBatch,
     *,
+    stream: EventBatch,
     seed: int,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Fits `pipeline`'s ranker to predict `held_out` from `known`, in place, and returns what it reached.
+
+    `stream` are the events, in stream order, that `pipeline`'s statistics do not hold yet: they take them in
+    as far as to right before each held-out event. On Beauty's leave-one-out validation items this gave
+    Recall@10 .111, and statistics of the whole of `known` for every example, later events included, .098.
 
     `held_out` holds events that are wishes for their items, of items that the user did not have in `known`
     (others are left out); at most `MAX_EXAMPLES` of them are drawn. Every seventh or so is kept for
@@ -67,7 +73,10 @@ def fit_ranker(
     random = np.random.default_rng(seed)
     cases = HoldoutCases.from_events(known, held_out)
     chosen = random.permutation(len(cases))[:MAX_EXAMPLES]
-    examples = _collect(pipeline, cases.select(chosen), held_out.select(chosen), progress)
+    chosen = chosen[np.argsort(cases.time_ms_B[chosen], kind="stable")]
+    follower = StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream)
+    examples = _collect(pipeline, cases.select(chosen), held_out.select(chosen), follower, progress)
+    examples = [examples[i] for i in random.permutation(len(examples))]
     num_validation = int(len(examples) * VALIDATION_SHARE)
     validation, training = examples[:num_validation], examples[num_validation:]
     if not validation:
@@ -96,9 +105,13 @@ def fit_ranker(
 
 
 def _collect(
-    pipeline: Pipeline, cases: HoldoutCases, events: EventBatch, progress: Progress | None
+    pipeline: Pipeline,
+    cases: HoldoutCases,
+    events: EventBatch,
+    follower: StatisticsFollower,
+    progress: Progress | None,
 ) -> list[_Example]:
-    """Asks all sources for the candidates of each case, as serving does."""
+    """Asks all sources for the candidates of each case, in time order, as serving does."""
     generator, scorer = pipeline.generator, pipeline.scorer
     examples: list[_Example] = []
     for begin in range(0, len(cases), BATCH_SIZE):
@@ -115,6 +128,7 @@ def _collect(
             if row in known_rows[b]:
                 continue
             time_ms = int(batch.time_ms_B[b])
+            follower.reach(time_ms)
             united = with_live(scorer, found.candidates[b], history, b, time_ms, known_rows[b])
             is_proposed = bool((united.row_M == row).any())
             if not is_proposed:

@@ -16,11 +16,11 @@ from models.candidates import Source, add_live_candidates
 from models.catalogue import CatalogueIndex
 from models.config import SearchConfig
 from models.features import Float32Array
-from models.generation import Generation, Generator
+from models.generation import Generator
 from models.item_table import ItemTable
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender
-from models.scoring import Scorer, order_by_score
+from models.scoring import RankResult, Scorer, order_by_score
 from models.statistics import LiveStatistics
 
 
@@ -82,35 +82,24 @@ def recommend_many(
         use_beam=Source.BEAM not in disabled,
         use_dense=Source.DENSE not in disabled,
     )
-    return answer_many(scorer, history, found, k=k, time_ms_B=time_ms_B, exclude=exclude, disabled=disabled)
-
-
-def answer_many(
-    scorer: Scorer,
-    history: HistoryBatch,
-    found: Generation,
-    *,
-    k: int,
-    time_ms_B: Sequence[int],
-    exclude: Sequence[Int64Array],
-    disabled: Collection[Source] = (),
-) -> list[Answer]:
-    """`recommend_many` from what the generator found: adds the live candidates, ranks, takes the best."""
     united = [
         with_live(scorer, candidates, history, b, int(time_ms_B[b]), exclude[b], disabled)
         for b, candidates in enumerate(found.candidates)
     ]
     results = scorer.rank_many(history, united, time_ms_B, found.state_BD)
-    answers = []
-    for candidates, result in zip(united, results, strict=True):
-        ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M]
-        best = order_by_score(result.score_M, ids)[:k]
-        answers.append(
-            Answer(
-                row_K=candidates.row_M[best], score_K=result.score_M[best], source_K=candidates.source_M[best]
-            )
-        )
-    return answers
+    return [
+        take_best(scorer.catalogue, candidates, result, k)
+        for candidates, result in zip(united, results, strict=True)
+    ]
+
+
+def take_best(catalogue: CatalogueIndex, candidates: Candidates, result: RankResult, k: int) -> Answer:
+    """The `k` candidates with the highest score, ties by item id."""
+    ids = [catalogue.item_ids[row] for row in candidates.row_M]
+    best = order_by_score(result.score_M, ids)[:k]
+    return Answer(
+        row_K=candidates.row_M[best], score_K=result.score_M[best], source_K=candidates.source_M[best]
+    )
 
 
 def with_live(

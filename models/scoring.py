@@ -83,6 +83,16 @@ class Scorer:
             self.features(history, b, one.row_M, time_ms)
             for b, (one, time_ms) in enumerate(zip(candidates, time_ms_B, strict=True))
         ]
+        return self.score_many(history, candidates, feature_BMF, state_BD)
+
+    def score_many(
+        self,
+        history: HistoryBatch,
+        candidates: Sequence[Candidates],
+        feature_BMF: Sequence[Float32Array],
+        state_BD: Tensor | None = None,
+    ) -> list[RankResult]:
+        """`rank_many` with features that were taken before, each at a stream position of its own."""
         batch = self.batch(history, candidates, feature_BMF, state_BD)
         with torch.no_grad():
             output = self.ranker(batch, self.table.item_ND)

@@ -59,15 +59,12 @@ def pipeline() -> Pipeline:
 
 def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
     known = joined([walks(150, step) for step in range(LENGTH)])
-    pipeline.scorer.statistics.update_many(
-        known.user_ids,
-        [f"i{row}" for row in known.item_N],
-        known.action_N.tolist(),
-        known.time_ms_N.tolist(),
-    )
     held_out = walks(150, LENGTH)
     reports: list[str] = []
-    figures = fit_ranker(pipeline, known, held_out, seed=0, progress=lambda stage, *_: reports.append(stage))
+    figures = fit_ranker(
+        pipeline, known, held_out, stream=known, seed=0, progress=lambda stage, *_: reports.append(stage)
+    )
+    assert pipeline.scorer.statistics.num_events == len(known)
     assert figures["candidate_recall"] > 0.9
     assert figures["ndcg@10"] > figures["blank_ndcg@10"] + 0.3
     assert set(reports) == {"collect candidates", "fit ranker"}
@@ -84,6 +81,6 @@ def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
 def test_without_held_out_events_nothing_changes(pipeline: Pipeline) -> None:
     known = walks(20, 0)
     before = {name: tensor.clone() for name, tensor in pipeline.scorer.ranker.state_dict().items()}
-    assert fit_ranker(pipeline, known, known, seed=0) == {}  # everybody had the item already
+    assert fit_ranker(pipeline, known, known, stream=known, seed=0) == {}  # everybody had the item already
     after = pipeline.scorer.ranker.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
