@@ -52,8 +52,17 @@ class LearningLoop:
         return self._work is not None
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """The future result of `work`, done by the learning thread between two batches."""
-        return self._commands.submit(work)
+        """The future result of `work`, done by the learning thread between two batches.
+
+        `status` shows what it did by the time the result is there.
+        """
+
+        def work_and_show() -> T:
+            result = work()
+            self._show_status()
+            return result
+
+        return self._commands.submit(work_and_show)
 
     def stop(self) -> None:
         """Ends `run` after the batch at work and a last checkpoint."""
@@ -166,4 +175,8 @@ class LearningLoop:
         except (BrokerUnavailable, OSError, IncompatibleCheckpoint) as error:
             # Learning goes on; the next release is tried after as many events again.
             log.error("release failed", exc_info=error)
-        self.status = work.status("paused" if self._paused else "learning")
+        self._show_status()
+
+    def _show_status(self) -> None:
+        if self._work is not None:
+            self.status = self._work.status("paused" if self._paused else "learning")

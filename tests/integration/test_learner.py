@@ -15,7 +15,7 @@ import pytest
 
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.events_pb2 import Event
-from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
+from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, RELEASE_STATE_RETIRED
 from services.broker import EmbeddedBroker
 from services.cold_start import train_first_release
 from services.release import ReleasePublisher
@@ -148,14 +148,16 @@ def test_an_unknown_item_goes_to_the_dead_letters_and_holds_nobody_up(bootstrap:
 
 
 def test_the_rpcs_pause_promote_and_roll_back(bootstrap: str, tmp_path: Path) -> None:
-    settings = small_settings(bootstrap, tmp_path, release_interval_events=1_000_000)
-    world = make_world(NUM_TRAINED + 400)
+    settings = small_settings(bootstrap, tmp_path, release_interval_events=1_500)
+    world = make_world(NUM_TRAINED + 1_600)
     train(settings, world)
     publisher = ReleasePublisher(settings)
     [first] = publisher.list()
     with learner_process(settings), grpc.insecure_channel(settings.endpoints.address("learner")) as channel:
         wait_learned(settings, NUM_TRAINED)
         stub = learner_pb2_grpc.LearnerServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="has no parent"):
+            stub.Rollback(learner_pb2.RollbackRequest(reason="test"))
         stub.Pause(learner_pb2.PauseRequest())
         send(settings, world.events[NUM_TRAINED:])
         time.sleep(0.5)
@@ -166,10 +168,20 @@ def test_the_rpcs_pause_promote_and_roll_back(bootstrap: str, tmp_path: Path) ->
         wait_learned(settings, len(world.events))
         checkpoint = stub.Checkpoint(learner_pb2.CheckpointRequest())
         assert checkpoint.num_events_learned == len(world.events)
+        old, second = sorted(publisher.list(), key=lambda release: release.created_time_ms)
+        assert second.state == RELEASE_STATE_LIVE, second.reason
+        assert (old.release_id, old.state) == (first.release_id, RELEASE_STATE_RETIRED)
+        assert (second.parent_release_id, second.state) == (first.release_id, RELEASE_STATE_LIVE)
+        assert "not worse than the live release" in second.reason
 
-        promoted = stub.Promote(learner_pb2.PromoteRequest(release_id=first.release_id)).release
+        back = stub.Rollback(learner_pb2.RollbackRequest(reason="test")).release
+        assert (back.release_id, back.state) == (first.release_id, RELEASE_STATE_LIVE)
+        assert stub.Status(learner_pb2.StatusRequest()).live_release_id == first.release_id
+        assert {release.release_id: release.reason for release in publisher.list()}[second.release_id] == (
+            "rolled back: test"
+        )
+
+        promoted = stub.Promote(learner_pb2.PromoteRequest(release_id=second.release_id)).release
         assert promoted.state == RELEASE_STATE_LIVE
         with pytest.raises(grpc.RpcError, match="no release nowhere"):
             stub.Promote(learner_pb2.PromoteRequest(release_id="nowhere"))
-        with pytest.raises(grpc.RpcError, match="has no parent"):
-            stub.Rollback(learner_pb2.RollbackRequest(reason="test"))

@@ -37,12 +37,14 @@ def test_nothing_waits_on_a_closed_queue() -> None:
 def test_the_position_survives_json() -> None:
     deferred = DeferredRecord(topic="interactions", partition=1, offset=7, timestamp_ms=5, value=b"\x00\xff")
     position = LearnerPosition(
-        release_id="r",
+        live_release_id="r",
         offsets={"interactions/1": 8},
         ledger_name="ledger-r.txt",
         ledger_bytes=12,
         num_learned=3,
+        num_duplicate=4,
         num_since_release=2,
+        checkpoint_time_ms=9,
         num_dead_lettered=1,
         deferred=[deferred],
     )
