@@ -16,7 +16,7 @@ from torch import Tensor
 from models.batch import EventBatch, HistoryBatch, Int64Array
 from models.statistics import PASSIVE_ACTIONS
 
-POOL_BATCHES = 16
+LENGTH_BLUR = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,6 @@ class TrainingWindows:
     def __len__(self) -> int:
         return len(self.begin_W)
 
-    @property
-    def mean_length(self) -> float:
-        """Inputs of a window, on average; 0 without windows."""
-        return float((self.end_W - self.begin_W).mean()) if len(self) else 0.0
-
     def batch(self, window_B: Int64Array) -> TrainingBatch:
         """The windows of these indices."""
         begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]
@@ -143,24 +138,21 @@ class TrainingWindows:
             history=history, target_BT=torch.from_numpy(target_BT), first_B=torch.from_numpy(first_B)
         )
 
-    def epoch(self, batch_size: int, random: np.random.Generator) -> Iterator[TrainingBatch]:
-        """All windows once, shuffled, in batches of similar lengths.
+    def epoch(self, batch_positions: int, random: np.random.Generator) -> Iterator[TrainingBatch]:
+        """All windows once, in `num_batches` batches of about `batch_positions` inputs and similar lengths.
 
-        Pools of `POOL_BATCHES` batches are sorted by length and their batches shuffled, so that little is
-        spent on padding and no batch order depends on length.
+        A batch holds many short windows or few long ones, so that every step costs and teaches about the
+        same, in a bounded amount of memory. Windows are ordered by their length, blurred by up to
+        `LENGTH_BLUR` so that a batch has other members in every epoch; batches come in random order.
         """
-        order_W = random.permutation(len(self))
-        pool = batch_size * POOL_BATCHES
-        batches: list[Int64Array] = []
-        for start in range(0, len(order_W), pool):
-            chosen = order_W[start : start + pool]
-            chosen = chosen[np.argsort((self.end_W - self.begin_W)[chosen], kind="stable")]
-            batches += [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        length_W = np.maximum(self.end_W - self.begin_W, 1)
+        order_W = np.argsort(length_W * random.uniform(1.0, 1.0 + LENGTH_BLUR, len(self)), kind="stable")
+        twice_middle_W = 2 * np.cumsum(length_W[order_W]) - length_W[order_W]
+        batch_W = twice_middle_W * self.num_batches(batch_positions) // max(1, 2 * int(length_W.sum()))
+        batches = np.split(order_W, np.nonzero(np.diff(batch_W))[0] + 1) if len(self) else []
         for index in random.permutation(len(batches)):
             yield self.batch(batches[index])
 
-    def num_batches(self, batch_size: int) -> int:
-        """How many batches one epoch yields."""
-        pool = batch_size * POOL_BATCHES
-        full, rest = divmod(len(self), pool)
-        return full * POOL_BATCHES + -(-rest // batch_size)
+    def num_batches(self, batch_positions: int) -> int:
+        """How many batches one epoch yields (fewer only where one window is longer than a batch)."""
+        return -(-int(np.maximum(self.end_W - self.begin_W, 1).sum()) // batch_positions)

@@ -84,7 +84,6 @@ class _Run:
         self.random = np.random.default_rng(config.seed)
         sequences = UserSequences.from_events(events)
         self.windows = TrainingWindows(sequences, recommender.config.max_history)
-        self.batch_size = max(1, round(config.batch_positions / max(1.0, self.windows.mean_length)))
         self.cases = HoldoutCases.from_events(events, validation)
         popularity_N = torch.from_numpy(np.bincount(events.item_N, minlength=len(catalogue)))
         self.objective = Objective(catalogue.codes_NC, catalogue.content_NE, popularity_N, seed=config.seed)
@@ -137,7 +136,7 @@ class _Run:
 
     @property
     def _num_steps(self) -> int:
-        return self.windows.num_batches(self.batch_size)
+        return self.windows.num_batches(self.config.batch_positions)
 
     def _optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         """AdamW without weight decay on biases, norms and scalars."""
@@ -152,7 +151,7 @@ class _Run:
     def _epoch(self, stage: str, epoch: int, num_epochs: int, optimiser: torch.optim.AdamW) -> None:
         self.recommender.train()
         total = num_epochs * self._num_steps
-        for step, batch in enumerate(self.windows.epoch(self.batch_size, self.random)):
+        for step, batch in enumerate(self.windows.epoch(self.config.batch_positions, self.random)):
             done, share = epoch * self._num_steps + step, self.time_share()
             if share >= 1.0:
                 break

@@ -50,8 +50,8 @@ def test_every_event_is_a_target_exactly_once(max_history):
     events = make_events(users + "z", list(range(61)), random.integers(0, 9, 61).tolist())
     windows = TrainingWindows(UserSequences.from_events(events), max_history)
     targets: list[int] = []
-    batches = list(windows.epoch(4, random))
-    assert len(batches) == windows.num_batches(4)
+    batches = list(windows.epoch(16, random))
+    assert len(batches) == windows.num_batches(16)
     for batch in batches:
         assert batch.history.item_BT.shape[1] <= max_history
         for column in (batch.target_BT, batch.first_B):
@@ -75,3 +75,13 @@ def test_impressions_and_skips_are_context_and_no_targets():
     assert batch.history.item_BT.tolist() == [[1, 2, 3, 4]]
     assert batch.target_BT.tolist() == [[2, -1, 4, 5]]
     assert batch.first_B.tolist() == [-1]
+
+
+def test_batches_hold_many_short_windows_or_few_long_ones():
+    users = "".join(chr(ord("a") + n % 20) * (40 if n % 20 == 0 else 3) for n in range(20))
+    events = make_events(users, list(range(len(users))), list(range(len(users))))
+    windows = TrainingWindows(UserSequences.from_events(events), 50)
+    batches = list(windows.epoch(39, np.random.default_rng(0)))
+    assert len(batches) == windows.num_batches(39) == 2
+    sizes = sorted((len(batch.history), batch.history.item_BT.shape[1]) for batch in batches)
+    assert sizes == [(1, 39), (19, 2)]
