@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.panel import Panel
@@ -14,7 +14,10 @@ from services.cli.up import banner
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from services.cli.terminal import Stages
+    from services.demo.tour import Findings
     from services.up import Stack
     from streaming.dataset import Dataset
 
@@ -94,27 +97,33 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
         announced = await _prepare(settings, dataset, stack, train_s)
         terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
         tour = Tour(
-            settings=settings,
-            dataset=dataset,
-            begin=begin,
-            console=terminal.out,
-            announced=announced,
+            settings=settings, dataset=dataset, begin=begin, console=terminal.out, announced=announced
         )
-        tour_task = asyncio.ensure_future(tour.run())
-        watch_task = asyncio.ensure_future(stack.wait())
-        await asyncio.wait({tour_task, watch_task}, return_when=asyncio.FIRST_COMPLETED)
-        if watch_task.done():
-            tour_task.cancel()
-            watch_task.result()
-        findings = tour_task.result()
+        findings = await _beside(stack, tour.run())
         terminal.out.print(promises_panel(findings, time.monotonic() - started))
         if not once:
             terminal.out.print(f"the console is at {_console_url(settings)}; Ctrl-C stops everything")
-            await watch_task
-        watch_task.cancel()
+            await stack.wait()
         return not findings.broken
     finally:
         await stack.stop()
+
+
+async def _beside(stack: "Stack", work: "Coroutine[Any, Any, Findings]") -> "Findings":
+    """What `work` returns; raises ChildDied as soon as a service ends under it."""
+    import asyncio
+
+    watching = asyncio.ensure_future(stack.wait())
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        return working.result()
+    finally:
+        for task in (watching, working):
+            task.cancel()
+        await asyncio.gather(watching, working, return_exceptions=True)
 
 
 async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train_s: float) -> set[str]:
