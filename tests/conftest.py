@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -53,7 +54,14 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka_container() -> Iterator[str]:
-    """The bootstrap address of Apache Kafka in a container; fails the test if it cannot be started.
+    """The bootstrap address of one Apache Kafka in a container for the whole test run."""
+    with kafka_in_container() as bootstrap:
+        yield bootstrap
+
+
+@contextmanager
+def kafka_in_container() -> Iterator[str]:
+    """The bootstrap address of a new Apache Kafka; fails the test if it cannot be started.
 
     The image is `HEADRACE_TEST_KAFKA_IMAGE`, by default the public one.
     """
