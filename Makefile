@@ -36,7 +36,7 @@ check: setup ## Lint, types, import rules, buf lint, and whether generated code 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protos.generate --check
 
 test: setup ## All tests: unit, integration on the embedded broker, and on Apache Kafka in a container
-	deploy/with-container-engine $(BIN)/pytest
+	deploy/with-test-tools $(BIN)/pytest
 
 test-unit: setup ## The unit tests: no network, no broker
 	$(BIN)/pytest tests/unit
@@ -48,7 +48,7 @@ demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=fo
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
 
 bench: setup ## Every benchmark under tests/benchmarks; results as JSON beside them
-	deploy/with-container-engine bash -c 'for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done'
+	deploy/with-test-tools bash -c 'for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done'
 
 up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
 	$(BIN)/headrace up
