@@ -30,12 +30,17 @@ def replay(
     start: Annotated[float, typer.Option("--from", help="Share of the events to skip.", min=0, max=1)] = 0.7,
     until: Annotated[float, typer.Option(help="Share of the events at which to end.", min=0, max=1)] = 1.0,
     rate: Annotated[float, typer.Option(help="Events per second; 0 is as fast as it goes.", min=0)] = 0.0,
+    keep_times: Annotated[
+        bool,
+        typer.Option("--keep-times", help="Send the times of the data, not moved so that it ends now."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Announce the items, wait for their semantic IDs, then send the events in time order.
 
     Everything goes straight to the topics, as any Kafka client may write them. Before the first release
-    there is no codebook, and nothing to wait for.
+    there is no codebook, and nothing to wait for. Times are moved together so that the whole data ends
+    now: beside what happens today, events that are years old would count for nothing.
     """
     if until <= start:
         raise typer.BadParameter("--until must be greater than --from")
@@ -45,6 +50,8 @@ def replay(
 
     settings = load_settings()
     dataset = load_dataset(data)
+    if not keep_times:
+        dataset = dataset.ending_at(time.time_ns() // 1_000_000)
     started = time.monotonic()
     with Producer(settings.broker.bootstrap_servers) as producer, terminal.progress_bars() as bars:
         items = items_between(dataset, *dataset.bounds(start, until))

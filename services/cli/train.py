@@ -1,5 +1,6 @@
 """`headrace train`: the first release, learned offline."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,10 @@ def train(
     max_minutes: Annotated[
         float, typer.Option(help="End the training of the recommender by then; 0: no limit.", min=0)
     ] = 0.0,
+    keep_times: Annotated[
+        bool,
+        typer.Option("--keep-times", help="Keep the times of the data, not moved so that it ends now."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Learn the first release from a data folder, or from the topics, and make it live.
@@ -48,7 +53,7 @@ def train(
     torch.set_num_threads(settings.torch_threads)
     with terminal.progress_bars() as bars:
         if data is not None:
-            items, events = read_folder(data, until)
+            items, events = read_folder(data, until, keep_times)
             offsets: dict[str, int] = {}
         else:
             items, events, offsets = read_topics(settings, bars)
@@ -70,14 +75,16 @@ def train(
     terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
 
 
-def read_folder(data: Path, until: float) -> "tuple[Sequence[Item], list[Event]]":
-    """The items and the first share of the events of a data folder.
+def read_folder(data: Path, until: float, keep_times: bool) -> "tuple[Sequence[Item], list[Event]]":
+    """The items and the first share of the events of a data folder, moved to end now unless `keep_times`.
 
     Only items that had an event by then: the others were not there yet, as far as one can know.
     """
     from streaming.dataset import load_dataset
 
     dataset = load_dataset(data)
+    if not keep_times:
+        dataset = dataset.ending_at(time.time_ns() // 1_000_000)
     _, end = dataset.bounds(0.0, until)
     first_ms: dict[str, int] = {}
     for item_id, time_ms in zip(dataset.item_id_N[:end], dataset.time_ms_N[:end].tolist(), strict=True):
