@@ -54,7 +54,8 @@ up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or
 	$(BIN)/headrace up
 
 down: ## Stop what `make up` started
-	@if [ -f .headrace/up.pid ]; then kill -TERM "$$(cat .headrace/up.pid)" && echo stopping; else echo "nothing is up"; fi
+	@pid=$$(cat .headrace/up.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q headrace \
+		&& kill -TERM "$$pid" && echo "stopping" || echo "nothing is up"
 
 clean: ## Remove the environment and all local state
 	rm -rf .venv .headrace *.egg-info

@@ -1,5 +1,9 @@
 """`headrace up`: every service on this machine, until Ctrl-C."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,8 +59,20 @@ def up(
             terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
 
         try:
-            asyncio.run(run_stack(stack, bars, started))
+            with pid_file(settings.store.root / "up.pid"):
+                asyncio.run(run_stack(stack, bars, started))
         except ChildDied as error:
             bars.stop()
             terminal.err.print(error.child.log_tail(), highlight=False, markup=False, soft_wrap=True)
             raise
+
+
+@contextmanager
+def pid_file(path: Path) -> Iterator[None]:
+    """This process's id in `path` while the block runs: `make down` sends SIGTERM there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
