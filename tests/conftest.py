@@ -1,11 +1,13 @@
 """Fixtures that every kind of test shares: free ports, and the two brokers that Headrace runs on."""
 
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import structlog
 
 # no clean-up container: the image may be all there is, and the fixture removes what it started
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
@@ -28,12 +30,35 @@ KAFKA_SINGLE_NODE = {
     "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
 }
 
+_given_ports: set[int] = set()
+
 
 def find_free_port() -> int:
     """A port on loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def find_port_pair() -> int:
+    """A free port on loopback with a free one after it, where the system gives no ports to clients.
+
+    No port is given twice in one test run.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000, 2)
+        with socket.socket() as first, socket.socket() as second:
+            free = all(s.connect_ex(("127.0.0.1", port + i)) for i, s in enumerate((first, second)))
+        if free and port not in _given_ports:
+            _given_ports.add(port)
+            return port
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    """Undoes what a command or a service did to structlog: its log may go to what pytest captured."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -63,13 +88,13 @@ def kafka_container() -> Iterator[str]:
 def kafka_in_container() -> Iterator[str]:
     """The bootstrap address of a new Apache Kafka; fails the test if it cannot be started.
 
-    The image is `HEADRACE_TEST_KAFKA_IMAGE`, by default the public one.
+    The image is `KAFKA_TEST_IMAGE`, by default the public one.
     """
     import docker.errors
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-    image = os.environ.get("HEADRACE_TEST_KAFKA_IMAGE", DEFAULT_KAFKA_IMAGE)
+    image = os.environ.get("KAFKA_TEST_IMAGE", DEFAULT_KAFKA_IMAGE)
     port = find_free_port()
     try:
         container = DockerContainer(image)

@@ -163,10 +163,9 @@ async def _train(settings: Settings, train_s: float) -> None:
     from services.errors import ServiceError
     from services.settings import to_environment
 
-    all_cores = settings.model_copy(update={"torch_threads": os.cpu_count() or 1})
     command = ["-m", "services.cli.main", "train", "--from-topic", "--max-minutes", f"{train_s / 60:g}"]
     training = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | to_environment(all_cores)
+        sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | to_environment(settings)
     )
     try:
         if await training.wait():

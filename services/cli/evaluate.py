@@ -1,5 +1,6 @@
 """`headrace evaluate`: trains on a data folder by a published protocol and reports test figures."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,7 +41,7 @@ def evaluate(
     from streaming.dataset import load_dataset
 
     settings = load_settings()
-    torch.set_num_threads(settings.torch_threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # the machine is this command's alone
     dataset = load_dataset(data)
     with terminal.progress_bars() as bars:
         catalogue, model = prepare_catalogue(settings, dataset.items, bars)

@@ -1,5 +1,6 @@
 """`headrace train`: the first release, learned offline."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def train(
     from services.cold_start import train_first_release
 
     settings = load_settings()
-    torch.set_num_threads(settings.torch_threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # the machine is this command's alone
     with terminal.progress_bars() as bars:
         if data is not None:
             items, events = read_folder(data, until, keep_times)

@@ -18,7 +18,7 @@ from services.settings import (
     Settings,
     StoreSettings,
 )
-from tests.conftest import find_free_port
+from tests.conftest import find_port_pair
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS = 60, 40, 6
 _CONTENT_DIM = 16
@@ -65,7 +65,7 @@ def small_settings(bootstrap: str, root: Path, **service: float) -> Settings:
     return Settings(
         broker=BrokerSettings(bootstrap_servers=bootstrap, num_partitions=2),
         store=StoreSettings(root=root),
-        endpoints=EndpointSettings(**{name: find_free_port() for name in names}, metrics_offset=1),
+        endpoints=EndpointSettings(**{name: find_port_pair() for name in names}, metrics_offset=1),
         codebook=CodebookConfig(num_levels=2, codebook_size=8, num_iterations=5),
         model=ModelConfig(d_model=16, num_layers=1, num_heads=2, max_history=10, dropout=0.0),
         search=SearchConfig(beam=8, num_dense=8),

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import random
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from services.server import ServiceServer
 from services.settings import BrokerSettings, EndpointSettings, Settings, StoreSettings
 from streaming.producer import Producer
 from streaming.topics import create_topics
-from tests.conftest import find_free_port
+from tests.conftest import find_free_port, find_port_pair
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -35,15 +33,6 @@ def own_broker(folder: Path) -> Iterator[str]:
     with EmbeddedBroker(folder, f"127.0.0.1:{find_free_port()}") as broker:
         create_topics(broker.bootstrap, num_partitions=2, replication_factor=1)
         yield broker.bootstrap
-
-
-def find_port_pair() -> int:
-    """A free port on loopback with a free one after it, where the system gives no ports to clients."""
-    while True:
-        port = random.randrange(20_000, 32_000, 2)
-        with socket.socket() as first, socket.socket() as second:
-            if all(s.connect_ex(("127.0.0.1", port + i)) for i, s in enumerate((first, second))):
-                return port
 
 
 def make_settings(bootstrap: str, root: Path) -> Settings:

@@ -51,10 +51,10 @@ CODE = grpc.StatusCode
 
 @pytest.fixture
 def settings(embedded_broker: str, free_port: Callable[[], int], tmp_path: Path) -> Settings:
-    create_topics(embedded_broker, num_partitions=2, replication_factor=1)
+    create_topics(embedded_broker, num_partitions=4, replication_factor=1)
     names = ("gateway", "tokenizer", "generator", "ranker", "learner", "projector", "trends", "console")
     return Settings(
-        broker=BrokerSettings(bootstrap_servers=embedded_broker, num_partitions=2),
+        broker=BrokerSettings(bootstrap_servers=embedded_broker),
         store=StoreSettings(root=tmp_path),
         endpoints=EndpointSettings(**{name: free_port() for name in names}),
         gateway=GatewaySettings(track_deadline_s=2.0),

@@ -32,8 +32,9 @@ from services.ranker.__main__ import serve as serve_ranker
 from services.release import ReleasePublisher
 from services.settings import EndpointSettings, Settings, to_environment
 from services.tokenizer.__main__ import serve as serve_tokenizer
+from tests.conftest import find_port_pair
 from tests.factories import NUM_ITEMS, make_content, make_item, make_release
-from tests.integration.serving import find_port_pair, make_settings, own_broker, ready, serving, until
+from tests.integration.serving import make_settings, own_broker, ready, serving, until
 
 pytestmark = pytest.mark.integration
 

@@ -26,7 +26,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 @pytest.fixture
 def settings(embedded_broker: str, free_port: Callable[[], int], tmp_path: Path) -> Settings:
-    create_topics(embedded_broker, num_partitions=2, replication_factor=1)
+    create_topics(embedded_broker, num_partitions=4, replication_factor=1)
     return Settings(
         broker=BrokerSettings(bootstrap_servers=embedded_broker),
         store=StoreSettings(root=tmp_path),

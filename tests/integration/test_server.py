@@ -22,7 +22,7 @@ from services.clients import channel, remaining
 from services.errors import InvalidRequest
 from services.server import ServiceServer
 from services.settings import EndpointSettings, ServerSettings, Settings, StoreSettings
-from tests.integration.serving import find_port_pair
+from tests.conftest import find_port_pair
 
 pytestmark = pytest.mark.integration
 
