@@ -54,7 +54,7 @@ class LiveReplay:
             status = await self._poll()
             if _num_taken(status) - done_before > taken:
                 taken, progress_at = _num_taken(status) - done_before, time.monotonic()
-            live.update(self._screen(taken, time.monotonic() - started))
+            live.update(self._screen(taken, time.monotonic() - started, live.console.width))
             if time.monotonic() - progress_at > _STALL_PATIENCE_S:
                 raise BackendUnavailable(f"the learner learned nothing for {_STALL_PATIENCE_S:.0f} s")
 
@@ -81,7 +81,7 @@ class LiveReplay:
         await self.producer.send_many(INTERACTIONS, [(event.user_id, event) for event in events])
         self.num_sent = last - self.begin
 
-    def _screen(self, taken: int, seconds: float) -> Group:
+    def _screen(self, taken: int, seconds: float, width: int) -> Group:
         status, report = self.status, self.traffic.report
         rate = taken / seconds if seconds else 0.0
         lines = [
@@ -89,7 +89,7 @@ class LiveReplay:
             f"answers {report.num_answered:,} ({len(report.problems)} failed or invalid)   "
             f"release {status.live_release_id}",
         ]
-        return Group(curve_panel(status.curve), Text("\n".join(lines)))
+        return Group(curve_panel(status.curve, console_width=width), Text("\n".join(lines)))
 
 
 def _num_taken(status: learner_pb2.StatusResponse) -> int:

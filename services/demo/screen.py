@@ -13,6 +13,10 @@ from rich.text import Text
 from protos.headrace.v1 import learner_pb2, recommend_pb2, release_pb2
 
 
+_SMOOTH_POINTS = 16
+_FRAME_WIDTH = 4
+
+
 def recommendations_table(
     title: str,
     response: recommend_pb2.RecommendResponse,
@@ -44,20 +48,32 @@ def recommendations_table(
     return table
 
 
-def curve_panel(curve: Sequence[learner_pb2.QualityPoint], *, width: int = 78, height: int = 14) -> Panel:
-    """Prequential Recall@10 of Headrace and of windowed popularity against the events learned."""
+def curve_panel(
+    curve: Sequence[learner_pb2.QualityPoint], *, console_width: int = 80, height: int = 14
+) -> Panel:
+    """Prequential Recall@10 of Headrace and of windowed popularity against the events learned.
+
+    Each point is the mean of the newest `_SMOOTH_POINTS`: one micro-batch alone is mostly noise.
+    """
     title = "prequential Recall@10 (each event is predicted before it is learned)"
     if len(curve) < 2:
         return Panel("waiting for events", title=title)
     events = [point.num_events for point in curve]
     plotext.clear_figure()
-    plotext.plot_size(width, height)
+    plotext.plot_size(console_width - _FRAME_WIDTH, height)
     plotext.theme("clear")
-    plotext.plot(events, [p.recall_at_10 for p in curve], label="headrace", marker="braille")
-    plotext.plot(events, [p.popularity_recall_at_10 for p in curve], label="popularity", marker="dot")
+    ours = _smooth([point.recall_at_10 for point in curve])
+    popularity = _smooth([point.popularity_recall_at_10 for point in curve])
+    plotext.plot(events, ours, label="headrace", marker="braille")
+    plotext.plot(events, popularity, label="popularity", marker="dot")
     plotext.ylim(0, None)
     plotext.xlabel("events learned")
     return Panel(Text.from_ansi(plotext.build()), title=title)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    windows = (values[max(0, n + 1 - _SMOOTH_POINTS) : n + 1] for n in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: int) -> Table:
@@ -74,9 +90,10 @@ def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: 
 def releases_table(releases: Sequence[release_pb2.Release]) -> Table:
     """Every release with its state and why it has it, oldest first."""
     table = Table(title="releases", title_justify="left")
-    for name in ("release", "parent", "state", "reason"):
-        table.add_column(name)
-    for release in releases:
+    table.add_column("release", no_wrap=True)
+    table.add_column("state")
+    table.add_column("reason")
+    for release in sorted(releases, key=lambda release: release.created_time_ms):
         state = release_pb2.ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower()
         style = "bold green" if release.state == release_pb2.RELEASE_STATE_LIVE else None
         table.add_row(

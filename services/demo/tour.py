@@ -161,7 +161,7 @@ class Tour:
         releases: list[release_pb2.Release],
     ) -> None:
         report = traffic.report
-        self.console.print(screen.curve_panel(status.curve))
+        self.console.print(screen.curve_panel(status.curve, console_width=self.console.width))
         self.console.print(screen.quality_table(status))
         self.console.print(screen.latency_table(report.percentiles(), report.num_answered))
         self.console.print(screen.releases_table(releases))
