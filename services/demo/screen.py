@@ -12,7 +12,6 @@ from rich.text import Text
 
 from protos.headrace.v1 import learner_pb2, recommend_pb2, release_pb2
 
-
 _SMOOTH_POINTS = 16
 _FRAME_WIDTH = 4
 
