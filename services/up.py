@@ -1,7 +1,7 @@
 """The supervisor of `headrace up`: the embedded broker and every service as children of one process.
 
-Starts them, waits until each is live (and ready, where a release is live), says which one died, and
-leaves none behind. It knows nothing of what the services do; it restarts nothing.
+Starts them, waits until each is live (and ready, where a release is live), starts one that died again and
+says so, and leaves none behind. It knows nothing of what the services do.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_INTERVAL_S = 0.2
 _LOG_TAIL_LINES = 12
+_MAX_DEATHS = 3
+_DEATHS_WINDOW_S = 60.0
 
 
 @dataclass
@@ -109,15 +111,31 @@ class Stack:
         report = progress or (lambda stage, num_done, num_total: None)
         await self._wait_serving("services ready", "", SERVING, report)
 
-    async def wait(self) -> None:
-        """Waits for the first child that ends; raises ChildDied."""
+    async def keep(self, say: Callable[[str], None]) -> None:
+        """Starts a service that ended again, and says so; a learner, say, goes on from its checkpoint.
+
+        Never returns. Raises ChildDied for the broker, which is not ours to mend, and for a service that
+        ended for the `_MAX_DEATHS`-th time within `_DEATHS_WINDOW_S`.
+        """
+        deaths_s: dict[str, list[float]] = {}
+        while True:
+            child = await self._first_dead()
+            now_s = asyncio.get_running_loop().time()
+            recent = [at_s for at_s in deaths_s.get(child.name, []) if now_s - at_s < _DEATHS_WINDOW_S]
+            deaths_s[child.name] = [*recent, now_s]
+            if child.name == BROKER or len(deaths_s[child.name]) >= _MAX_DEATHS:
+                raise ChildDied(child)
+            await self.start_service(child.name)
+            say(f"{ChildDied(child)}; started again")
+
+    async def _first_dead(self) -> Child:
         waits = {asyncio.ensure_future(child.process.wait()): child for child in self.processes.values()}
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for waiting in waits:
                 waiting.cancel()
-        raise ChildDied(waits[done.pop()])
+        return waits[done.pop()]
 
     async def stop(self) -> None:
         """SIGTERM to every child, the gateway first; SIGKILL to those that stay; then the broker."""
@@ -261,10 +279,13 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
                 ) from error
 
 
-async def run_stack(stack: Stack, progress: Progress, started: Callable[[], None]) -> None:
+async def run_stack(
+    stack: Stack, progress: Progress, started: Callable[[], None], say: Callable[[str], None]
+) -> None:
     """Starts the stack and keeps it until SIGINT or SIGTERM; then, or on any error, stops every child.
 
-    `started` is called once, when everything answers. Raises ChildDied if a child ends unasked.
+    `started` is called once, when everything answers; `say` gets a line for each service that had to be
+    started again. Raises ChildDied as `Stack.keep` does.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -274,7 +295,7 @@ async def run_stack(stack: Stack, progress: Progress, started: Callable[[], None
     async def live() -> None:
         await stack.start(progress)
         started()
-        await stack.wait()
+        await stack.keep(say)
 
     waits = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(live())]
     try:

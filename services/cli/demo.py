@@ -103,17 +103,17 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
         terminal.out.print(promises_panel(findings, time.monotonic() - started))
         if not once:
             terminal.out.print(f"the console is at {_console_url(settings)}; Ctrl-C stops everything")
-            await stack.wait()
+            await stack.keep(terminal.warn)
         return not findings.broken
     finally:
         await stack.stop()
 
 
 async def _beside(stack: "Stack", work: "Coroutine[Any, Any, Findings]") -> "Findings":
-    """What `work` returns; raises ChildDied as soon as a service ends under it."""
+    """What `work` returns; raises ChildDied when a service cannot be kept up under it."""
     import asyncio
 
-    watching = asyncio.ensure_future(stack.wait())
+    watching = asyncio.ensure_future(stack.keep(terminal.warn))
     working = asyncio.ensure_future(work)
     try:
         await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)

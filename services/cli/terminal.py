@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -97,6 +98,11 @@ def progress_bars() -> Iterator[Stages]:
         disable=not err.is_terminal,
     ) as bars:
         yield Stages(bars)
+
+
+def warn(line: str) -> None:
+    """A line on stderr that stands out on a terminal."""
+    err.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

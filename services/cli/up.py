@@ -60,7 +60,7 @@ def up(
 
         try:
             with pid_file(settings.store.root / "up.pid"):
-                asyncio.run(run_stack(stack, bars, started))
+                asyncio.run(run_stack(stack, bars, started, terminal.warn))
         except ChildDied as error:
             bars.stop()
             terminal.err.print(error.child.log_tail(), highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+import grpc
+import grpc.aio
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -59,7 +61,12 @@ class LiveReplay:
                 raise BackendUnavailable(f"the learner learned nothing for {_STALL_PATIENCE_S:.0f} s")
 
     async def _poll(self) -> learner_pb2.StatusResponse:
-        self.status = await self.learner.Status(learner_pb2.StatusRequest(), timeout=30.0)
+        """The learner's status; the last one while a learner that was killed starts again."""
+        try:
+            self.status = await self.learner.Status(learner_pb2.StatusRequest(), timeout=30.0)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
         return self.status
 
     async def _send_chunk(self, items: dict[str, items_pb2.Item]) -> None:

@@ -71,13 +71,24 @@ async def test_the_whole_stack_serves_and_stops(
             return headrace(monkeypatch, capsys, *arguments)
 
         await asyncio.to_thread(try_commands, run)
-        victim = stack.processes["trends"].process
-        victim.send_signal(signal.SIGKILL)
-        with pytest.raises(ChildDied, match="trends ended with code -9"):
-            await asyncio.wait_for(stack.wait(), 10)
+        await check_restarts(stack)
         pids = [child.process.pid for child in stack.processes.values()]
     assert not [pid for pid in pids if is_running(pid)]
     check_ports(settings)
+
+
+async def check_restarts(stack: Stack) -> None:
+    """A service that dies is started again, and that is said; one that dies over and over is given up."""
+    said: asyncio.Queue[str] = asyncio.Queue()
+    keeping = asyncio.ensure_future(stack.keep(said.put_nowait))
+    for _ in range(2):
+        stack.processes["trends"].process.send_signal(signal.SIGKILL)
+        line = await asyncio.wait_for(said.get(), 10)
+        assert "trends ended with code -9" in line
+        assert "started again" in line
+    stack.processes["trends"].process.send_signal(signal.SIGKILL)
+    with pytest.raises(ChildDied, match="trends ended with code -9"):
+        await asyncio.wait_for(keeping, 10)
 
 
 def try_commands(run: "object") -> None:
