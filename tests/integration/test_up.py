@@ -119,7 +119,6 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         check_ports(settings)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_kill_9_of_up_leaves_no_orphan(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     environment = os.environ | to_environment(settings) | {"OMP_NUM_THREADS": "1"}

@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 _PARENT = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-m", "services.launch", str(os.getpid()), "sleeper"])
@@ -24,7 +22,6 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
@@ -41,7 +38,6 @@ def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path) -> None:
         assert not _is_running(child_pid)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_parent_that_died_before_is_noticed() -> None:
     not_its_parent = "1"
     ended = subprocess.run([sys.executable, "-m", "services.launch", not_its_parent, "this"], check=False)
