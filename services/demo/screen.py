@@ -95,9 +95,7 @@ def releases_table(releases: Sequence[release_pb2.Release]) -> Table:
     for release in sorted(releases, key=lambda release: release.created_time_ms):
         state = release_pb2.ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower()
         style = "bold green" if release.state == release_pb2.RELEASE_STATE_LIVE else None
-        table.add_row(
-            release.release_id, release.parent_release_id or "-", state, release.reason, style=style
-        )
+        table.add_row(release.release_id, state, release.reason, style=style)
     return table
 
 

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from protos.headrace.v1 import items_pb2, learner_pb2, recommend_pb2
+from protos.headrace.v1 import items_pb2, learner_pb2, recommend_pb2, release_pb2
 from services.demo.moments import unlike
-from services.demo.screen import curve_panel
+from services.demo.screen import curve_panel, releases_table
 from services.demo.tour import Findings, promises_panel
 from services.demo.traffic import problem_of
 
@@ -55,6 +55,19 @@ def test_the_curve_is_drawn_with_both_lines() -> None:
         console.print(curve_panel(curve))
     assert "headrace" in capture.get()
     assert "popularity" in capture.get()
+
+
+def test_releases_stand_in_the_order_of_their_making_each_under_its_heading() -> None:
+    releases = [
+        release_pb2.Release(release_id=name, created_time_ms=made, state=state, reason=f"why {name}")
+        for name, made, state in (("second", 2, 2), ("first", 1, 3))
+    ]
+    table = releases_table(releases)
+    assert [list(column.cells) for column in table.columns] == [
+        ["first", "second"],
+        ["retired", "live"],
+        ["why first", "why second"],
+    ]
 
 
 def test_broken_promises_are_listed() -> None:
