@@ -47,8 +47,9 @@ test-integration: setup ## Integration tests on the embedded broker only
 demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
 
-bench: setup ## Every benchmark under tests/benchmarks; results as JSON beside them
-	deploy/with-test-tools bash -c 'for bench in tests/benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done'
+bench: setup ## The benchmarks, on both brokers, as JSON on standard output
+	$(BIN)/python tests/benchmarks/bench_trends.py --broker embedded
+	deploy/with-test-tools $(BIN)/python tests/benchmarks/bench_trends.py --broker container
 
 up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
 	$(BIN)/headrace up
