@@ -61,6 +61,7 @@ def evaluate(
                 **systems,
                 "hierarchical_recall": report.hierarchical_recall,
                 "ranker_validation": report.ranker,
+                "distinct_prefix_ratio": round(distinct_prefix_ratio(catalogue), 4),
                 "num_cases": report.num_cases,
                 "train_minutes": round(report.train_minutes, 2),
                 "test_minutes": round(report.test_minutes, 2),
@@ -73,8 +74,17 @@ def evaluate(
     levels = ", ".join(f"{recall:.4f}" for recall in report.hierarchical_recall)
     terminal.out.print(f"right prefix among the beams, by level: {levels}", highlight=False)
     terminal.out.print(
+        f"distinct semantic prefixes: {distinct_prefix_ratio(catalogue):.1%} of the items", highlight=False
+    )
+    terminal.out.print(
         f"trained in {report.train_minutes:.1f} min, tested in {report.test_minutes:.1f} min", highlight=False
     )
+
+
+def distinct_prefix_ratio(catalogue: "CatalogueIndex") -> float:
+    """Distinct semantic prefixes (the codes without the last one) for each item; 1 where none is shared."""
+    prefixes = {tuple(codes) for codes in catalogue.codes_NC[:, :-1].tolist()}
+    return len(prefixes) / len(catalogue)
 
 
 def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex") -> "EventBatch":
