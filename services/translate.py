@@ -15,7 +15,7 @@ from protos.headrace.v1.generator_pb2 import Candidate
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.release_pb2 import PartitionOffset
-from streaming.records import position_of, split_position
+from streaming.records import split_position
 
 
 def history_batch(
@@ -124,8 +124,3 @@ def offset_messages(offsets: Mapping[str, int]) -> list[PartitionOffset]:
         PartitionOffset(topic=topic, partition=partition, offset=offset)
         for (topic, partition), offset in sorted((split_position(p), offset) for p, offset in offsets.items())
     ]
-
-
-def offsets_of(messages: Iterable[PartitionOffset]) -> dict[str, int]:
-    """The other way round."""
-    return {position_of(m.topic, m.partition): m.offset for m in messages}

@@ -59,7 +59,6 @@ class HistoryStore:
 
     def __init__(self, environment: lmdb.Environment, *, read_only: bool, max_events: int) -> None:
         self._environment = environment
-        self._read_only = read_only
         self._max_events = max_events
         # a change of the map size must not meet an open transaction of this process
         self._lock = threading.RLock()

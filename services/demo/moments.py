@@ -48,12 +48,6 @@ async def recommend(stub: Stub, user_id: str, k: int = 10) -> recommend_pb2.Reco
     )
 
 
-def favourite_categories(item_ids: Sequence[str], items: Mapping[str, items_pb2.Item]) -> list[str]:
-    """The categories of these items, the most frequent first; ties by name."""
-    counts = Counter(category for item_id in item_ids for category in items[item_id].categories)
-    return [category for category, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
-
-
 def unlike(
     history: Sequence[str], popular: Sequence[str], items: Mapping[str, items_pb2.Item], num_items: int
 ) -> list[items_pb2.Item]:

@@ -38,6 +38,9 @@ def test_candidates_round_trip() -> None:
     assert np.isnan(got.dense_M).all()
 
 
-def test_offsets_round_trip() -> None:
-    offsets = {"interactions/3": 17, "semantic-ids/0": 2}
-    assert translate.offsets_of(translate.offset_messages(offsets)) == offsets
+def test_offsets_become_messages_in_order() -> None:
+    messages = translate.offset_messages({"semantic-ids/0": 2, "interactions/3": 17})
+    assert [(m.topic, m.partition, m.offset) for m in messages] == [
+        ("interactions", 3, 17),
+        ("semantic-ids", 0, 2),
+    ]
