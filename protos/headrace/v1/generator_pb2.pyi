@@ -30,11 +30,14 @@ class GenerateRequest(_message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
     DISABLED_SOURCES_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_MS_FIELD_NUMBER: _builtins.int
+    USER_KEY_FIELD_NUMBER: _builtins.int
     k: _builtins.int
     """Candidates from the beam and from the dense head each: 1 to 512; 0 means the default."""
     beam: _builtins.int
     request_time_ms: _builtins.int
     """The moment to predict for, milliseconds since the Unix epoch."""
+    user_key: _builtins.int
+    """Stands for the user whose history this is, so that the trunk's state of it can be kept; 0: keep nothing."""
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.HistoryEvent]:
         """Oldest first; items the release does not know are skipped."""
@@ -52,10 +55,11 @@ class GenerateRequest(_message.Message):
         exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
         disabled_sources: _abc.Iterable[_recommend_pb2.CandidateSource.ValueType] | None = ...,
         request_time_ms: _builtins.int = ...,
+        user_key: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam", b"beam", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "history", b"history", "k", b"k", "request_time_ms", b"request_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam", b"beam", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "history", b"history", "k", b"k", "request_time_ms", b"request_time_ms", "user_key", b"user_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,9 +105,12 @@ class GenerateResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
     NUM_KNOWN_EVENTS_FIELD_NUMBER: _builtins.int
+    USER_STATE_FIELD_NUMBER: _builtins.int
     release_id: _builtins.str
     num_known_events: _builtins.int
     """How many of the history's events were on items the release knows."""
+    user_state: _builtins.bytes
+    """The trunk's state of the user in this release: little-endian float32, as many as the model is wide."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
     def __init__(
@@ -112,10 +119,11 @@ class GenerateResponse(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         release_id: _builtins.str = ...,
         num_known_events: _builtins.int = ...,
+        user_state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "num_known_events", b"num_known_events", "release_id", b"release_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "num_known_events", b"num_known_events", "release_id", b"release_id", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,11 +32,14 @@ class RankRequest(_message.Message):
     REQUEST_TIME_MS_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    USER_STATE_FIELD_NUMBER: _builtins.int
     request_time_ms: _builtins.int
     release_id: _builtins.str
     """Refuse with FAILED_PRECONDITION unless this release is live here; empty accepts any."""
     explain: _builtins.bool
     """Return the live statistics of each candidate as well."""
+    user_state: _builtins.bytes
+    """`GenerateResponse.user_state` of the same history and of the release `release_id`; empty if there is none."""
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.HistoryEvent]:
         """Oldest first."""
@@ -59,10 +62,11 @@ class RankRequest(_message.Message):
         request_time_ms: _builtins.int = ...,
         release_id: _builtins.str = ...,
         explain: _builtins.bool = ...,
+        user_state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "explain", b"explain", "history", b"history", "release_id", b"release_id", "request_time_ms", b"request_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "explain", b"explain", "history", b"history", "release_id", b"release_id", "request_time_ms", b"request_time_ms", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
