@@ -6,6 +6,8 @@ no clock; sizes that a data set decides (the width of its content embeddings) ar
 
 from dataclasses import dataclass
 
+TRUNKS = ("softmax", "hstu")
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
@@ -30,10 +32,12 @@ class CodebookConfig:
 class ModelConfig:
     """The network. `content_dim` is the width of the content embeddings it was made for.
 
-    The ranker has its own, narrower trunk of one layer and `ranker_dim`.
+    The ranker has its own, narrower trunk of one layer and `ranker_dim`. `trunk` is "softmax" (attention with
+    ALiBi distances and a feed-forward, `models.trunk`) or "hstu" (`models.hstu`).
     """
 
     content_dim: int = 384
+    trunk: str = "softmax"
     num_levels: int = 3
     codebook_size: int = 256
     d_model: int = 256
@@ -45,6 +49,7 @@ class ModelConfig:
     ranker_dim: int = 64
 
     def __post_init__(self) -> None:
+        _require(self.trunk in TRUNKS, f"trunk must be one of {', '.join(TRUNKS)}")
         _require(self.d_model % self.num_heads == 0, "d_model must be a multiple of num_heads")
         _require(self.ranker_dim % self.num_heads == 0, "ranker_dim must be a multiple of num_heads")
         _require(self.max_history >= 1, "max_history must be at least 1")
