@@ -10,6 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FRESH = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
 _SIZE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 # serving
@@ -24,6 +25,9 @@ INFLIGHT = Gauge("headrace_inflight_requests", "Requests being worked on.", ["se
 SHED = Counter("headrace_requests_shed", "Requests refused to protect the others.", ["reason"])
 QUEUE_WAIT_SECONDS = Histogram(
     "headrace_queue_wait_seconds", "Time a request waited for the model's thread.", buckets=_FAST
+)
+BATCH_SIZE = Histogram(
+    "headrace_batch_size", "Requests answered by one turn of the model's thread.", buckets=_BATCH
 )
 STAGE_SECONDS = Histogram(
     "headrace_stage_duration_seconds", "Time spent in one stage of an answer.", ["stage"], buckets=_FAST

@@ -117,6 +117,17 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """At most `max_batch` waiting requests are searched together; 1 answers each alone."""
+
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError("max_batch must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerServiceSettings:
     """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
 
@@ -140,6 +151,7 @@ class Settings(BaseSettings):
     endpoints: EndpointSettings = EndpointSettings()
     server: ServerSettings = ServerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    generator: GeneratorSettings = GeneratorSettings()
     learner_service: LearnerServiceSettings = LearnerServiceSettings()
     codebook: CodebookConfig = CodebookConfig()
     model: ModelConfig = ModelConfig()

@@ -17,19 +17,29 @@ from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.release_pb2 import PartitionOffset
 from streaming.records import split_position
 
+PastEvent = tuple[int, int, int]
+"""Catalogue row, action, milliseconds since the Unix epoch."""
+
+
+def known_past(history: Sequence[HistoryEvent], catalogue: CatalogueIndex) -> list[PastEvent]:
+    """One user's events, oldest first, without those on items that the catalogue does not know."""
+    rows = catalogue.rows([event.item_id for event in history]).tolist()
+    return [
+        (row, event.action, event.event_time_ms) for row, event in zip(rows, history, strict=True) if row >= 0
+    ]
+
+
+def past_batch(pasts: Sequence[Sequence[PastEvent]], max_history: int) -> HistoryBatch:
+    """Pasts of several users, each cut to its newest `max_history` events."""
+    items, actions, times_ms = ([[event[n] for event in past] for past in pasts] for n in range(3))
+    return HistoryBatch.from_lists(items, actions, times_ms, max_history=max_history)
+
 
 def history_batch(
     history: Sequence[HistoryEvent], catalogue: CatalogueIndex, max_history: int
 ) -> HistoryBatch:
     """One user's history, oldest first, without the items that the catalogue does not know."""
-    rows = catalogue.rows([event.item_id for event in history])
-    known = [(int(row), event) for row, event in zip(rows, history, strict=True) if row >= 0]
-    return HistoryBatch.from_lists(
-        [[row for row, _ in known]],
-        [[event.action for _, event in known]],
-        [[event.event_time_ms for _, event in known]],
-        max_history=max_history,
-    )
+    return past_batch([known_past(history, catalogue)], max_history)
 
 
 def event_batch(events: Sequence[Event], row_N: Int64Array) -> EventBatch:

@@ -10,6 +10,7 @@ from services.follow import follow
 from services.generator.servicer import GeneratorServicer
 from services.generator.serving import GeneratorServing
 from services.metrics import EVENTS_CONSUMED
+from services.micro_batches import MicroBatcher
 from services.model_thread import ModelThread
 from services.release import ReleaseWatcher
 from services.server import ServiceServer, run_service
@@ -25,8 +26,11 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     server = server or ServiceServer(NAME, settings)
     thread = ModelThread(settings.torch_threads)
     serving = GeneratorServing(settings.search)
+    batcher = MicroBatcher(
+        thread, serving.generate_many, kind_of=serving.kind_of, max_batch=settings.generator.max_batch
+    )
     generator_pb2_grpc.add_GeneratorServiceServicer_to_server(
-        GeneratorServicer(serving, thread), server.server
+        GeneratorServicer(serving, batcher), server.server
     )
     caught_up = False
 

@@ -1,6 +1,5 @@
 """`GeneratorService`: validates, queues for the model's thread, answers."""
 
-from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -10,16 +9,18 @@ from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceServicer
 from services.errors import NotReady
 from services.generator.serving import GeneratorServing
-from services.model_thread import ModelThread
+from services.micro_batches import MicroBatcher
 from services.validation import MAX_K, Violations
 
 
 class GeneratorServicer(GeneratorServiceServicer):
     """Thin: the work is in `GeneratorServing`."""
 
-    def __init__(self, serving: GeneratorServing, thread: ModelThread) -> None:
+    def __init__(
+        self, serving: GeneratorServing, batcher: MicroBatcher[GenerateRequest, GenerateResponse]
+    ) -> None:
         self._serving = serving
-        self._thread = thread
+        self._batcher = batcher
 
     async def Generate(
         self, request: GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -28,7 +29,7 @@ class GeneratorServicer(GeneratorServiceServicer):
         _validate(request)
         if not self._serving.is_ready:
             raise NotReady("no release is loaded yet")
-        response = await self._thread.answer(context, partial(self._serving.generate, request))
+        response = await self._batcher.answer(context, request)
         structlog.contextvars.bind_contextvars(
             release_id=response.release_id, num_candidates=len(response.candidates)
         )

@@ -1,10 +1,11 @@
-"""The live release as the generator serves it: swap, live inserts, and one request at a time.
+"""The live release as the generator serves it: swap, live inserts, and answers to batches of requests.
 
-Everything here but `load` runs in the model thread. Knows no gRPC.
+Everything here but `load` and `kind_of` runs in the model thread. Knows no gRPC.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,16 @@ class LoadedRelease:
 
     release_id: str
     generator: Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What requests must have in common to be searched together."""
+
+    k: int
+    beam: int
+    use_beam: bool
+    use_dense: bool
 
 
 class GeneratorServing:
@@ -77,28 +88,54 @@ class GeneratorServing:
             for sid in changes.inserted:
                 ITEM_TO_RECOMMENDABLE_SECONDS.observe(max(0.0, now_ms - sid.announced_time_ms) / 1e3)
 
-    def generate(self, request: GenerateRequest) -> GenerateResponse:
-        """Answers a validated request; raises NotReady."""
+    def kind_of(self, request: GenerateRequest) -> Kind:
+        """Requests of one kind can be searched together. Callable from any thread."""
+        disabled = translate.to_sources(request.disabled_sources)
+        return Kind(
+            k=request.k or self._config.num_dense or 1,
+            beam=request.beam or self._config.beam,
+            use_beam=Source.BEAM not in disabled,
+            use_dense=Source.DENSE not in disabled,
+        )
+
+    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[GenerateResponse]:
+        """Answers validated requests of one kind, in order; raises NotReady."""
         if self._live is None:
             raise NotReady("no release is loaded yet")
         generator, catalogue = self._live.generator, self._live.generator.catalogue
-        with STAGE_SECONDS.labels("tokenize").time():
-            history = translate.history_batch(
-                request.history, catalogue, generator.recommender.config.max_history
-            )
-            exclude = translate.known_rows(catalogue, request.exclude_item_ids)
-        disabled = translate.to_sources(request.disabled_sources)
-        with STAGE_SECONDS.labels("decode").time():
-            found = generator.generate_many(
+        kind = self.kind_of(requests[0])
+        with stage("tokenize", len(requests)):
+            pasts = [translate.known_past(request.history, catalogue) for request in requests]
+            history = translate.past_batch(pasts, generator.recommender.config.max_history)
+            exclude = [translate.known_rows(catalogue, request.exclude_item_ids) for request in requests]
+        with stage("decode", len(requests)):
+            found = generator.generate(
                 history,
-                k=request.k or self._config.num_dense or 1,
-                beam=request.beam or self._config.beam,
-                exclude=[exclude],
-                use_beam=Source.BEAM not in disabled,
-                use_dense=Source.DENSE not in disabled,
-            )[0]
-        return GenerateResponse(
-            candidates=translate.candidate_messages(found, catalogue.item_ids),
-            release_id=self._live.release_id,
-            num_known_events=int((catalogue.rows([e.item_id for e in request.history]) >= 0).sum()),
-        )
+                k=kind.k,
+                beam=kind.beam,
+                exclude=exclude,
+                use_beam=kind.use_beam,
+                use_dense=kind.use_dense,
+            )
+        state_BD = found.state_BD.detach().float().numpy().astype("<f4")
+        return [
+            GenerateResponse(
+                candidates=translate.candidate_messages(candidates, catalogue.item_ids),
+                release_id=self._live.release_id,
+                num_known_events=len(past),
+                user_state=state_D.tobytes(),
+            )
+            for candidates, past, state_D in zip(found.candidates, pasts, state_BD, strict=True)
+        ]
+
+
+@contextmanager
+def stage(name: str, num_requests: int) -> Iterator[None]:
+    """Times a stage that requests go through together: each of them spent all of it."""
+    started_s = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - started_s
+        for _ in range(num_requests):
+            STAGE_SECONDS.labels(name).observe(seconds)

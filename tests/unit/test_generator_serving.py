@@ -1,0 +1,56 @@
+"""The generator behind its RPC: batches answer what single requests would."""
+
+import pytest
+
+from models.config import SearchConfig
+from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
+from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
+from services.generator.serving import GeneratorServing
+from tests.factories import MODEL, make_history, make_release
+
+
+@pytest.fixture
+def serving() -> GeneratorServing:
+    serving = GeneratorServing(SearchConfig(beam=10, num_dense=10))
+    serving.swap(serving.load(make_release("one")))
+    return serving
+
+
+def request_of(*numbers: int, **more: object) -> GenerateRequest:
+    return GenerateRequest(history=make_history(*numbers), k=10, **more)  # type: ignore[arg-type]
+
+
+def assert_same(one: GenerateResponse, other: GenerateResponse) -> None:
+    """The same items; scores and state equal up to what the shape of a matrix product changes."""
+    assert [c.item_id for c in one.candidates] == [c.item_id for c in other.candidates]
+    for mine, theirs in zip(one.candidates, other.candidates, strict=True):
+        assert mine.beam_score == pytest.approx(theirs.beam_score, abs=1e-4)
+        assert mine.dense_score == pytest.approx(theirs.dense_score, abs=1e-4)
+        assert list(mine.sources) == list(theirs.sources)
+    assert (one.release_id, one.num_known_events) == (other.release_id, other.num_known_events)
+    assert len(one.user_state) == len(other.user_state) == 4 * MODEL.d_model
+
+
+def test_each_answer_of_a_batch_is_its_own(serving: GeneratorServing) -> None:
+    requests = [
+        request_of(1, 2, 3),
+        request_of(),
+        request_of(7, exclude_item_ids=["item-4", "item-5"]),
+        request_of(*range(30)),
+        request_of(1, 777, 2),
+    ]
+    together = serving.generate_many(requests)
+    alone = [serving.generate_many([request])[0] for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert_same(one, other)
+    assert together[2].num_known_events == 1
+    assert {"item-4", "item-5"}.isdisjoint(c.item_id for c in together[2].candidates)
+    assert together[4].num_known_events == 2
+
+
+def test_the_kind_of_a_request_is_what_a_search_has_one_of(serving: GeneratorServing) -> None:
+    defaults = serving.kind_of(GenerateRequest())
+    assert defaults == serving.kind_of(request_of(1, 2))
+    assert defaults != serving.kind_of(GenerateRequest(k=11))
+    assert defaults != serving.kind_of(GenerateRequest(beam=11))
+    assert defaults != serving.kind_of(GenerateRequest(disabled_sources=[CANDIDATE_SOURCE_DENSE]))
