@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 
 from models.batch import Candidates, Int64Array
 from models.catalogue import CatalogueIndex
@@ -90,22 +91,25 @@ def add_live_candidates(
     """`candidates` and those of the live sources: co-occurrence, trending and newly announced items.
 
     `recent_rows` are the user's rows, oldest first. Rows in `exclude` and items that are not available
-    or not in the catalogue are never added.
+    are not in the result, wherever they came from.
     """
-    excluded = np.empty(0, dtype=np.int64) if exclude is None else exclude
-    proposals = [candidates]
+    allowed_N = np.array(catalogue.available_N)
+    if exclude is not None:
+        allowed_N[exclude[exclude >= 0]] = False
+    num_excluded = 0 if exclude is None else len(exclude)
+    proposals = [_select(candidates, allowed_N[candidates.row_M])]
     if Source.COOCCURRENCE not in disabled and len(recent_rows):
         recent_ids = [catalogue.item_ids[row] for row in recent_rows[-statistics.config.num_recent_items :]]
         found = catalogue.rows(statistics.cooccurring(recent_ids, NUM_COOCCURRING + len(recent_ids)))
-        proposals.append(_limit(Source.COOCCURRENCE, found, catalogue, excluded, NUM_COOCCURRING))
+        proposals.append(_limit(Source.COOCCURRENCE, found, allowed_N, NUM_COOCCURRING))
     if Source.TRENDING not in disabled:
         # some of the hottest may be excluded: ask for more, up to a bound
-        asked = NUM_TRENDING + min(len(excluded), 10 * NUM_TRENDING)
+        asked = NUM_TRENDING + min(num_excluded, 10 * NUM_TRENDING)
         found = catalogue.rows(statistics.trending(asked))
-        proposals.append(_limit(Source.TRENDING, found, catalogue, excluded, NUM_TRENDING))
+        proposals.append(_limit(Source.TRENDING, found, allowed_N, NUM_TRENDING))
     if Source.NEW not in disabled:
         found = newly_announced(statistics, catalogue, time_ms)
-        proposals.append(_limit(Source.NEW, found, catalogue, excluded, NUM_NEW))
+        proposals.append(_limit(Source.NEW, found, allowed_N, NUM_NEW))
     return unite(proposals)
 
 
@@ -114,14 +118,21 @@ def newly_announced(statistics: LiveStatistics, catalogue: CatalogueIndex, time_
     announced_N = np.asarray(catalogue.announced_ms_N)
     recent = np.nonzero((announced_N > max(0, time_ms - NEW_FOR_MS)) & (announced_N <= time_ms))[0]
     recent = recent[np.lexsort((-recent, -announced_N[recent]))][: 10 * NUM_NEW]
-    own_rows = statistics.rows([catalogue.item_ids[row] for row in recent])
-    total = statistics.items(own_rows, time_ms).total_M
-    return recent[total < NEW_UNTIL_EVENTS].astype(np.int64)
+    total_M = statistics.totals(statistics.rows([catalogue.item_ids[row] for row in recent.tolist()]))
+    return recent[total_M < NEW_UNTIL_EVENTS].astype(np.int64)
 
 
-def _limit(
-    source: Source, row_M: Int64Array, catalogue: CatalogueIndex, excluded: Int64Array, limit: int
-) -> Candidates:
+def _select(candidates: Candidates, keep_M: npt.NDArray[np.bool_]) -> Candidates:
+    if keep_M.all():
+        return candidates
+    return Candidates(
+        row_M=candidates.row_M[keep_M],
+        source_M=candidates.source_M[keep_M],
+        beam_M=candidates.beam_M[keep_M],
+        dense_M=candidates.dense_M[keep_M],
+    )
+
+
+def _limit(source: Source, row_M: Int64Array, allowed_N: npt.NDArray[np.bool_], limit: int) -> Candidates:
     row_M = row_M[row_M >= 0]
-    row_M = row_M[np.asarray(catalogue.available_N)[row_M] & ~np.isin(row_M, excluded)]
-    return proposed_by(source, row_M[:limit])
+    return proposed_by(source, row_M[allowed_N[row_M]][:limit])

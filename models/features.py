@@ -87,37 +87,33 @@ class FeatureSource:
         never_M = items.last_ms_M < 0
         announced_M = np.asarray(self.catalogue.announced_ms_N)[row_M]
         birth_M = np.where(announced_M > 0, announced_M, items.first_ms_M)
-        columns = [
-            *np.log1p(items.count_MH).T,
-            np.log1p(items.total_M),
-            np.log1p(items.passive_M),
-            np.log1p(items.count_MH[:, 0]) - np.log1p(items.count_MH[:, -1]),
-            np.log1p(_TIE_SCALE * tie_RM.sum(0)),
-            np.log1p(_TIE_SCALE * tie_RM.max(0, initial=0.0)),
-            np.log1p(_TIE_SCALE * tie_RM[:1].sum(0)),
-            np.log1p(100.0 * share_RM.sum(0)),
-            np.log1p(100.0 * share_RM.max(0, initial=0.0)),
-            np.where(never_M, 0.0, _log_age(time_ms - items.last_ms_M, _HOUR_MS)),
-            np.where(birth_M < 0, 0.0, _log_age(time_ms - birth_M, _DAY_MS)),
-            never_M,
-            never_M & (announced_M > 0),
-            cosine_RM[:1].sum(0),
-            cosine_RM.max(0, initial=-1.0) if len(recent_R) else np.zeros(len(row_M)),
-            np.isin(row_M, history_T),
-            np.full(len(row_M), np.log1p(len(history_T))),
-            np.full(
-                len(row_M), _log_age(np.asarray(time_ms - last_event_ms), _HOUR_MS) if len(history_T) else 0.0
-            ),
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        num_half_lives = items.count_MH.shape[1]
+        out_FM = np.empty((len(self.names), len(row_M)))
+        counts, momentum = out_FM[: num_half_lives + 2], num_half_lives + 2
+        counts[:num_half_lives], counts[-2], counts[-1] = items.count_MH.T, items.total_M, items.passive_M
+        np.log1p(counts, out=counts)
+        np.subtract(counts[0], counts[num_half_lives - 1], out=out_FM[momentum])
+        live = out_FM[momentum + 1 : momentum + 8]
+        np.multiply(_TIE_SCALE, tie_RM.sum(0), out=live[0])
+        np.multiply(_TIE_SCALE, tie_RM.max(0, initial=0.0), out=live[1])
+        np.multiply(_TIE_SCALE, tie_RM[:1].sum(0), out=live[2])
+        np.multiply(100.0, share_RM.sum(0), out=live[3])
+        np.multiply(100.0, share_RM.max(0, initial=0.0), out=live[4])
+        np.divide(np.maximum(time_ms - items.last_ms_M, 0), _HOUR_MS, out=live[5])
+        np.divide(np.maximum(time_ms - birth_M, 0), _DAY_MS, out=live[6])
+        live[5, never_M], live[6, birth_M < 0] = 0.0, 0.0
+        np.log1p(live, out=live)
+        rest = out_FM[momentum + 8 :]
+        rest[0], rest[1] = never_M, never_M & (announced_M > 0)
+        rest[2] = cosine_RM[:1].sum(0)
+        rest[3] = cosine_RM.max(0, initial=-1.0) if len(recent_R) else 0.0
+        rest[4] = (row_M[:, None] == history_T).any(axis=1)
+        rest[5] = np.log1p(len(history_T))
+        rest[6] = np.log1p(max(time_ms - last_event_ms, 0) / _HOUR_MS) if len(history_T) else 0.0
+        return out_FM.T.astype(np.float32, order="C")
 
     def _cosine(self, recent_R: Int64Array, row_M: Int64Array) -> Float32Array:
         """Cosine of the (normalised) content of each recent item and each candidate, [R, M]."""
         content_NE = np.asarray(self.catalogue.content_NE)
         cosine: Float32Array = content_NE[recent_R] @ content_NE[row_M].T
         return cosine
-
-
-def _log_age(age_ms: npt.NDArray[np.int64], unit_ms: float) -> npt.NDArray[np.float64]:
-    aged: npt.NDArray[np.float64] = np.log1p(np.maximum(age_ms, 0) / unit_ms)
-    return aged

@@ -67,9 +67,11 @@ class Scorer:
         last_ms = int(history.time_ms_BT[b, length - 1]) if length else 0
         return self.feature_source.features(row_M, history.item_BT[b, :length].numpy(), last_ms, time_ms)
 
-    def rank(self, history: HistoryBatch, candidates: Candidates, time_ms: int) -> RankResult:
+    def rank(
+        self, history: HistoryBatch, candidates: Candidates, time_ms: int, state_1D: Tensor | None = None
+    ) -> RankResult:
         """Scores the candidates of one history (a batch of one) at `time_ms`."""
-        return self.rank_many(history, [candidates], [time_ms])[0]
+        return self.rank_many(history, [candidates], [time_ms], state_1D)[0]
 
     def rank_many(
         self,
@@ -94,8 +96,9 @@ class Scorer:
     ) -> list[RankResult]:
         """`rank_many` with features that were taken before, each at a stream position of its own."""
         batch = self.batch(history, candidates, feature_BMF, state_BD)
-        with torch.no_grad():
-            output = self.ranker(batch, self.table.item_ND)
+        item_ND = self.table.item_ND  # outside: what is encoded here is also learned from
+        with torch.inference_mode():
+            output = self.ranker(batch, item_ND)
         probability_BMA = output.action_logit_BMA.sigmoid().numpy()
         relevance_BM = output.relevance_BM.numpy()
         return [
@@ -133,7 +136,11 @@ class Scorer:
 
 def order_by_score(score_M: Float32Array, item_ids: Sequence[str]) -> Int64Array:
     """Positions from the best score to the worst, ties by item id."""
-    return np.lexsort((np.asarray(item_ids, dtype=np.str_), -score_M)).astype(np.int64)
+    order_M = np.argsort(-score_M, kind="stable")
+    ordered_M = score_M[order_M]
+    if (ordered_M[1:] == ordered_M[:-1]).any():
+        order_M = np.lexsort((np.asarray(item_ids, dtype=np.str_), -score_M))
+    return order_M.astype(np.int64)
 
 
 def _pad(rows: Sequence[npt.NDArray[np.generic]], fill: float, dtype: type, *trailing: int) -> Tensor:

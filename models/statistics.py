@@ -21,12 +21,13 @@ from torch import Tensor
 
 from models.batch import ACTION_NAMES, Float64Array, Int64Array
 from models.config import StatisticsConfig
+from models.hottest import COLD, Hottest
 
 # An impression or a skip is not a wish for the item: it is counted apart and makes no neighbours.
 PASSIVE_ACTIONS = frozenset(ACTION_NAMES.index(name) for name in ("impression", "skip"))
 _MS = 1000.0
-# log2 heat of an item that nobody engaged with: finite, since a checkpoint refuses infinities
-_COLD = -1e300
+# So many of the hottest items are kept at hand; a request asks for fewer.
+_NUM_HOT = 512
 
 
 def hash_id(text: str) -> int:
@@ -62,6 +63,7 @@ class LiveStatistics:
         self._half_life_H = np.asarray(config.half_lives_s, dtype=np.float64) * _MS
         self._tie_half_life = config.cooccurrence_half_life_s * _MS
         self._trend = config.trending_half_life
+        self._hottest = Hottest(_NUM_HOT)
         self._allocate(1024)
 
     def _allocate(self, capacity: int) -> None:
@@ -75,7 +77,7 @@ class LiveStatistics:
         self._neighbour_NJ = np.full((capacity, num_neighbours), -1, dtype=np.int64)
         self._weight_NJ = np.zeros((capacity, num_neighbours))
         self._paired_N = np.zeros(capacity, dtype=np.int64)  # the time to which the weights are decayed
-        self._heat_N = np.full(capacity, _COLD)
+        self._heat_N = np.full(capacity, COLD)
 
     def _columns(self) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
         return {
@@ -165,6 +167,7 @@ class LiveStatistics:
         # log2 of the count as if decayed to time 0: all counts fade alike, so this order holds at any "now"
         trend = self._trend
         self._heat_N[row] = np.log2(self._count_NH[row, trend]) + reference / self._half_life_H[trend]
+        self._hottest.note(row, self._heat_N)
 
     def _pair(self, other_R: Int64Array, row: int, time_ms: int) -> None:
         """Strengthens the ties between `row` and the user's `other_R` items, newest first, both ways."""
@@ -208,6 +211,11 @@ class LiveStatistics:
             last_ms_M=np.where(known_M, self._last_N[row_M], -1),
         )
 
+    def totals(self, row_M: Int64Array) -> Float64Array:
+        """Engagements ever with own rows, 0 for -1."""
+        total_M: Float64Array = self._total_N[row_M] * (row_M >= 0)
+        return total_M
+
     def ties(
         self, recent_R: Int64Array, row_M: Int64Array, time_ms: int
     ) -> tuple[Float64Array, Float64Array]:
@@ -232,32 +240,24 @@ class LiveStatistics:
         A recent item's ties count by their share, so that a popular one does not drown the others;
         the newest counts most.
         """
-        score_of: dict[int, float] = {}
-        rows = self.rows(recent_item_ids[-self.config.num_recent_items :])[::-1]
-        for age, row in enumerate(rows):
-            if row < 0:
-                continue
-            weight_J = self._weight_NJ[row]
-            share_J = weight_J * (self.config.recency_decay**age / max(float(weight_J.sum()), 1e-12))
-            for neighbour, share in zip(self._neighbour_NJ[row].tolist(), share_J.tolist(), strict=True):
-                if share > 0:
-                    score_of[neighbour] = score_of.get(neighbour, 0.0) + share
-        best = sorted(score_of, key=lambda row: (-score_of[row], row))[:k]
-        return [self._item_ids[row] for row in best]
+        row_R = self.rows(recent_item_ids[-self.config.num_recent_items :])[::-1]
+        gain_R = np.asarray([self.config.recency_decay**age for age in range(len(row_R))])
+        row_R, gain_R = row_R[row_R >= 0], gain_R[row_R >= 0]
+        weight_RJ = self._weight_NJ[row_R]
+        share_RJ = weight_RJ * (gain_R / np.maximum(weight_RJ.sum(axis=1), 1e-12))[:, None]
+        is_tied_RJ = share_RJ > 0
+        neighbour_U, place_X = np.unique(self._neighbour_NJ[row_R][is_tied_RJ], return_inverse=True)
+        score_U = np.bincount(place_X, weights=share_RJ[is_tied_RJ], minlength=len(neighbour_U))
+        best = neighbour_U[np.lexsort((neighbour_U, -score_U))[:k]]
+        return [self._item_ids[row] for row in best.tolist()]
 
     def trending(self, k: int) -> list[str]:
         """The at most `k` items with the most engagement by the trending half-life, best first.
 
         All counts fade by the same factor, so the order does not depend on the moment of asking.
         """
-        heat_N = self._heat_N[: len(self._item_ids)]
-        k = min(k, len(heat_N))
-        if k == 0:
-            return []
-        threshold = np.partition(heat_N, len(heat_N) - k)[len(heat_N) - k]
-        hot = np.nonzero(heat_N >= threshold)[0]
-        hot = hot[heat_N[hot] > _COLD]
-        return [self._item_ids[row] for row in hot[np.lexsort((hot, -heat_N[hot]))][:k]]
+        best = self._hottest.best(k, self._heat_N[: len(self._item_ids)])
+        return [self._item_ids[row] for row in best.tolist()]
 
     def state(self) -> tuple[dict[str, Tensor], pa.Table]:
         """All of it, for `models.checkpoint`: tensors, and the table of item ids by row."""
@@ -291,4 +291,5 @@ class LiveStatistics:
         for user, recent in zip(tensors["user"].tolist(), tensors["recent"].tolist(), strict=True):
             statistics._recent_of[user] = [row for row in recent if row >= 0]
         statistics.num_events, statistics.newest_ms = tensors["progress"].tolist()
+        statistics._hottest.begin(statistics._heat_N[:num_items])
         return statistics

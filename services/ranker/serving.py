@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from models.batch import ACTION_NAMES, Candidates, HistoryBatch, Int64Array
+from models.batch import ACTION_NAMES, Candidates, HistoryBatch
 from models.candidates import Source, add_live_candidates, proposed_by
 from models.dedupe import DedupeWindow
 from models.errors import IncompatibleCheckpoint
@@ -18,7 +20,7 @@ from models.scoring import RankResult, Scorer, order_by_score
 from models.statistics import LiveStatistics
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import ItemSid
-from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
+from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import Feature
 from services import translate
 from services.errors import NotReady, WrongRelease
@@ -115,7 +117,7 @@ class RankerServing:
             exclude = translate.known_rows(catalogue, request.exclude_item_ids)
             recent_rows = history.item_BT[0, : int(history.length_B[0])].numpy()
             candidates = add_live_candidates(
-                _without(translate.candidates_of(request.candidates, catalogue), exclude),
+                translate.candidates_of(request.candidates, catalogue),
                 scorer.statistics,
                 catalogue,
                 recent_rows,
@@ -123,11 +125,12 @@ class RankerServing:
                 disabled=translate.to_sources(request.disabled_sources),
                 exclude=exclude,
             )
-            items = []
+            response = RankResponse(release_id=release.release_id)
             if len(candidates):
-                result = scorer.rank(history, candidates, time_ms)
-                items = _items(scorer, candidates, result, explain=request.explain)
-        return RankResponse(items=items, release_id=release.release_id)
+                state_1D = _user_state(request, release)
+                result = scorer.rank(history, candidates, time_ms, state_1D)
+                _add_items(response, scorer, candidates, result, explain=request.explain)
+        return response
 
     def _release(self, wanted: str) -> LoadedRelease:
         if self._live is None:
@@ -138,30 +141,27 @@ class RankerServing:
         raise WrongRelease(f"release {wanted} is not live here; {self._live.release_id} is")
 
 
-def _without(candidates: Candidates, exclude: Int64Array) -> Candidates:
-    keep_M = ~np.isin(candidates.row_M, exclude)
-    return Candidates(
-        row_M=candidates.row_M[keep_M],
-        source_M=candidates.source_M[keep_M],
-        beam_M=candidates.beam_M[keep_M],
-        dense_M=candidates.dense_M[keep_M],
-    )
+def _user_state(request: RankRequest, release: LoadedRelease) -> Tensor | None:
+    """The generator's state of this very history, [1, D]; None if it sent none for this release."""
+    width = release.scorer.recommender.config.d_model
+    if request.release_id != release.release_id or len(request.user_state) != 4 * width:
+        return None
+    state_D = np.frombuffer(request.user_state, dtype="<f4").astype(np.float32)
+    return torch.from_numpy(state_D)[None] if np.isfinite(state_D).all() else None
 
 
-def _items(scorer: Scorer, candidates: Candidates, result: RankResult, *, explain: bool) -> list[RankedItem]:
+def _add_items(
+    response: RankResponse, scorer: Scorer, candidates: Candidates, result: RankResult, *, explain: bool
+) -> None:
+    """The candidates into `response`, best first."""
     item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M.tolist()]
     scores, masks = result.score_M.tolist(), candidates.source_M.tolist()
-    probabilities = result.action_probability_MA[:, 1:].tolist()
-    items = []
+    probabilities = result.action_probability_MA.tolist()
     for m in order_by_score(result.score_M, item_ids).tolist():
-        item = RankedItem(
-            item_id=item_ids[m],
-            score=scores[m],
-            sources=translate.from_mask(masks[m]),
-            action_probabilities=dict(zip(ACTION_NAMES[1:], probabilities[m], strict=True)),
-        )
+        item = response.items.add(item_id=item_ids[m], score=scores[m], sources=translate.from_mask(masks[m]))
+        of_action = item.action_probabilities
+        for name, probability in zip(ACTION_NAMES[1:], probabilities[m][1:], strict=True):
+            of_action[name] = probability
         if explain:
             features = zip(scorer.feature_names, result.feature_MF[m].tolist(), strict=True)
             item.features.extend(Feature(name=name, value=value) for name, value in features)
-        items.append(item)
-    return items

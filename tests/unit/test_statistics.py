@@ -96,6 +96,47 @@ def test_full_row_drops_its_weakest_tie() -> None:
     assert statistics.cooccurring(["a"], 5) == ["b", "d"]
 
 
+def test_cooccurring_equals_the_obvious_sum_of_shares() -> None:
+    config = StatisticsConfig(num_recent_items=4, max_neighbours=8)
+    statistics = consumed(make_stream(800, seed=3), config)
+    ids = list(statistics.item_ids())
+    weight_RM, _ = statistics.ties(statistics.rows(ids), statistics.rows(ids), statistics.newest_ms)
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        recent = [*random.choice(ids, random.integers(1, 7)).tolist(), "unheard-of"]
+        score_of: dict[str, float] = {}
+        for age, item_id in enumerate(recent[::-1][:4]):
+            if item_id in ids:
+                tie_M = weight_RM[ids.index(item_id)]
+                for m in np.nonzero(tie_M)[0]:
+                    share = config.recency_decay**age * tie_M[m] / tie_M.sum()
+                    score_of[ids[m]] = score_of.get(ids[m], 0.0) + share
+        found = statistics.cooccurring(recent, 12)
+        assert len(found) == len(set(found)) == min(12, len(score_of))
+        scores = [score_of[item_id] for item_id in found]
+        assert scores == pytest.approx(sorted(score_of.values(), reverse=True)[:12])
+
+
+def test_trending_equals_sorting_all_items_also_after_a_restart() -> None:
+    stream = make_stream(900, seed=4)
+    statistics = LiveStatistics(StatisticsConfig())
+    trend_s = statistics.config.half_lives_s[statistics.config.trending_half_life]
+    for n, event in enumerate(stream):
+        statistics.update(*event)
+        if n == 450:
+            statistics = LiveStatistics.from_state(statistics.config, *statistics.state())
+        if n % 50:
+            continue
+        heat_of: dict[str, float] = {}
+        for _, item, action, time in stream[: n + 1]:
+            if action == CLICK:
+                heat_of[item] = heat_of.get(item, 0.0) + 2.0 ** ((time - 10**12) / 1000 / trend_s)
+        found = statistics.trending(9)
+        expected = sorted(heat_of.values(), reverse=True)[:9]
+        assert [heat_of[item_id] for item_id in found] == pytest.approx(expected)
+        assert statistics.totals(statistics.rows([*found, "unheard-of"]))[-1] == 0
+
+
 def test_trending_and_cooccurring_know_only_events() -> None:
     statistics = LiveStatistics(StatisticsConfig())
     assert statistics.trending(5) == []
