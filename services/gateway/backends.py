@@ -44,6 +44,7 @@ class Ask:
     exclude_item_ids: Sequence[str]
     disabled_sources: Sequence["CandidateSource.ValueType"]
     request_time_ms: int
+    user_key: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ class Backends:
             exclude_item_ids=ask.exclude_item_ids,
             disabled_sources=ask.disabled_sources,
             request_time_ms=ask.request_time_ms,
+            user_key=ask.user_key,
         )
         start = perf_counter()
         try:
@@ -173,6 +175,7 @@ def _rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
         exclude_item_ids=ask.exclude_item_ids,
         request_time_ms=ask.request_time_ms,
         release_id=generated.release_id,
+        user_state=generated.user_state,
     )
 
 

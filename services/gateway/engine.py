@@ -29,6 +29,7 @@ from services.gateway.validation import DEFAULT_K
 from services.gateway.views import Views
 from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
 from services.settings import Settings
+from services.user_key import user_key
 from streaming.history import DEFAULT_MAX_EVENTS, HistoryStore
 
 MAX_CANDIDATES = 512
@@ -142,6 +143,7 @@ class RecommendationEngine:
             exclude_item_ids=exclude_item_ids,
             disabled_sources=request.disabled_sources,
             request_time_ms=now_ms,
+            user_key=user_key(request.user_id),
         )
 
     def _answer(

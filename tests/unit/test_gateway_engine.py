@@ -29,6 +29,7 @@ from services.gateway.engine import RecommendationEngine
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.views import Views
 from services.settings import Settings
+from services.user_key import user_key
 from streaming.history import HistoryStore
 from streaming.producer import AsyncProducer
 from streaming.records import Record
@@ -59,7 +60,8 @@ class FakeModel:
             raise failure(self.generator_failure)
         return GenerateResponse(
             candidates=[Candidate(item_id=item_id, sources=[1]) for item_id in self.items],
-            release_id=next(self.generator_releases),
+            release_id=(release_id := next(self.generator_releases)),
+            user_state=f"state in {release_id}".encode(),
         )
 
     async def Rank(self, request: RankRequest, **_: float) -> RankResponse:
@@ -174,6 +176,8 @@ async def test_a_swap_between_the_two_calls_begins_the_pair_again(history: Histo
     response = await world(history, model).ask()
     assert (response.release_id, response.degraded) == ("r2", False)
     assert [request.release_id for request in model.ranked] == ["r1", "r2"]
+    assert [request.user_state for request in model.ranked] == [b"state in r1", b"state in r2"]
+    assert [request.user_key for request in model.generated] == [user_key("known")] * 2
 
 
 async def test_a_ranker_that_stays_behind_is_left_out(history: HistoryStore) -> None:
