@@ -6,8 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ONCE ?=
 DATA ?=
+ARGS ?=
 
-.PHONY: help setup protos format check test test-unit test-integration demo bench up down clean
+.PHONY: help setup protos format check test test-unit test-integration demo up down clean
+.PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-trends bench-quick
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do printf '  make %-18s %s\n' "$$target" "$$text"; done
@@ -47,9 +49,29 @@ test-integration: setup ## Integration tests on the embedded broker only
 demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
 
-bench: setup ## The benchmarks, on both brokers, as JSON on standard output
+bench: bench-quality bench-decode bench-ranker bench-serving bench-trends ## Every benchmark: results, plots and the tables of the README
+
+bench-quality: setup ## Accuracy beside popularity, SASRec and TIGER, and the ablations; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_quality.py $(ARGS)
+
+bench-decode: setup ## Decoding speed beside Hugging Face generate and plain torch, and its floor; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_decode.py $(ARGS)
+
+bench-ranker: setup ## The ranker's accuracy and cost beside target attention; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_ranker.py $(ARGS)
+
+bench-serving: setup ## Latency and throughput of all services together; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_serving.py $(ARGS)
+
+bench-trends: setup ## The trends worker on both brokers, as JSON on standard output
 	$(BIN)/python tests/benchmarks/bench_trends.py --broker embedded
 	deploy/with-test-tools $(BIN)/python tests/benchmarks/bench_trends.py --broker container
+
+bench-quick: setup ## Whether the benchmarks run and their numbers are finite; says nothing of speed
+	$(MAKE) bench-quality ARGS=--quick
+	$(MAKE) bench-decode ARGS=--quick
+	$(MAKE) bench-ranker ARGS=--quick
+	$(MAKE) bench-serving ARGS=--quick
 
 up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
 	$(BIN)/headrace up

@@ -44,7 +44,7 @@ _MIN_REPEATS, _MAX_PROBE_S = 3, 0.6
 Rows = Sequence[Mapping[str, Any]]
 Columns = Sequence[str] | Mapping[str, str]
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
 def parser(description: str | None, *, threads: int = 2) -> argparse.ArgumentParser:
