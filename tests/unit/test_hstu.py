@@ -6,11 +6,11 @@ from models.config import ModelConfig
 from models.hstu import (
     NUM_DISTANCES,
     NUM_TIME_BUCKETS,
-    HstuCache,
     HstuTrunk,
     hstu_attention,
     time_bucket,
 )
+from models.trunk_cache import TrunkCache
 
 DAY_MS = 86_400_000
 LENGTHS = [(6, 6, 6), (6, 3, 0)]
@@ -126,14 +126,25 @@ def test_a_candidate_is_scored_as_if_it_alone_came_next(trunk, lengths):
             torch.testing.assert_close(out[b, m], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_no_users_no_candidates_and_no_history_are_served(trunk):
+    none, times = torch.tensor([0]), make_times(1, 1)
+    assert trunk(torch.zeros(0, 4, 32), none[:0], times[:0].expand(0, 4)).shape == (0, 4, 32)
+    alone = torch.randn(1, 2, 32)
+    out = trunk.forward_candidates(torch.zeros(1, 0, 32), none, times[:, :0], alone, times[:, 0])
+    expected = trunk(alone[:, 1:], torch.tensor([1]), times)
+    torch.testing.assert_close(out[:, 1:], expected, atol=1e-5, rtol=1e-4)
+    out = trunk.forward_candidates(alone, torch.tensor([2]), times.expand(1, 2), alone[:, :0], times[:, 0])
+    assert out.shape == (1, 0, 32)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_prefill_gives_the_last_state(trunk, lengths):
     x, times, length = torch.randn(3, 6, 32), make_times(3, 6), torch.tensor(lengths)
     state, cache = trunk.prefill(x, length, times)
     every = trunk(x, length, times)
     for b, n in enumerate(lengths):
-        expected = every[b, n - 1] if n else torch.zeros(32)
-        torch.testing.assert_close(state[b], expected, atol=1e-5, rtol=1e-4)
+        if n:
+            torch.testing.assert_close(state[b], every[b, n - 1], atol=1e-5, rtol=1e-4)
     assert cache.key_ZBHTE.shape == cache.value_ZBHTE.shape == (3, 3, 4, 6, 8)
 
 
@@ -148,6 +159,14 @@ def test_an_extended_state_equals_a_recomputed_one(trunk, lengths):
         expected = trunk(x, at + 1, times)[user, at]
         torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
     assert cache.length_B.tolist() == [n + 4 for n in lengths]
+
+
+def test_a_state_can_start_from_nothing(trunk):
+    x, times, none = torch.randn(2, 1, 32), make_times(2, 1), torch.tensor([0, 0])
+    _, cache = trunk.prefill(torch.zeros(2, 1, 32), none, torch.zeros_like(times))
+    state, longer = trunk.extend(cache.select(torch.arange(2)), x[:, 0], times[:, 0])
+    torch.testing.assert_close(state, trunk(x, torch.tensor([1, 1]), times)[:, 0], atol=1e-5, rtol=1e-4)
+    assert longer.key_ZBHTE.shape == (3, 2, 4, 1, 8)
 
 
 def test_extending_leaves_the_cache_it_started_from(trunk):
@@ -165,7 +184,7 @@ def test_users_are_split_and_joined(trunk):
     expected, _ = trunk.extend(cache, event, times[:, 6])
     short = cache.select(torch.tensor([2, 0]))
     assert short.key_ZBHTE.shape == (3, 2, 4, 3, 8)
-    joined = HstuCache.cat([short, cache.select(torch.tensor([1]))])
+    joined = TrunkCache.cat([short, cache.select(torch.tensor([1]))])
     order = torch.tensor([2, 0, 1])
     assert joined.length_B.tolist() == [3, 2, 6]
     state, longer = trunk.extend(joined, event[order], times[order, 6])
