@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -38,23 +37,17 @@ _SERVICE_CONFIG = {
 }
 
 
-class _PassRequestId(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc,type-arg,unused-ignore]
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        request_id = request_id_var.get()
-        if request_id:
-            metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()))
-            metadata.set_all(REQUEST_ID, [request_id])
-            client_call_details = client_call_details._replace(metadata=metadata)  # type: ignore[attr-defined]
-        return await continuation(client_call_details, request)
+def passed_on() -> tuple[tuple[str, str], ...]:
+    """The metadata of a call that is made for the request being handled: its id, if there is one.
+
+    Given with each call; an interceptor of the channel cost a quarter of the call (50 us) for the same.
+    """
+    request_id = request_id_var.get()
+    return ((REQUEST_ID, request_id),) if request_id else ()
 
 
 def channel(address: str, *, max_message_bytes: int = 64 * 1024 * 1024) -> grpc.aio.Channel:
-    """A channel to host:port that balances, retries UNAVAILABLE once and passes the request id on."""
+    """A channel to host:port that balances and retries UNAVAILABLE once."""
     return grpc.aio.insecure_channel(
         address,
         options=[
@@ -65,7 +58,6 @@ def channel(address: str, *, max_message_bytes: int = 64 * 1024 * 1024) -> grpc.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
         ],
-        interceptors=[_PassRequestId()],
     )
 
 

@@ -4,7 +4,7 @@ Turns what the network says into what the answer needs: a ranking, a ranking wit
 None when no model can answer. Knows nothing of policy or fallback.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from protos.headrace.v1.items_pb2 import SemanticId
 from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CandidateSource, Recommendation
 from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
+from services.clients import passed_on
 from services.errors import BackendUnavailable, DeadlineExpired, NotFound, WrongRelease
 
 if TYPE_CHECKING:
@@ -49,9 +50,12 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Recommendations of one release, best first; `degraded` when the ranker did not order them."""
+    """What one release proposes, best first; `degraded` when the ranker did not order it.
 
-    items: list[Recommendation]
+    Made into messages as they are taken: there are some 200, and an answer takes about ten.
+    """
+
+    items: Iterable[Recommendation]
     release_id: str
     degraded: bool
 
@@ -85,7 +89,7 @@ class Backends:
             except BackendUnavailable:
                 return _unranked(generated)
             return Ranking(
-                items=[_recommendation(item) for item in ranked.items],
+                items=map(_recommendation, ranked.items),
                 release_id=ranked.release_id,
                 degraded=False,
             )
@@ -117,7 +121,9 @@ class Backends:
     async def semantic_id(self, item_id: str, left: TimeLeft) -> SemanticId:
         """The live semantic ID of an item; raises NotFound, BackendUnavailable, DeadlineExpired."""
         try:
-            response = await self._tokenizer.Tokenize(TokenizeRequest(item_ids=[item_id]), timeout=left())
+            response = await self._tokenizer.Tokenize(
+                TokenizeRequest(item_ids=[item_id]), timeout=left(), metadata=passed_on()
+            )
         except grpc.aio.AioRpcError as error:
             raise _failure("tokenizer", error) from error
         if item_id not in response.sids:
@@ -136,7 +142,7 @@ class Backends:
         )
         start = perf_counter()
         try:
-            return await self._generator.Generate(request, timeout=left())
+            return await self._generator.Generate(request, timeout=left(), metadata=passed_on())
         except grpc.aio.AioRpcError as error:
             raise _failure("generator", error) from error
         finally:
@@ -145,7 +151,7 @@ class Backends:
     async def _rank(self, request: RankRequest, left: TimeLeft, latency_ms: dict[str, float]) -> RankResponse:
         start = perf_counter()
         try:
-            return await self._ranker.Rank(request, timeout=left())
+            return await self._ranker.Rank(request, timeout=left(), metadata=passed_on())
         except grpc.aio.AioRpcError as error:
             raise _failure("ranker", error) from error
         finally:
@@ -185,8 +191,8 @@ def _recommendation(item: RankedItem) -> Recommendation:
 
 def _unranked(generated: GenerateResponse) -> Ranking:
     """The generator's own order; its scores are of different kinds, so the position is the score."""
-    items = [
+    items = (
         Recommendation(item_id=candidate.item_id, score=1.0 / position, sources=candidate.sources)
         for position, candidate in enumerate(generated.candidates, start=1)
-    ]
+    )
     return Ranking(items=items, release_id=generated.release_id, degraded=True)

@@ -5,6 +5,7 @@ dropped and counted. The log feeds off-policy evaluation, which bears gaps.
 """
 
 import asyncio
+from collections import deque
 
 import structlog
 
@@ -17,6 +18,9 @@ from streaming.topics import RECOMMENDATIONS
 _MAX_QUEUED = 10_000
 _MAX_BATCH = 500
 _BACK_OFF_S = 1.0
+# So long the first of a batch waits for others: one write for each answer cost the broker and this process
+# more than a millisecond of CPU each.
+_LINGER_S = 0.1
 
 _log = structlog.get_logger(__name__)
 
@@ -24,32 +28,41 @@ _log = structlog.get_logger(__name__)
 class RecommendationLogWriter:
     """`put` at any time; `run` writes until it is cancelled."""
 
-    def __init__(self, producer: AsyncProducer, *, max_queued: int = _MAX_QUEUED) -> None:
+    def __init__(
+        self, producer: AsyncProducer, *, max_queued: int = _MAX_QUEUED, linger_s: float = _LINGER_S
+    ) -> None:
         self._producer = producer
-        self._queue: asyncio.Queue[RecommendationLog] = asyncio.Queue(maxsize=max_queued)
+        self._linger_s = linger_s
+        self._max_queued = max_queued
+        self._queue: deque[RecommendationLog] = deque()
+        self._is_filled = asyncio.Event()
 
     def put(self, record: RecommendationLog) -> None:
         """Takes one record without waiting; drops and counts it if the queue is full."""
-        try:
-            self._queue.put_nowait(record)
-        except asyncio.QueueFull:
+        if len(self._queue) >= self._max_queued:
             RECOMMENDATION_LOGS_DROPPED.inc()
+            return
+        self._queue.append(record)
+        self._is_filled.set()
 
     async def run(self) -> None:
         """Writes what is queued, in order; a batch that the broker refuses is dropped and counted."""
         while True:
-            if not await self._write([await self._queue.get()]):
+            await self._is_filled.wait()
+            await asyncio.sleep(self._linger_s)
+            if not await self._write():
                 await asyncio.sleep(_BACK_OFF_S)
 
     async def flush(self) -> None:
         """Writes what is left when no more answers come and `run` has ended."""
-        while not self._queue.empty():
-            await self._write([])
+        while self._queue:
+            await self._write()
 
-    async def _write(self, batch: list[RecommendationLog]) -> bool:
-        """Writes `batch` and what is queued behind it; says whether the broker took it."""
-        while len(batch) < _MAX_BATCH and not self._queue.empty():
-            batch.append(self._queue.get_nowait())
+    async def _write(self) -> bool:
+        """Writes a batch of what is queued; says whether the broker took it."""
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
+        if not self._queue:
+            self._is_filled.clear()
         try:
             await self._producer.send_many(RECOMMENDATIONS, [(record.request_id, record) for record in batch])
         except BrokerUnavailable as error:

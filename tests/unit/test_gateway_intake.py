@@ -132,7 +132,7 @@ async def settle() -> None:
 
 async def test_the_log_never_blocks_and_counts_what_it_drops() -> None:
     producer = KeepingProducer()
-    writer = RecommendationLogWriter(producer, max_queued=2)
+    writer = RecommendationLogWriter(producer, max_queued=2, linger_s=0.0)
     before = dropped()
     for n in range(5):
         writer.put(RecommendationLog(request_id=f"r{n}"))
