@@ -9,12 +9,25 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from decode_floor import Branching
 from decode_latency import Effort, measure
-from decode_worlds import K, World, catalogue_of, dtypes, histories, name_of, random_catalogue, random_codes
+from decode_worlds import (
+    K,
+    V,
+    World,
+    catalogue_of,
+    dtypes,
+    histories,
+    name_of,
+    random_catalogue,
+    random_codebook,
+    random_codes,
+    random_content,
+)
 from harness import percentiles, seconds_of
 from torch import Tensor
 
@@ -45,9 +58,9 @@ def catalogue_sizes(sizes: Sequence[int], effort: Effort, tick: Callable[[], obj
         search = world.generation(dtype, histories(size, 1, 20), beam=BEAM).search
         assert search is not None
         facts_of[size] = {
-            "index_mb": world.catalogue.trie.view().num_bytes / 1e6,
+            "index_mb": world.catalogue.trie.num_bytes / 1e6,
             "build_s": built_s,
-            "num_prefixes": Branching(world.catalogue.codes_NC, 256).needed(search)[0],
+            "num_prefixes": Branching(world.catalogue.codes_NC, V).needed(search)[0],
         }
         worlds.append(world)
     cells = [
@@ -99,9 +112,9 @@ def insertions(num_before: int, num_new: int, *, content_dim: int, compare_every
     index made anew. `num_invalid` counts answers with an item that is unknown, not available or there
     twice; `num_missing` those with fewer than k, or other than the new index gives.
     """
-    whole = random_catalogue(num_before + num_new, content_dim=content_dim)
-    codes_NC, content_NE = whole.codes_NC, whole.content_NE
-    catalogue = catalogue_of(codes_NC[:num_before], content_NE[:num_before], whole.codebook)
+    codes_NC = random_codes(num_before + num_new)
+    content_NE = random_content(num_before + num_new, content_dim)
+    catalogue = catalogue_of(codes_NC[:num_before], content_NE[:num_before], random_codebook(content_dim))
     world = World.of("random", catalogue)
     generator = world.generators[dtypes()[-1]]
     live = LiveCatalogue()
@@ -121,8 +134,7 @@ def insertions(num_before: int, num_new: int, *, content_dim: int, compare_every
     turns = _Turns()
     gc.collect()
     for turn, first in enumerate(range(0, num_new, _PUT_SIZE)):
-        batch = sids[first : first + _PUT_SIZE]
-        turns.put_s += seconds_of(lambda batch=batch: live.put_many(batch))
+        turns.put_s += seconds_of(partial(live.put_many, sids[first : first + _PUT_SIZE]))
         turns.search_s.append(_search_s(generator, history))
         compare = turn % compare_every == compare_every - 1
         _check(turns, generator, history, _rebuilt(catalogue) if compare else None)

@@ -190,8 +190,8 @@ def _lines(
         for dtype, points in by_dtype.items():
             points.sort(key=lambda row: row[key])
             at, latency = [row[key] for row in points], [row["latency_ms_p50"] for row in points]
-            look = {"linestyle": _STYLES.get(dtype, "-"), "color": colour, "marker": "."}
-            axis.plot(at, latency, label=f"{name}, {dtype}", **look)
+            (line,) = axis.plot(at, latency, _STYLES.get(dtype, "-"), color=colour, marker=".")
+            line.set_label(f"{name}, {dtype}")
     axis.set(xscale="log", yscale="log", ylabel="latency of the batch, p50, ms")
     axis.set_xticks(places, [f"{place:,}" for place in places])
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -47,9 +47,12 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def random_codes(num_items: int, *, seed: int = 0) -> Tensor:
-    """Distinct SIDs, int64 [N, 4]: three random codes, and a last one that tells twins apart."""
-    random = np.random.default_rng(seed)
+def random_codes(num_items: int) -> Tensor:
+    """Distinct SIDs, int64 [N, 4]: three random codes, and a last one that tells twins apart.
+
+    The first rows of more items are the same.
+    """
+    random = np.random.default_rng(0)
     key_N = random.integers(V**NUM_LEVELS, size=num_items)
     order_N = np.argsort(key_N, kind="stable")
     sorted_N = key_N[order_N]
@@ -74,12 +77,21 @@ def catalogue_of(codes_NC: Tensor, content_NE: Tensor, codebook: Codebook) -> Ca
     )
 
 
-def random_catalogue(num_items: int, *, content_dim: int, seed: int = 0) -> CatalogueIndex:
-    """Random codes and content. The codebook is random too: it only has to have the right shape."""
-    generator = torch.Generator().manual_seed(seed)
-    codebook = Codebook(torch.randn(NUM_LEVELS, V, content_dim, generator=generator))
-    content_NE = torch.randn(num_items, content_dim, generator=generator)
-    return catalogue_of(random_codes(num_items, seed=seed), content_NE, codebook)
+def random_codebook(content_dim: int) -> Codebook:
+    """Random centroids: it only has to have the right shape."""
+    generator = torch.Generator().manual_seed(0)
+    return Codebook(torch.randn(NUM_LEVELS, V, content_dim, generator=generator))
+
+
+def random_content(num_items: int, content_dim: int) -> Tensor:
+    """Float32 [N, E]."""
+    return torch.randn(num_items, content_dim, generator=torch.Generator().manual_seed(0))
+
+
+def random_catalogue(num_items: int, *, content_dim: int) -> CatalogueIndex:
+    """Random codes and content."""
+    content_NE = random_content(num_items, content_dim)
+    return catalogue_of(random_codes(num_items), content_NE, random_codebook(content_dim))
 
 
 def beauty_catalogue() -> CatalogueIndex:
