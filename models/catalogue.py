@@ -20,7 +20,8 @@ from torch import Tensor
 from models.batch import Int64Array
 from models.errors import IncompatibleCheckpoint, PrefixFull
 from models.semantic_ids import Codebook
-from models.trie import Trie, grown
+from models.trie import Trie
+from models.trie_level import grown
 
 
 class CatalogueIndex:

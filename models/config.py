@@ -43,7 +43,6 @@ class ModelConfig:
     d_model: int = 256
     num_layers: int = 2
     num_heads: int = 4
-    num_decoder_layers: int = 1
     max_history: int = 50
     dropout: float = 0.2
     ranker_dim: int = 64

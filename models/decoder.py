@@ -1,11 +1,18 @@
-"""The depth decoder: a small causal transformer over the C codes of one semantic ID.
+"""The depth decoder: one causal block over the C codes of a semantic ID.
 
 It sees the user only through the trunk's state, which it takes as its first token, and the codes so
 far; it does not know which code tuples are real items (`models/trie.py`) nor how to search
 (`models/search.py`).
 
-Shapes: N targets, B batch, K beams, C codes of an item, V codebook size, D width, l codes so far.
+It is one block, and that is what makes it fast: what the block reads of a code does not depend on the
+user, so the queries, keys and values of all codes are computed once for the weights (`DecoderTables`),
+and a decoding step looks them up.
+
+Shapes: N targets, B requests, Q prefixes, C codes of an item, V codebook size, D width, H heads, E width of
+a head, l codes so far.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +27,7 @@ class DepthDecoder(nn.Module):
     causal_CC: Tensor
 
     def __init__(
-        self,
-        *,
-        d_model: int,
-        num_codes: int,
-        codebook_size: int,
-        num_layers: int,
-        num_heads: int,
-        dropout: float,
+        self, *, d_model: int, num_codes: int, codebook_size: int, num_heads: int, dropout: float
     ) -> None:
         super().__init__()
         self.start = nn.Linear(d_model, d_model)
@@ -35,7 +35,7 @@ class DepthDecoder(nn.Module):
         self.code_embedding = nn.Parameter(torch.randn(num_codes - 1, codebook_size, d_model) * 0.02)
         self.level_embedding = nn.Parameter(torch.zeros(num_codes, d_model))
         self.input_dropout = ByteDropout(dropout)
-        self.blocks = nn.ModuleList([Block(d_model, num_heads, dropout) for _ in range(num_layers)])
+        self.block = Block(d_model, num_heads, dropout)
         self.norm = nn.LayerNorm(d_model)
         self.output_weight = nn.Parameter(torch.randn(num_codes, d_model, codebook_size) * d_model**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(num_codes, codebook_size))
@@ -44,7 +44,7 @@ class DepthDecoder(nn.Module):
         self.register_buffer("causal_CC", causal_CC, persistent=False)
 
     def _tokens(self, start_ND: Tensor, prefix_Nl: Tensor) -> Tensor:
-        """What the first block reads, [N, l + 1, D]: the projected state, then the codes of the prefix."""
+        """What the block reads, [N, l + 1, D]: the projected state, then the codes of the prefix."""
         width = prefix_Nl.shape[1] + 1
         first_l = torch.arange(width - 1, device=prefix_Nl.device) * self.code_embedding.shape[1]
         code_NlD = functional.embedding(prefix_Nl + first_l, self.code_embedding.flatten(0, 1))
@@ -55,28 +55,70 @@ class DepthDecoder(nn.Module):
     def forward(self, state_ND: Tensor, codes_NC: Tensor) -> Tensor:
         """Teacher-forced logits [N, C, V] for `codes_NC` int64; code c is predicted from those before it."""
         token_NCD = self._tokens(self.start(state_ND), codes_NC[:, :-1])
-        for block in self.blocks:
-            token_NCD = block(token_NCD, self.causal_CC[None])
-        hidden_CND = self.norm(token_NCD).transpose(0, 1)
+        hidden_CND = self.norm(self.block(token_NCD, self.causal_CC[None])).transpose(0, 1)
         logits_CNV = torch.baddbmm(self.output_bias[:, None], hidden_CND, self.output_weight)
         return logits_CNV.transpose(0, 1)
 
-    def next_logits(self, state_BD: Tensor, prefix_BKl: Tensor) -> Tensor:
-        """Logits [B, K, V] of the code after each of K prefixes of l < C codes (int64); l may be 0.
+    @torch.no_grad()
+    def tables(self) -> "DecoderTables":
+        """What decoding looks up, of the present weights."""
+        token_lVD = self.code_embedding + self.level_embedding[1:, None]
+        q, k, v = (part.transpose(1, 2) for part in self.block.project(token_lVD))
+        return DecoderTables(decoder=self, token_lVD=token_lVD, query_lVHE=q, key_lVHE=k, value_lVHE=v)
 
-        The short prefix is computed again at each level: there is no cache to reorder between beams. In the
-        last block only the last token goes on, as a candidate after the others.
-        """
-        batch, beams, length = prefix_BKl.shape
-        start_ND = self.start(state_BD)[:, None].expand(-1, beams, -1).flatten(0, 1)
-        token_NlD = self._tokens(start_ND, prefix_BKl.reshape(batch * beams, length))
-        bias_ll = self.causal_CC[None, : length + 1, : length + 1]
-        for block in self.blocks[:-1]:
-            token_NlD = block(token_NlD, bias_ll)
-        last_block = self.blocks[-1]
-        assert isinstance(last_block, Block)
-        no_bias_11l = self.causal_CC.new_zeros(1, 1, length)
-        last_N1D = last_block.forward_candidates(token_NlD[:, :-1], token_NlD[:, -1:], no_bias_11l)
-        hidden_ND = self.norm(last_N1D[:, 0])
-        logits_NV = torch.addmm(self.output_bias[length], hidden_ND, self.output_weight[length])
-        return logits_NV.view(batch, beams, self.output_bias.shape[1])
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderTables:
+    """Token, query, key and value of every code at every level but the last: float32 [C - 1, V, ...]."""
+
+    decoder: DepthDecoder
+    token_lVD: Tensor
+    query_lVHE: Tensor
+    key_lVHE: Tensor
+    value_lVHE: Tensor
+
+    def start(self, state_BD: Tensor) -> "Decoding":
+        """Begins the decoding of B requests."""
+        decoder = self.decoder
+        start_BD = decoder.start(state_BD) + decoder.level_embedding[0]
+        # a token that sees itself alone attends with weight 1: its query is never needed
+        _, k, v = decoder.block.project(start_BD[:, None])
+        return Decoding(tables=self, start_BD=start_BD, key_BHE=k[:, :, 0], value_BHE=v[:, :, 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """B requests in the middle of a search: the first token of each, and the tables for all others."""
+
+    tables: DecoderTables
+    start_BD: Tensor
+    key_BHE: Tensor
+    value_BHE: Tensor
+
+    def logits(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        """Logits [Q, V] of the code after each prefix of l < C codes (int64), of requests `request_Q`."""
+        depth = prefix_Ql.shape[1]
+        decoder = self.tables.decoder
+        if depth == 0:
+            token_QD, seen_QHE = self.start_BD[request_Q], self.value_BHE[request_Q]
+        else:
+            token_QD = self.tables.token_lVD[depth - 1][prefix_Ql[:, -1]]
+            seen_QHE = self._attend(prefix_Ql, request_Q)
+        token_QD = token_QD + decoder.block.attention.project_out(seen_QHE.flatten(1))
+        hidden_QD = decoder.norm(decoder.block.feed_forward(token_QD))
+        weight_DV, bias_V = decoder.output_weight[depth], decoder.output_bias[depth]
+        return torch.addmm(bias_V, hidden_QD, weight_DV)
+
+    def _attend(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        """What the last token of each prefix sees of the first token and of the codes, itself included."""
+        tables, depth = self.tables, prefix_Ql.shape[1]
+        query_QHE = tables.query_lVHE[depth - 1][prefix_Ql[:, -1]]
+        keys, values = [self.key_BHE[request_Q]], [self.value_BHE[request_Q]]
+        for level, code_Q in enumerate(prefix_Ql.unbind(1)):
+            keys.append(tables.key_lVHE[level][code_Q])
+            values.append(tables.value_lVHE[level][code_Q])
+        scale = query_QHE.shape[-1] ** -0.5
+        score_QsH = torch.stack([(query_QHE * key).sum(2) for key in keys], dim=1) * scale
+        weight_QsH = score_QsH.softmax(1)
+        seen_QHE: Tensor = (torch.stack(values, dim=1) * weight_QsH[..., None]).sum(1)
+        return seen_QHE

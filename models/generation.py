@@ -17,9 +17,11 @@ from models.batch import Candidates, HistoryBatch, Int64Array
 from models.candidates import Source, unite
 from models.catalogue import CatalogueIndex
 from models.config import SearchConfig
+from models.inference import Inference
 from models.item_table import ItemTable
 from models.recommender import GenerativeRecommender
 from models.search import SearchResult, beam_search
+from models.user_state import UserStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,10 @@ class Generation:
 
 
 class Generator:
-    """Answers histories with candidates, from one recommender and one (growing) catalogue."""
+    """Answers histories with candidates, from one recommender and one (growing) catalogue.
+
+    Matrix products run in `dtype`, by default the one that this machine was measured to be fastest in.
+    """
 
     def __init__(
         self,
@@ -40,11 +45,15 @@ class Generator:
         catalogue: CatalogueIndex,
         config: SearchConfig,
         table: ItemTable | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.recommender = recommender.eval()
         self.catalogue = catalogue
         self.config = config
         self.table = ItemTable(recommender, catalogue) if table is None else table
+        self._dtype = dtype
+        self._inference: Inference | None = None
+        self._weights_version = -1
 
     def insert(
         self,
@@ -86,6 +95,26 @@ class Generator:
         )
         return found.candidates
 
+    @property
+    def inference(self) -> Inference:
+        """The present weights, prepared for serving; prepared anew after they changed."""
+        if self._inference is None or self._weights_version != self.table.weights_version:
+            self._weights_version = self.table.weights_version
+            self._inference = Inference(self.recommender, self._dtype)
+        return self._inference
+
+    @torch.no_grad()
+    def prefill(self, history: HistoryBatch) -> UserStates:
+        """The users' states now, ready to be extended by their next events."""
+        with self.inference.precision():
+            return self.inference.recommender.prefill(history, self.table.item_ND)
+
+    @torch.no_grad()
+    def extend(self, states: UserStates, new: HistoryBatch) -> UserStates:
+        """The states after `new` events of the same users."""
+        with self.inference.precision():
+            return self.inference.recommender.extend(states, new, self.table.item_ND)
+
     @torch.no_grad()
     def generate(
         self,
@@ -96,12 +125,17 @@ class Generator:
         exclude: Sequence[Int64Array] | None = None,
         use_beam: bool = True,
         use_dense: bool = True,
+        state_BD: Tensor | None = None,
     ) -> Generation:
-        """`generate_many` with the user states and the search's prefixes kept."""
+        """`generate_many` with the user states and the search's prefixes kept.
+
+        `state_BD`: the states of these histories where they are known, which spares the trunk.
+        """
         if not len(self.catalogue):
             state_BD = self.recommender.empty_state.detach().expand(len(history), -1)
             return Generation(candidates=[_nothing()] * len(history), state_BD=state_BD, search=None)
-        state_BD = self.recommender.last_state(history, self.table.item_ND)
+        if state_BD is None:
+            state_BD = self.prefill(history).state_BD
         proposals: list[list[Candidates]] = [[_nothing()] for _ in range(len(history))]
         search = None
         if use_beam:
@@ -116,13 +150,16 @@ class Generator:
     def _search(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None
     ) -> SearchResult:
-        def code_logits(prefix_BKl: Tensor) -> Tensor:
-            logits: Tensor = self.recommender.decoder.next_logits(state_BD, prefix_BKl)
-            return logits
-
-        return beam_search(
-            code_logits, self.catalogue.trie, batch_size=len(state_BD), k=k, beam=beam, exclude=exclude
-        )
+        with self.inference.precision():
+            decoding = self.inference.tables.start(state_BD)
+            return beam_search(
+                decoding.logits,
+                self.catalogue.trie,
+                batch_size=len(state_BD),
+                k=k,
+                beam=beam,
+                exclude=exclude,
+            )
 
     def _nearest(self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None) -> list[Candidates]:
         """The `k` available items with the highest dense logit for each state."""

@@ -18,6 +18,7 @@ class ItemTable:
     def __init__(self, recommender: GenerativeRecommender, catalogue: CatalogueIndex) -> None:
         self.recommender = recommender
         self.catalogue = catalogue
+        self.weights_version = 0  # counts up whenever the weights are said to have changed
         width = recommender.config.d_model
         self._item_ND = torch.empty(0, width)
         self._vector_ND = torch.empty(0, width)
@@ -36,11 +37,13 @@ class ItemTable:
 
     def set(self, item_ND: Tensor, vector_ND: Tensor) -> None:
         """Takes what a training step has just computed for all rows, instead of encoding them again."""
+        self.weights_version += 1
         self._item_ND = item_ND.detach().float()
         self._vector_ND = vector_ND.detach().float()
 
     def refresh(self) -> None:
         """Forgets everything: the weights changed."""
+        self.weights_version += 1
         self._item_ND = self._item_ND[:0]
         self._vector_ND = self._vector_ND[:0]
 

@@ -26,8 +26,10 @@ NUM_HIDDEN = 128
 # Fixed scales: dense logits are cosines over a temperature near 0.07, log-probabilities of a SID -2 to -16.
 _DENSE_SCALE = 10.0
 _BEAM_FLOOR, _BEAM_SCALE = -16.0, 8.0
+# The numbers of a candidate beside its live features: dense logit, beam score, whether the beam proposed it.
+NUM_SCORES = 3
 # Logits of candidates that are only padding.
-_PADDING_LOGIT = -1e9
+PADDING_LOGIT = -1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class Ranker(nn.Module):
         self.history_norm = nn.LayerNorm(width)
         self.candidate_norm = nn.LayerNorm(width)
         self.trunk = Trunk(width, 1, config.num_heads, dropout=0.0)
-        num_inputs = width + num_features + 3 + len(Source)
+        num_inputs = width + num_features + NUM_SCORES + len(Source)
         self.hidden = nn.Sequential(
             nn.Linear(num_inputs, NUM_HIDDEN), nn.GELU(), nn.Linear(NUM_HIDDEN, NUM_HIDDEN), nn.GELU()
         )
@@ -107,18 +109,31 @@ class Ranker(nn.Module):
         x_BTD = x_BTD + self.action_embedding(history.action_BT)
         x_BTD = self.history_norm(x_BTD + self.gap_embedding(gap_bucket(history.time_ms_BT)))
         candidate_BMD = self.candidate_item(functional.embedding(batch.row_BM.clamp(min=0), item_ND))
-        seen_BMD = self.trunk.forward_candidates(x_BTD, history.length_B, self.candidate_norm(candidate_BMD))
+        last_BMD = self.candidate_norm(candidate_BMD)
+        now_B = history.time_ms_BT.amax(dim=1)
+        seen_BMD = self.trunk.forward_candidates(x_BTD, history.length_B, history.time_ms_BT, last_BMD, now_B)
 
-        by_beam_BM = ~batch.beam_BM.isnan()
-        beam_BM = ((batch.beam_BM.nan_to_num(_BEAM_FLOOR) - _BEAM_FLOOR) / _BEAM_SCALE).clamp(min=0.0)
-        bits = torch.tensor([source.bit for source in Source], device=batch.source_BM.device)
-        sources_BMS = (batch.source_BM[:, :, None] & bits) != 0
-        scores_BM3 = torch.stack([batch.dense_BM / _DENSE_SCALE, beam_BM, by_beam_BM.float()], dim=2)
-        inputs = torch.cat([seen_BMD, batch.feature_BMF, scores_BM3, sources_BMS.float()], dim=2)
+        inputs = torch.cat([seen_BMD, candidate_inputs(batch)], dim=2)
         out_BMO = self.output(self.hidden(inputs)).float()
-        relevance_BM = out_BMO[:, :, 0] + self.dense_weight * batch.dense_BM + self.beam_weight * beam_BM
-        relevance_BM = relevance_BM.masked_fill(batch.row_BM < 0, _PADDING_LOGIT)
+        relevance_BM = (
+            out_BMO[:, :, 0] + self.dense_weight * batch.dense_BM + self.beam_weight * scaled_beam(batch)
+        )
+        relevance_BM = relevance_BM.masked_fill(batch.row_BM < 0, PADDING_LOGIT)
         return RankerOutput(relevance_BM=relevance_BM, action_logit_BMA=out_BMO[:, :, 1:])
+
+
+def scaled_beam(batch: RankingBatch) -> Tensor:
+    """The beam scores within 0 to 2, [B, M]: 0 where the beam did not propose the candidate."""
+    return ((batch.beam_BM.nan_to_num(_BEAM_FLOOR) - _BEAM_FLOOR) / _BEAM_SCALE).clamp(min=0.0)
+
+
+def candidate_inputs(batch: RankingBatch) -> Tensor:
+    """What is known of each candidate without its item: features, scores and sources, [B, M, F + 3 + S]."""
+    by_beam_BM = ~batch.beam_BM.isnan()
+    scores_BM3 = torch.stack([batch.dense_BM / _DENSE_SCALE, scaled_beam(batch), by_beam_BM.float()], dim=2)
+    bit_S = torch.tensor([source.bit for source in Source], device=batch.source_BM.device)
+    sources_BMS = (batch.source_BM[:, :, None] & bit_S) != 0
+    return torch.cat([batch.feature_BMF, scores_BM3, sources_BMS.float()], dim=2)
 
 
 def action_labels(action_B: Tensor, value_B: Tensor) -> Tensor:

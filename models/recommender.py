@@ -7,6 +7,8 @@ catalogue, the search or how it is trained.
 Shapes: B batch, T history, N items, X states, C codes of an item, V codebook size, D width, E content.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +16,10 @@ from torch.nn import functional
 from models.batch import NUM_ACTIONS, HistoryBatch
 from models.config import ModelConfig
 from models.decoder import DepthDecoder
+from models.hstu import HstuTrunk
 from models.trunk import Trunk
+from models.trunk_cache import TrunkCache
+from models.user_state import UserStates
 
 NUM_GAP_BUCKETS = 48
 MIN_TEMPERATURE = 0.01
@@ -46,7 +51,8 @@ class GenerativeRecommender(nn.Module):
         nn.init.normal_(self.action_embedding.weight, std=0.02)
         nn.init.normal_(self.gap_embedding.weight, std=0.02)
         self.input_norm = nn.LayerNorm(width)
-        self.trunk = Trunk(width, config.num_layers, config.num_heads, config.dropout)
+        trunk = HstuTrunk if config.trunk == "hstu" else Trunk
+        self.trunk = trunk(width, config.num_layers, config.num_heads, config.dropout)
         self.empty_state = nn.Parameter(torch.zeros(width))
         self.dense_state = nn.Linear(width, width)
         self.dense_item = nn.Linear(width, width)
@@ -55,7 +61,6 @@ class GenerativeRecommender(nn.Module):
             d_model=width,
             num_codes=num_codes,
             codebook_size=config.codebook_size,
-            num_layers=config.num_decoder_layers,
             num_heads=config.num_heads,
             dropout=config.dropout,
         )
@@ -79,16 +84,51 @@ class GenerativeRecommender(nn.Module):
 
     def user_states(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
         """The user's state after each event, [B, T, D]; zero in the padding."""
-        states: Tensor = self.trunk(self.embed_history(history, item_ND), history.length_B)
+        x_BTD = self.embed_history(history, item_ND)
+        states: Tensor = self.trunk(x_BTD, history.length_B, history.time_ms_BT)
         return states
 
     def last_state(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
         """The user's state now, [B, D]: after the last event, or the learned empty state without any."""
-        state_BTD = self.user_states(history, item_ND)
-        last_B = (history.length_B - 1).clamp(min=0)
-        state_BD = state_BTD[torch.arange(len(history), device=last_B.device), last_B]
-        empty_B = history.length_B == 0
-        return torch.where(empty_B[:, None], self.empty_state.to(state_BD.dtype), state_BD)
+        return self.prefill(history, item_ND).state_BD
+
+    def prefill(self, history: HistoryBatch, item_ND: Tensor) -> UserStates:
+        """The states of B users now, with what `extend` needs."""
+        x_BTD = self.embed_history(history, item_ND)
+        state_BD, cache = self.trunk.prefill(x_BTD, history.length_B, history.time_ms_BT)
+        empty_B1 = (history.length_B == 0)[:, None]
+        state_BD = torch.where(empty_B1, self.empty_state.to(state_BD.dtype), state_BD)
+        return UserStates(state_BD=state_BD, cache=cache)
+
+    def extend(self, states: UserStates, new: HistoryBatch, item_ND: Tensor) -> UserStates:
+        """The states after `new` events of the same B users, oldest first; some may have none.
+
+        Costs the new positions alone, and equals `prefill` of the whole histories.
+        """
+        state_BD, cache = states.state_BD, states.cache
+        for t in range(int(new.length_B.amax())):
+            is_new_B = t < new.length_B
+            x_BD = self._embed_next(cache, new, t, item_ND)
+            next_BD, longer = self.trunk.extend(cache, x_BD, new.time_ms_BT[:, t])
+            state_BD = torch.where(is_new_B[:, None], next_BD, state_BD)
+            # what was written past a length that stays is never read
+            cache = replace(longer, length_B=torch.where(is_new_B, longer.length_B, cache.length_B))
+        return UserStates(state_BD=state_BD, cache=cache)
+
+    def _embed_next(self, cache: TrunkCache, new: HistoryBatch, t: int, item_ND: Tensor) -> Tensor:
+        """`embed_history` of each user's `t`-th new event, [B, D]."""
+        batch_B = torch.arange(len(cache.length_B), device=cache.length_B.device)
+        time_ms_B = new.time_ms_BT[:, t]
+        if cache.time_ms_BT.shape[1]:
+            before_ms_B = cache.time_ms_BT[batch_B, (cache.length_B - 1).clamp(min=0)]
+            bucket_B = gap_bucket(torch.stack([before_ms_B, time_ms_B], dim=1))[:, 1]
+        else:
+            bucket_B = torch.zeros_like(time_ms_B)
+        bucket_B = bucket_B.masked_fill(cache.length_B == 0, 0)
+        item_BD = functional.embedding(new.item_BT[:, t].clamp(min=0), item_ND)
+        event_BD = item_BD + self.action_embedding(new.action_BT[:, t]) + self.gap_embedding(bucket_B)
+        normed: Tensor = self.input_norm(event_BD)
+        return normed
 
     def item_vectors(self, item_ND: Tensor) -> Tensor:
         """What the dense head compares states with, [N, D], L2-normalised."""

@@ -1,22 +1,25 @@
 """The slow, obvious beam search that `models/search.py` is checked against: dicts and loops.
 
-Not used for serving. It shares nothing with the fast one but the log-softmax.
+Not used for serving. It shares nothing with the fast one but the log-softmax
+of one prefix's children.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from models.kernels.beam_step_cpu import log_softmax_inplace
+from models.search import CodeLogits
 
 Codes: TypeAlias = tuple[int, ...]
 Found: TypeAlias = tuple[int, float, Codes]
 
 
 def beam_search_reference(
-    code_logits: Callable[[Tensor], Tensor],
+    code_logits: CodeLogits,
     items: Iterable[tuple[Codes, int]],
     *,
     batch_size: int,
@@ -28,8 +31,9 @@ def beam_search_reference(
     pairs = list(items)
     return [
         _search_one(
-            partial(_log_probabilities, code_logits, batch_size, b),
-            [(codes, row) for codes, row in pairs if exclude is None or row not in set(exclude[b])],
+            partial(_log_probabilities, code_logits, b),
+            pairs,
+            set() if exclude is None else set(exclude[b]),
             k,
             beam,
         )
@@ -38,33 +42,38 @@ def beam_search_reference(
 
 
 def _search_one(
-    log_probabilities: Callable[[Codes], list[np.float32]], pairs: list[tuple[Codes, int]], k: int, beam: int
+    log_probabilities: Callable[[Codes, list[int]], list[np.float32]],
+    pairs: list[tuple[Codes, int]],
+    excluded: set[int],
+    k: int,
+    beam: int,
 ) -> list[Found]:
-    root: dict[int, Any] = {}
-    for codes, row in pairs:
-        node = root
-        for code in codes[:-1]:
-            node = node.setdefault(code, {})
-        node[codes[-1]] = row
     if not pairs:
         return []
     num_codes = len(pairs[0][0])
-    beams: list[tuple[np.float32, Codes, Any]] = [(np.float32(0), (), root)]
+    beams: list[tuple[np.float32, Codes]] = [(np.float32(0), ())]
     for depth in range(num_codes):
         children = []
-        for score, prefix, node in beams:
-            log_probability_V = log_probabilities(prefix)
-            children += [
-                (score + log_probability_V[code], (*prefix, code), child) for code, child in node.items()
-            ]
+        for score, prefix in beams:
+            below = [(codes, row) for codes, row in pairs if codes[:depth] == prefix]
+            codes_below = sorted({codes[depth] for codes, _ in below})
+            left = {codes[depth] for codes, row in below if row not in excluded}
+            for code, log_probability in zip(
+                codes_below, log_probabilities(prefix, codes_below), strict=True
+            ):
+                if code in left:
+                    children.append((score + log_probability, (*prefix, code)))
         children.sort(key=lambda child: (-child[0], child[1]))
         beams = children[: k if depth == num_codes - 1 else beam]
-    return [(row, float(score), codes) for score, codes, row in beams]
+    row_of = dict(pairs)
+    return [(row_of[codes], float(score), codes) for score, codes in beams]
 
 
 def _log_probabilities(
-    code_logits: Callable[[Tensor], Tensor], batch_size: int, b: int, prefix: Codes
+    code_logits: CodeLogits, b: int, prefix: Codes, children: list[int]
 ) -> list[np.float32]:
-    """Of every next code for request b; asks for the whole batch, because the callable is made for one."""
-    prefix_B1l = torch.tensor(prefix, dtype=torch.int64).expand(batch_size, 1, -1)
-    return list(torch.log_softmax(code_logits(prefix_B1l)[b, 0].float(), dim=-1).numpy())
+    """Of the codes that follow `prefix` for request b, among themselves."""
+    prefix_1l = torch.tensor(prefix, dtype=torch.int64).expand(1, -1)
+    logit_n = code_logits(prefix_1l, torch.tensor([b]))[0, children].float().numpy()
+    log_softmax_inplace(logit_n)
+    return list(logit_n)

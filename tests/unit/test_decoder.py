@@ -7,28 +7,26 @@ from models.decoder import DepthDecoder
 @pytest.fixture
 def decoder() -> DepthDecoder:
     torch.manual_seed(0)
-    return DepthDecoder(
-        d_model=32, num_codes=4, codebook_size=16, num_layers=2, num_heads=4, dropout=0.1
-    ).eval()
+    return DepthDecoder(d_model=32, num_codes=4, codebook_size=16, num_heads=4, dropout=0.1).eval()
 
 
 def test_step_by_step_equals_teacher_forcing(decoder):
     state, codes = torch.randn(5, 32), torch.randint(0, 16, (5, 4))
     forced = decoder(state, codes)
     assert forced.shape == (5, 4, 16)
+    decoding = decoder.tables().start(state)
     for level in range(4):
-        step = decoder.next_logits(state, codes[:, None, :level])
-        torch.testing.assert_close(step[:, 0], forced[:, level])
+        step = decoding.logits(codes[:, :level], torch.arange(5))
+        torch.testing.assert_close(step, forced[:, level], atol=1e-5, rtol=1e-5)
 
 
-def test_every_beam_gets_its_own_prefix_and_its_request_state(decoder):
-    state, prefix = torch.randn(2, 32), torch.randint(0, 16, (2, 3, 2))
-    together = decoder.next_logits(state, prefix)
-    assert together.shape == (2, 3, 16)
-    for b in range(2):
-        for k in range(3):
-            alone = decoder.next_logits(state[b : b + 1], prefix[b : b + 1, k : k + 1])
-            torch.testing.assert_close(together[b, k], alone[0, 0])
+def test_every_prefix_is_decoded_for_its_request(decoder):
+    state, prefix, request = torch.randn(2, 32), torch.randint(0, 16, (3, 2)), torch.tensor([1, 0, 1])
+    together = decoder.tables().start(state).logits(prefix, request)
+    assert together.shape == (3, 16)
+    for q, b in enumerate(request.tolist()):
+        alone = decoder.tables().start(state[b : b + 1]).logits(prefix[q : q + 1], torch.tensor([0]))
+        torch.testing.assert_close(together[q], alone[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_code_is_predicted_without_seeing_itself(decoder):

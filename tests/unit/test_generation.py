@@ -22,7 +22,8 @@ def generator() -> Generator:
     content = functional.normalize(torch.randn(40, 8))
     catalogue = CatalogueIndex(fit_codebook(content, CodebookConfig(num_levels=2, codebook_size=8)))
     catalogue.add_many([f"i{n}" for n in range(40)], content, np.zeros(40, dtype=np.int64))
-    return Generator(GenerativeRecommender(MODEL), catalogue, SearchConfig(beam=8, num_dense=8))
+    config = SearchConfig(beam=8, num_dense=8)
+    return Generator(GenerativeRecommender(MODEL), catalogue, config, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -94,3 +95,35 @@ def test_an_empty_catalogue_answers_nothing(history: HistoryBatch) -> None:
     strangers = HistoryBatch.from_lists([[]], [[]], [[]], max_history=8)
     (found,) = generator.generate_many(strangers, k=5, beam=5)
     assert len(found) == 0
+
+
+def test_a_known_state_spares_the_trunk_and_changes_nothing(generator: Generator) -> None:
+    whole = HistoryBatch.from_lists(
+        [[3, 9, 4], [7, 1]], [[2, 2, 5], [2, 2]], [[1_000, 2_000, 9_000], [5, 6]], max_history=8
+    )
+    known = HistoryBatch.from_lists([[3], [7, 1]], [[2], [2, 2]], [[1_000], [5, 6]], max_history=8)
+    new = HistoryBatch.from_lists([[9, 4], []], [[2, 5], []], [[2_000, 9_000], []], max_history=8)
+    states = generator.extend(generator.prefill(known), new)
+    assert states.length_B.tolist() == [3, 2]
+    torch.testing.assert_close(states.state_BD, generator.prefill(whole).state_BD, atol=1e-4, rtol=1e-4)
+    expected = generator.generate(whole, k=5, beam=8)
+    found = generator.generate(whole, k=5, beam=8, state_BD=states.state_BD)
+    for warm, cold in zip(found.candidates, expected.candidates, strict=True):
+        assert warm.row_M.tolist() == cold.row_M.tolist()
+        np.testing.assert_allclose(warm.beam_M, cold.beam_M, atol=1e-4)
+
+
+def test_the_first_event_of_a_stranger_extends_the_empty_history(generator: Generator) -> None:
+    nobody = HistoryBatch.from_lists([[]], [[]], [[]], max_history=8)
+    first = HistoryBatch.from_lists([[4]], [[2]], [[77]], max_history=8)
+    state = generator.extend(generator.prefill(nobody), first).state_BD
+    torch.testing.assert_close(state, generator.prefill(first).state_BD, atol=1e-4, rtol=1e-4)
+
+
+def test_new_weights_are_used_at_once(generator: Generator, history: HistoryBatch) -> None:
+    before = generator.generate(history, k=5, beam=8).search.score_BK
+    with torch.no_grad():
+        for parameter in generator.recommender.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    generator.refresh()
+    assert not torch.allclose(before, generator.generate(history, k=5, beam=8).search.score_BK)

@@ -1,6 +1,5 @@
 """The fast beam search against the obvious one, and what it promises to every request."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.search import SearchResult, beam_search
+from models.kernels.beam_step_cpu import log_softmax_inplace
+from models.search import CodeLogits, SearchResult, beam_search
 from models.search_reference import Codes, beam_search_reference
 from models.trie import Trie
 
 V = 4
 
 
-def make_logits(batch_size: int, num_codes: int, *, seed: int, num_values: int) -> Callable[[Tensor], Tensor]:
+def make_logits(batch_size: int, num_codes: int, *, seed: int, num_values: int) -> CodeLogits:
     """A model that is a table: any prefix has its own logits; few `num_values` make many ties."""
     generator = torch.Generator().manual_seed(seed)
     tables = []
@@ -25,11 +25,11 @@ def make_logits(batch_size: int, num_codes: int, *, seed: int, num_values: int) 
         drawn = torch.randint(num_values, (batch_size, V**length, V), generator=generator)
         tables.append(drawn.float() * 0.37)
 
-    def code_logits(prefix_BKl: Tensor) -> Tensor:
-        number_BK = torch.zeros(prefix_BKl.shape[:2], dtype=torch.int64)
-        for code_BK in prefix_BKl.unbind(dim=2):
-            number_BK = number_BK * V + code_BK
-        return tables[prefix_BKl.shape[2]][torch.arange(len(prefix_BKl))[:, None], number_BK]
+    def code_logits(prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        number_Q = torch.zeros(len(prefix_Ql), dtype=torch.int64)
+        for code_Q in prefix_Ql.unbind(dim=1):
+            number_Q = number_Q * V + code_Q
+        return tables[prefix_Ql.shape[1]][request_Q, number_Q]
 
     return code_logits
 
@@ -60,7 +60,7 @@ class Case:
         return [(codes, row) for row, codes in enumerate(self.codes) if self.available[row]]
 
     @property
-    def logits(self) -> Callable[[Tensor], Tensor]:
+    def logits(self) -> CodeLogits:
         return make_logits(self.batch_size, self.num_codes, seed=self.seed, num_values=self.num_values)
 
     @property
@@ -130,8 +130,11 @@ def test_a_beam_as_wide_as_the_catalogue_is_exact(case: Case) -> None:
                 continue
             score = np.float32(0)
             for depth in range(case.num_codes):
-                prefix = torch.tensor(codes[:depth], dtype=torch.int64).expand(case.batch_size, 1, -1)
-                score += torch.log_softmax(case.logits(prefix)[b, 0], dim=-1).numpy()[codes[depth]]
+                children = sorted({other[depth] for other, _ in case.items if other[:depth] == codes[:depth]})
+                prefix = torch.tensor(codes[:depth], dtype=torch.int64).expand(1, -1)
+                log_probability = case.logits(prefix, torch.tensor([b]))[0, children].numpy()
+                log_softmax_inplace(log_probability)
+                score += log_probability[children.index(codes[depth])]
             scored.append((-score, codes, row))
         assert [r for r in result.row_BK[b].tolist() if r >= 0] == [r for _, _, r in sorted(scored)][: case.k]
 
@@ -142,7 +145,7 @@ def test_a_request_does_not_depend_on_its_batch(case: Case) -> None:
     together = search(case)
     for b in range(case.batch_size):
         alone = beam_search(
-            lambda prefix, b=b: case.logits(prefix.expand(case.batch_size, -1, -1))[b : b + 1],
+            lambda prefix, request, b=b: case.logits(prefix, request + b),
             case.trie,
             batch_size=1,
             k=case.k,
@@ -171,6 +174,34 @@ def test_prefixes_of_each_level_are_the_beams() -> None:
     for b in range(2):
         beams = [tuple(prefix) for prefix in result.prefixes[1][b].tolist()]
         assert beams == sorted(set(beams))
+
+
+def test_scores_of_all_items_are_a_distribution_whatever_is_excluded() -> None:
+    codes = [(a, b, c) for a in range(V) for b in range(2) for c in range(3) if (a + b + c) % 3]
+    case = Case(codes, [True] * len(codes), 3, 2, k=50, beam=50, seed=5, num_values=3, exclude=None)
+    whole = search(case).score_BK.exp()
+    torch.testing.assert_close(whole.sum(1), torch.ones(2))
+    case.exclude = [[0, 1], []]
+    rest = search(case)
+    hidden = whole[0].sum() - rest.score_BK[0].exp().sum()
+    kept = dict(zip(search(case).row_BK[0].tolist(), rest.score_BK[0].tolist(), strict=True))
+    assert 0 < hidden < 1
+    assert not {0, 1} & kept.keys()
+
+
+def test_the_network_is_asked_only_where_there_is_a_choice() -> None:
+    asked: list[int] = []
+
+    def logits(prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        asked.append(len(prefix_Ql))
+        return torch.zeros(len(prefix_Ql), V)
+
+    trie = Trie(3, V)
+    for row, codes in enumerate([(0, 0, 0), (0, 1, 0), (1, 2, 3), (1, 2, 1)]):
+        trie.insert(codes, row)
+    found = beam_search(logits, trie, batch_size=1, k=4, beam=4)
+    assert asked == [1, 1, 1]  # the root, (0,) and (1, 2)
+    torch.testing.assert_close(found.score_BK.exp(), torch.full((1, 4), 0.25))
 
 
 def test_an_empty_trie_and_an_empty_batch() -> None:

@@ -1,11 +1,12 @@
 """The trie of valid SIDs against a plain set of code tuples."""
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import trie as trie_module
+from models import trie_level
+from models.kernels.beam_step_cpu import open_children
 from models.trie import Trie
 
 V = 5
@@ -18,20 +19,17 @@ def children_by_hand(items: dict[tuple[int, ...], bool], prefix: tuple[int, ...]
 
 
 def assert_same(trie: Trie, items: dict[tuple[int, ...], bool]) -> None:
-    view = trie.view()
     frontier = {(): 0}
-    for depth in range(trie.num_codes):
-        prefixes = sorted(frontier)
-        node_Q = torch.tensor([frontier[prefix] for prefix in prefixes], dtype=torch.int64)
-        query_R, code_R, child_R = view.children(depth, node_Q)
-        found = list(zip(query_R.tolist(), code_R.tolist(), strict=True))
-        assert found == [(q, c) for q, p in enumerate(prefixes) for c in children_by_hand(items, p)]
-        frontier = {(*prefixes[q], c): n for (q, c), n in zip(found, child_R.tolist(), strict=True)}
-        for prefix, node in frontier.items():
-            below = sum(live for codes, live in items.items() if codes[: depth + 1] == prefix)
-            assert int(view.num_available(depth + 1, torch.tensor([node]))) == below
-    rows = view.rows(torch.tensor(list(frontier.values()), dtype=torch.int64)).tolist()
-    assert rows == [trie.row_of(codes) for codes in frontier]
+    for depth, level in enumerate(trie.levels):
+        found = {}
+        for prefix in sorted(frontier):
+            codes, nodes = open_children(level, frontier[prefix], V)
+            assert codes.tolist() == children_by_hand(items, prefix)
+            found |= {(*prefix, int(code)): int(node) for code, node in zip(codes, nodes, strict=True)}
+        for prefix, node in found.items():
+            assert level.live_N[node] == sum(live for c, live in items.items() if c[: depth + 1] == prefix)
+        frontier = found
+    assert [trie.row_N[node] for node in frontier.values()] == [trie.row_of(codes) for codes in frontier]
 
 
 @st.composite
@@ -48,7 +46,7 @@ def test_children_are_those_of_the_items_after_every_change(
     entries: list[tuple[tuple[int, ...], bool]], max_tail: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trie_module, "_MAX_TAIL", max_tail)
+        patch.setattr(trie_level, "MAX_TAIL", max_tail)
         trie = Trie(len(entries[0][0]), V)
         items: dict[tuple[int, ...], bool] = {}
         assert_same(trie, items)
@@ -57,6 +55,12 @@ def test_children_are_those_of_the_items_after_every_change(
             items[codes] = live
             if row % 7 == 0:
                 assert_same(trie, items)
+        at_once = Trie(trie.num_codes, V)
+        half = len(entries) // 2
+        for part in (entries[:half], entries[half:]):
+            codes_NC = np.array([codes for codes, _ in part], np.int64).reshape(-1, trie.num_codes)
+            at_once.insert_many(codes_NC, np.array([live for _, live in part], np.bool_))
+        assert_same(at_once, items)
         copy, before = trie.copy(), dict(items)
         for row, (codes, live) in enumerate(entries):
             trie.set_available(row, not live)
@@ -77,9 +81,8 @@ def test_nodes_of_a_row_lead_to_it() -> None:
     trie = Trie(4, V)
     trie.insert((1, 2, 3, 4), 0)
     trie.insert((1, 2, 3, 0), 1)
-    view = trie.view()
-    assert view.nodes(3, torch.tensor([0, 1])).unique().numel() == 1
-    assert view.rows(view.nodes(4, torch.tensor([1, 0]))).tolist() == [1, 0]
+    assert trie.node_NC[0, 2] == trie.node_NC[1, 2]
+    assert trie.row_N[trie.node_NC[[1, 0], 3]].tolist() == [1, 0]
 
 
 def test_wrong_insertions_are_refused_and_change_nothing() -> None:
@@ -88,6 +91,9 @@ def test_wrong_insertions_are_refused_and_change_nothing() -> None:
     for codes, row in [((0, 0, 0), 1), ((0, 0, V), 1), ((0, 0), 1), ((0, 0, -1), 1), ((1, 1, 1), 3)]:
         with pytest.raises(ValueError):
             trie.insert(codes, row)
+    for codes in ([(0, 0, 0)], [(1, 1, 1), (1, 1, 1)], [(0, 0, V)], [(0, 0)]):
+        with pytest.raises(ValueError):
+            trie.insert_many(np.array(codes), np.ones(len(codes), np.bool_))
     with pytest.raises(ValueError, match="no row"):
         trie.set_available(1, True)
     with pytest.raises(ValueError, match="at least"):

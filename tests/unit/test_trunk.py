@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from models.trunk import ByteDropout, Trunk
+from models.trunk_cache import TrunkCache
 
 
 @pytest.fixture
@@ -10,20 +11,24 @@ def trunk() -> Trunk:
     return Trunk(32, 2, 4, 0.2).eval()
 
 
+def run(trunk: Trunk, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    return trunk(x, length, torch.zeros(x.shape[:2], dtype=torch.int64))
+
+
 def test_a_state_depends_on_the_past_only(trunk):
     x = torch.randn(2, 7, 32)
     changed = x.clone()
     changed[:, 4:] = torch.randn(2, 3, 32)
     length = torch.tensor([7, 7])
-    before, after = trunk(x, length), trunk(changed, length)
+    before, after = run(trunk, x, length), run(trunk, changed, length)
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
 def test_padding_is_zero_and_has_no_influence(trunk):
     x = torch.randn(2, 7, 32)
-    alone = trunk(x[:1, :3], torch.tensor([3]))
-    padded = trunk(x, torch.tensor([3, 7]))
+    alone = run(trunk, x[:1, :3], torch.tensor([3]))
+    padded = run(trunk, x, torch.tensor([3, 7]))
     torch.testing.assert_close(padded[0, :3], alone[0])
     assert not padded[0, 3:].any()
 
@@ -32,18 +37,45 @@ def test_order_matters(trunk):
     x = torch.randn(1, 5, 32)
     swapped = x[:, [1, 0, 2, 3, 4]]
     length = torch.tensor([5])
-    assert not torch.allclose(trunk(x, length)[:, -1], trunk(swapped, length)[:, -1], atol=1e-4)
+    assert not torch.allclose(run(trunk, x, length)[:, -1], run(trunk, swapped, length)[:, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [(6, 6, 6), (6, 3, 0)])
 def test_a_candidate_is_scored_as_if_it_alone_came_next(trunk, lengths):
     x, candidates = torch.randn(3, 6, 32), torch.randn(3, 4, 32)
-    out = trunk.forward_candidates(x, torch.tensor(lengths), candidates)
+    times = torch.zeros(3, 6, dtype=torch.int64)
+    out = trunk.forward_candidates(x, torch.tensor(lengths), times, candidates, times[:, 0])
     for b, length in enumerate(lengths):
         for m in range(4):
             appended = torch.cat([x[b, :length], candidates[b, m : m + 1]])[None]
-            expected = trunk(appended, torch.tensor([length + 1]))[0, -1]
+            expected = run(trunk, appended, torch.tensor([length + 1]))[0, -1]
             torch.testing.assert_close(out[b, m], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prefill_is_the_last_state_and_extend_goes_on_from_it(trunk):
+    x, lengths = torch.randn(3, 9, 32), torch.tensor([7, 3, 1])
+    times = torch.arange(9).expand(3, 9)
+    state, cache = trunk.prefill(x[:, :7], lengths, times[:, :7])
+    for b, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(state[b], run(trunk, x[b : b + 1, :length], lengths[b : b + 1])[0, -1])
+    for step in range(2):
+        state, cache = trunk.extend(cache, x[torch.arange(3), lengths + step], times[:, 7 + step])
+    for b, length in enumerate((lengths + 2).tolist()):
+        expected = run(trunk, x[b : b + 1, :length], torch.tensor([length]))[0, -1]
+        torch.testing.assert_close(state[b], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cache_can_be_split_and_joined(trunk):
+    x, lengths, times = torch.randn(3, 6, 32), torch.tensor([6, 2, 4]), torch.arange(6).expand(3, 6)
+    _, cache = trunk.prefill(x, lengths, times)
+    parts = [cache.select(torch.tensor([b])) for b in (2, 0, 1)]
+    assert [part.time_ms_BT.shape[1] for part in parts] == [4, 6, 2]
+    joined = TrunkCache.cat(parts)
+    new, at = torch.randn(3, 32), torch.tensor([10, 10, 10])
+    expected, _ = trunk.extend(cache, new, at)
+    state, longer = trunk.extend(joined, new[[2, 0, 1]], at)
+    torch.testing.assert_close(state, expected[[2, 0, 1]], atol=1e-5, rtol=1e-4)
+    assert longer.length_B.tolist() == [5, 7, 3]
 
 
 def test_dropout_keeps_the_mean_and_the_rate():

@@ -1,0 +1,206 @@
+"""One step of a beam search on a CPU, compiled: open children, log-softmax, exclusion and the best of them.
+
+The counterpart of the Triton kernel (`models/kernels/beam_step_triton.py`), on the trie as it is, its tail
+of new items included. In vectorised torch the same step is about a hundred calls, and for one request
+the calls cost more than the work. Numba compiles it once for a machine and keeps the result on disk.
+
+Shapes: B requests, K beams, V codebook size, W beams kept, Q prefixes with logits, X excluded nodes,
+P parents, N edges or nodes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from models.batch import Int64Array
+from models.trie_level import Level
+
+Float32Array = npt.NDArray[np.float32]
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def compiled(function: _Function) -> _Function:
+    """The function as machine code, kept on disk; it runs without the interpreter's lock."""
+    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
+
+
+class Hidden(NamedTuple):
+    """What requests must not get: `count_X` available items below the node of `key_X`, ascending int64:
+    request * `num_nodes` + child node."""
+
+    key_X: Int64Array
+    count_X: Int64Array
+    num_nodes: int
+
+
+@compiled
+def log_softmax_inplace(score_n: Float32Array) -> None:
+    """Log-softmax of the children of one prefix, float32, in their order."""
+    highest = score_n[0]
+    for score in score_n:
+        highest = max(highest, score)
+    total = np.float32(0.0)
+    for score in score_n:
+        total += np.exp(score - highest)
+    shift = highest + np.log(total)
+    for n in range(len(score_n)):
+        score_n[n] -= shift
+
+
+@compiled
+def _open_children(
+    level: Level, node: int, codebook_size: int, code_V: Int64Array, child_V: Int64Array
+) -> int:
+    """Writes the codes and nodes of the children with something available, by code; returns how many."""
+    at, end = 0, 0
+    if node < len(level.offset_P) - 1:
+        at, end = int(level.offset_P[node]), int(level.offset_P[node + 1])
+    tail, tail_end = 0, 0
+    if len(level.tail_key_N) > 0:
+        tail = int(np.searchsorted(level.tail_key_N, node * codebook_size))
+        tail_end = int(np.searchsorted(level.tail_key_N, (node + 1) * codebook_size))
+    found = 0
+    while at < end or tail < tail_end:
+        tail_code = level.tail_key_N[tail] - node * codebook_size if tail < tail_end else codebook_size
+        if at < end and level.code_N[at] < tail_code:
+            code_V[found], child_V[found] = level.code_N[at], level.child_N[at]
+            at += 1
+        else:
+            code_V[found], child_V[found] = tail_code, level.tail_child_N[tail]
+            tail += 1
+        found += level.live_N[child_V[found]] > 0
+    return found
+
+
+@compiled
+def open_children(level: Level, node: int, codebook_size: int) -> tuple[Int64Array, Int64Array]:
+    """Codes and nodes of the children of one node that lead to an available item, by code."""
+    code_V = np.empty(codebook_size, np.int64)
+    child_V = np.empty(codebook_size, np.int64)
+    found = _open_children(level, node, codebook_size, code_V, child_V)
+    return code_V[:found], child_V[:found]
+
+
+@compiled
+def branching_beams(
+    level: Level, codebook_size: int, node_BK: Int64Array, score_BK: Float32Array
+) -> tuple[Int64Array, Int64Array]:
+    """Which beams have a choice: flat positions [Q] of those with over one open child, and for every beam
+    its place among them, or -1: [B, K]."""
+    code_V = np.empty(codebook_size, np.int64)
+    child_V = np.empty(codebook_size, np.int64)
+    place_BK = np.full(node_BK.shape, -1, np.int64)
+    beam_Q = np.empty(node_BK.size, np.int64)
+    found = 0
+    for b in range(node_BK.shape[0]):
+        for k in range(node_BK.shape[1]):
+            if score_BK[b, k] == -np.inf:
+                continue
+            if _open_children(level, node_BK[b, k], codebook_size, code_V, child_V) > 1:
+                place_BK[b, k] = found
+                beam_Q[found] = b * node_BK.shape[1] + k
+                found += 1
+    return beam_Q[:found], place_BK
+
+
+@compiled
+def _is_hidden(hidden: Hidden, request: int, child: int, live: int) -> bool:
+    key = request * hidden.num_nodes + child
+    at = np.searchsorted(hidden.key_X, key)
+    return bool(at < len(hidden.key_X) and hidden.key_X[at] == key and hidden.count_X[at] >= live)
+
+
+@compiled
+def _sift_down(score_W: Float32Array, place_W: Int64Array, size: int, n: int) -> None:
+    """Restores the heap below `n`: the root is the entry to give up first, of equal scores the last come."""
+    while True:
+        least = n
+        for child in (2 * n + 1, 2 * n + 2):
+            if child < size and (
+                score_W[child] < score_W[least]
+                or (score_W[child] == score_W[least] and place_W[child] > place_W[least])
+            ):
+                least = child
+        if least == n:
+            return
+        score_W[n], score_W[least] = score_W[least], score_W[n]
+        place_W[n], place_W[least] = place_W[least], place_W[n]
+        n = least
+
+
+@compiled
+def best_children(
+    level: Level,
+    hidden: Hidden,
+    codebook_size: int,
+    node_BK: Int64Array,
+    score_BK: Float32Array,
+    place_BK: Int64Array,
+    logits_QV: Float32Array,
+    width: int,
+) -> tuple[Int64Array, Int64Array, Int64Array, Float32Array]:
+    """The `width` best children of each request's beams, in order of beam and code; of equal ones the first.
+
+    `place_BK` and `logits_QV` are those of `branching_beams`. Returns beam, code, node (int64) and score
+    (float32, -inf in the padding, which comes last), [B, W].
+    """
+    num_requests, num_beams = node_BK.shape
+    beam_BW = np.zeros((num_requests, width), np.int64)
+    code_BW = np.zeros((num_requests, width), np.int64)
+    child_BW = np.zeros((num_requests, width), np.int64)
+    out_BW = np.full((num_requests, width), -np.inf, np.float32)
+    code_V = np.empty(codebook_size, np.int64)
+    child_V = np.empty(codebook_size, np.int64)
+    score_V = np.empty(codebook_size, np.float32)
+    heap_score_W = np.empty(width, np.float32)
+    heap_place_W = np.empty(width, np.int64)
+    for b in range(num_requests):
+        size = 0
+        for k in range(num_beams):
+            if score_BK[b, k] == -np.inf:
+                continue
+            found = _open_children(level, node_BK[b, k], codebook_size, code_V, child_V)
+            score_V[:found] = np.float32(0.0)
+            if place_BK[b, k] >= 0:
+                for n in range(found):
+                    score_V[n] = logits_QV[place_BK[b, k], code_V[n]]
+                log_softmax_inplace(score_V[:found])
+            for n in range(found):
+                score = score_BK[b, k] + score_V[n]
+                if size == width and not score > heap_score_W[0]:
+                    continue
+                if len(hidden.key_X) > 0 and _is_hidden(hidden, b, child_V[n], level.live_N[child_V[n]]):
+                    continue
+                place = k * codebook_size + code_V[n]
+                if size < width:
+                    heap_score_W[size], heap_place_W[size] = score, place
+                    size += 1
+                    if size == width:
+                        for i in range(size // 2 - 1, -1, -1):
+                            _sift_down(heap_score_W, heap_place_W, size, i)
+                else:
+                    heap_score_W[0], heap_place_W[0] = score, place
+                    _sift_down(heap_score_W, heap_place_W, size, 0)
+        order = np.argsort(heap_place_W[:size])
+        for w in range(size):
+            place = heap_place_W[order[w]]
+            k, code = place // codebook_size, place % codebook_size
+            beam_BW[b, w], code_BW[b, w] = k, code
+            child_BW[b, w] = _child(level, node_BK[b, k], code, codebook_size)
+            out_BW[b, w] = heap_score_W[order[w]]
+    return beam_BW, code_BW, child_BW, out_BW
+
+
+@compiled
+def _child(level: Level, node: int, code: int, codebook_size: int) -> int:
+    """The child of an edge that is there."""
+    if len(level.tail_key_N) > 0:
+        key = node * codebook_size + code
+        at = np.searchsorted(level.tail_key_N, key)
+        if at < len(level.tail_key_N) and level.tail_key_N[at] == key:
+            return int(level.tail_child_N[at])
+    begin, end = level.offset_P[node], level.offset_P[node + 1]
+    return int(level.child_N[begin + np.searchsorted(level.code_N[begin:end], code)])
