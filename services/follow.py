@@ -23,13 +23,15 @@ async def follow(
     handle: Callable[[list[Record]], Awaitable[None]],
     *,
     offsets: Mapping[str, int] | None = None,
+    from_now: bool = False,
+    is_wanted: Callable[[str], bool] | None = None,
     on_caught_up: Callable[[], None] | None = None,
     on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
 ) -> None:
     """Awaits `handle` for all records of a topic, at most `MAX_BATCH` at once, until cancelled.
 
-    `offsets` and `on_malformed` as in `tail`. `on_caught_up` is called once, when what was there at the
-    start is handled.
+    `offsets`, `from_now`, `is_wanted` and `on_malformed` as in `tail`. `on_caught_up` is called once, when
+    what was there at the start is handled.
     """
     queue: asyncio.Queue[Record] = asyncio.Queue(2 * MAX_BATCH)
     num_read, num_handled, num_at_start = 0, 0, -1
@@ -47,7 +49,15 @@ async def follow(
 
     async def read() -> None:
         nonlocal num_read
-        records = tail(bootstrap, [topic], offsets=offsets, on_caught_up=at_start, on_malformed=on_malformed)
+        records = tail(
+            bootstrap,
+            [topic],
+            offsets=offsets,
+            from_now=from_now,
+            is_wanted=is_wanted,
+            on_caught_up=at_start,
+            on_malformed=on_malformed,
+        )
         async with contextlib.aclosing(records):  # type: ignore[type-var]
             async for record in records:
                 num_read += 1

@@ -29,6 +29,15 @@ QUEUE_WAIT_SECONDS = Histogram(
 BATCH_SIZE = Histogram(
     "headrace_batch_size", "Requests answered by one turn of the model's thread.", buckets=_BATCH
 )
+USER_STATES = Counter(
+    "headrace_user_states",
+    "User states that requests needed: kept (hit), brought up to date (extended) or computed anew.",
+    ["outcome"],
+)
+USER_STATES_AHEAD = Counter(
+    "headrace_user_states_ahead", "Kept user states brought up to date when the event came, before a request."
+)
+USERS_KEPT = Gauge("headrace_user_states_kept", "Users whose state is kept.")
 STAGE_SECONDS = Histogram(
     "headrace_stage_duration_seconds", "Time spent in one stage of an answer.", ["stage"], buckets=_FAST
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import grpc.aio
+import structlog
 
 from services.clients import time_left
 from services.errors import DeadlineExpired, NotReady
@@ -20,6 +21,8 @@ from services.model_thread import ModelThread
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+log = structlog.get_logger()
 
 
 @dataclass(eq=False, slots=True)
@@ -88,8 +91,10 @@ class MicroBatcher(Generic[Request, Response]):
                     _settle(late, DeadlineExpired("the request waited longer than its deadline"))
                 for waiting, result in zip(turn.batch, turn.results, strict=True):
                     _settle(waiting, result)
+        except RuntimeError as error:  # the thread was closed
+            log.warning("requests are given up", num_requests=len(self._queue), reason=str(error))
         finally:
-            # Only when the thread was closed: whoever still waits must not wait for ever.
+            # Whoever still waits must not wait for ever.
             while self._queue:
                 _settle(self._queue.popleft(), NotReady("the service stops"))
 

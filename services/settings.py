@@ -118,13 +118,20 @@ class GatewaySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:
-    """At most `max_batch` waiting requests are searched together; 1 answers each alone."""
+    """At most `max_batch` waiting requests are searched together; 1 answers each alone.
+
+    The states of the `max_kept_users` users who asked last are kept (0: none): with the default model 4 KB
+    for each event of a history, 200 KB for a user with 50 of them.
+    """
 
     max_batch: int = 32
+    max_kept_users: int = 2_000
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
             raise ValueError("max_batch must be at least 1")
+        if self.max_kept_users < 0:
+            raise ValueError("max_kept_users must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

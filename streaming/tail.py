@@ -32,17 +32,20 @@ async def tail(
     topics: Collection[str],
     *,
     offsets: Mapping[str, int] | None = None,
+    from_now: bool = False,
+    is_wanted: Callable[[str], bool] | None = None,
     on_caught_up: Callable[[], None] | None = None,
     on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
 ) -> AsyncIterator[Record]:
     """Yields the records of all partitions of `topics`, in order per partition, for ever.
 
     Begins at `offsets` ("topic/partition" -> next offset) and at the beginning of partitions that are
-    not named there. `on_caught_up` is called once: when every record that was there at the start has
+    not named there (with `from_now`: at their end). A record whose key is not `is_wanted` is passed over
+    unread. `on_caught_up` is called once: when every record that was there at the start has
     been yielded and taken. `on_malformed` gets each record that is skipped, for those who send it to a
     dead-letter topic. Waits for a broker or a topic that is not there yet.
     """
-    follower = _Follower(bootstrap, topics, dict(offsets or {}), on_malformed)
+    follower = _Follower(bootstrap, topics, dict(offsets or {}), from_now, is_wanted, on_malformed)
     told = on_caught_up is None
     backoff_s = _FIRST_BACKOFF_S
     try:
@@ -73,12 +76,16 @@ class _Follower:
         bootstrap: str,
         topics: Collection[str],
         offsets: dict[str, int],
+        from_now: bool,
+        is_wanted: Callable[[str], bool] | None,
         on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None,
     ) -> None:
         self._bootstrap = bootstrap
         self._on_malformed = on_malformed
         self._topics = topics
         self._offsets = offsets
+        self._from_now = from_now
+        self._is_wanted = is_wanted
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: list[TopicPartition] = []
         self._end: dict[TopicPartition, int] | None = None
@@ -130,8 +137,9 @@ class _Follower:
             first = await consumer.beginning_offsets(self._partitions)
             if self._end is None:
                 self._end = await consumer.end_offsets(self._partitions)
+            begin = self._end if self._from_now else first
             for partition in self._partitions:
-                consumer.seek(partition, self._offsets.get(_name(partition), first[partition]))
+                consumer.seek(partition, self._offsets.get(_name(partition), begin[partition]))
         except BaseException:
             await consumer.stop()
             raise
@@ -164,6 +172,8 @@ class _Follower:
 
     def _decode(self, raw: ConsumerRecord) -> Record | None:
         if raw.value is None:
+            return None
+        if self._is_wanted is not None and not self._is_wanted(text_key(raw.key)):
             return None
         now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
         try:

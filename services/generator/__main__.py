@@ -15,17 +15,20 @@ from services.model_thread import ModelThread
 from services.release import ReleaseWatcher
 from services.server import ServiceServer, run_service
 from services.settings import Settings
+from services.user_key import user_key
 from streaming.records import Record
-from streaming.topics import SEMANTIC_IDS
+from streaming.topics import INTERACTIONS, SEMANTIC_IDS
 
 NAME = "generator"
+# A request waits for so many at most; what it finds not done yet, it does itself.
+_EVENTS_A_TURN = 8
 
 
 async def serve(settings: Settings, server: ServiceServer | None = None) -> None:
     """Runs the service until it is told to stop; `server` lets a test stop it."""
     server = server or ServiceServer(NAME, settings)
     thread = ModelThread(settings.torch_threads)
-    serving = GeneratorServing(settings.search)
+    serving = GeneratorServing(settings.search, max_kept_users=settings.generator.max_kept_users)
     batcher = MicroBatcher(
         thread, serving.generate_many, kind_of=serving.kind_of, max_batch=settings.generator.max_batch
     )
@@ -44,6 +47,12 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         sids = [record.message for record in records]
         await thread.run(partial(serving.put_items, sids, is_live=caught_up))
 
+    async def put_events(records: list[Record]) -> None:
+        EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))
+        for first in range(0, len(records), _EVENTS_A_TURN):
+            some = [record.message for record in records[first : first + _EVENTS_A_TURN]]
+            await thread.run(partial(serving.put_events, some))
+
     def now_live() -> None:
         nonlocal caught_up
         caught_up = True
@@ -54,6 +63,13 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         await server.run(
             ReleaseWatcher(settings, take_up, service=NAME).run(),
             follow(bootstrap, SEMANTIC_IDS, put_items, on_caught_up=now_live),
+            follow(
+                bootstrap,
+                INTERACTIONS,
+                put_events,
+                from_now=True,
+                is_wanted=lambda key: serving.knows_user(user_key(key)),
+            ),
         )
     finally:
         thread.close()

@@ -1,6 +1,6 @@
 """The live release as the generator serves it: swap, live inserts, and answers to batches of requests.
 
-Everything here but `load` and `kind_of` runs in the model thread. Knows no gRPC.
+Everything here but `load`, `kind_of` and `knows_user` runs in the model thread. Knows no gRPC.
 """
 
 import time
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-from models.batch import HistoryBatch
+from models.batch import Candidates, Int64Array
 from models.candidates import Source
 from models.config import SearchConfig
 from models.generation import Generator
 from models.release import ReleaseBundle
+from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import ItemSid
 from services import translate
 from services.errors import NotReady
+from services.generator.user_states import UserStateCache
 from services.live_catalogue import LiveCatalogue
 from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, STAGE_SECONDS
+from services.translate import PastEvent
+from services.user_key import user_key
 
-
-@dataclass(frozen=True)
-class LoadedRelease:
-    """A release, encoded and warmed up."""
-
-    release_id: str
-    generator: Generator
+# Its state is kept while a release warms up.
+_NOBODY = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,59 @@ class Kind:
 
     k: int
     beam: int
-    use_beam: bool
-    use_dense: bool
+    use_beam: bool = True
+    use_dense: bool = True
+
+
+class LoadedRelease:
+    """A release with its items encoded, and the states of its users."""
+
+    def __init__(self, bundle: ReleaseBundle, config: SearchConfig, max_kept_users: int) -> None:
+        self.release_id = bundle.meta.release_id
+        self.generator = Generator(bundle.recommender, bundle.catalogue, config)
+        self.catalogue = bundle.catalogue
+        self.user_states = UserStateCache(self.generator, max_kept_users)
+
+    def search(
+        self, keys: Sequence[int], pasts: Sequence[list[PastEvent]], kind: Kind, exclude: Sequence[Int64Array]
+    ) -> tuple[Tensor, list[Candidates]]:
+        """The state (float32 [B, D]) and the candidates of each of B users."""
+        with stage("trunk", len(keys)):
+            state_BD = self.user_states.states_of(keys, pasts)
+        with stage("decode", len(keys)):
+            found = self.generator.generate(
+                translate.past_batch(pasts, self.generator.recommender.config.max_history),
+                k=kind.k,
+                beam=kind.beam,
+                exclude=exclude,
+                use_beam=kind.use_beam,
+                use_dense=kind.use_dense,
+                state_BD=state_BD,
+            )
+        return state_BD, found.candidates
+
+    def warm_up(self, kind: Kind) -> None:
+        """Makes every kind of call once: states computed, extended and kept; one request, and several."""
+        rows = np.nonzero(self.catalogue.available_N)[0][:5].tolist()
+        past = [(row, 1, time_ms) for time_ms, row in enumerate(rows)]
+        nothing = np.empty(0, dtype=np.int64)
+        batches: list[list[list[PastEvent]]] = [[[]], [past[:1]], [past], [past], [past] * 4]
+        for pasts in batches:
+            self.search([_NOBODY] * len(pasts), pasts, kind, [nothing] * len(pasts))
+        self.user_states.clear()
+
+    def refresh(self) -> None:
+        """The content of known items changed."""
+        self.generator.refresh()
+        self.user_states.clear()
 
 
 class GeneratorServing:
     """Answers from the live release and its live catalogue."""
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, *, max_kept_users: int = 0) -> None:
         self._config = config
+        self._max_kept_users = max_kept_users
         self._catalogue = LiveCatalogue()
         self._live: LoadedRelease | None = None
 
@@ -57,36 +101,43 @@ class GeneratorServing:
     def load(self, bundle: ReleaseBundle) -> LoadedRelease:
         """Prepares a release beside the live one: catalogue up to date, items encoded, searches run."""
         self._catalogue.prepare(bundle.catalogue)
-        generator = Generator(bundle.recommender, bundle.catalogue, self._config)
-        rows = np.nonzero(bundle.catalogue.available_N)[0][:5].tolist()
-        max_history = bundle.recommender.config.max_history
-        histories: tuple[list[int], ...] = ([], rows)
-        for history in histories:
-            generator.generate_many(
-                HistoryBatch.from_lists(
-                    [history], [[1] * len(history)], [list(range(len(history)))], max_history=max_history
-                ),
-                k=self._config.num_dense or 1,
-                beam=self._config.beam,
-            )
-        return LoadedRelease(bundle.meta.release_id, generator)
+        loaded = LoadedRelease(bundle, self._config, self._max_kept_users)
+        loaded.warm_up(Kind(k=self._config.num_dense or 1, beam=self._config.beam))
+        return loaded
 
     def swap(self, loaded: LoadedRelease) -> None:
         """Makes a loaded release the live one."""
-        changes = self._catalogue.swap(loaded.generator.catalogue)
+        changes = self._catalogue.swap(loaded.catalogue)
         if changes.content_changed:
-            loaded.generator.refresh()
+            loaded.refresh()
         self._live = loaded
 
     def put_items(self, sids: Sequence[ItemSid], *, is_live: bool) -> None:
         """Takes announced items; `is_live` says that they come as they happen, so their delay counts."""
         changes = self._catalogue.put_many(sids)
         if changes.content_changed and self._live is not None:
-            self._live.generator.refresh()
+            self._live.refresh()
         if is_live:
             now_ms = time.time() * 1e3
             for sid in changes.inserted:
                 ITEM_TO_RECOMMENDABLE_SECONDS.observe(max(0.0, now_ms - sid.announced_time_ms) / 1e3)
+
+    def knows_user(self, key: int) -> bool:
+        """Whether an event of this user would change a kept state. Callable from any thread."""
+        live = self._live
+        return live is not None and live.user_states.knows(key)
+
+    def put_events(self, events: Sequence[Event]) -> None:
+        """Takes events that have just happened: kept states come to cover them."""
+        if self._live is None:
+            return
+        rows = self._live.catalogue.rows([event.item_id for event in events]).tolist()
+        news: dict[int, list[PastEvent]] = {}
+        for event, row in zip(events, rows, strict=True):
+            if row >= 0:
+                past = news.setdefault(user_key(event.user_id), [])
+                past.append((row, event.action, event.event_time_ms))
+        self._live.user_states.append(news)
 
     def kind_of(self, request: GenerateRequest) -> Kind:
         """Requests of one kind can be searched together. Callable from any thread."""
@@ -102,22 +153,12 @@ class GeneratorServing:
         """Answers validated requests of one kind, in order; raises NotReady."""
         if self._live is None:
             raise NotReady("no release is loaded yet")
-        generator, catalogue = self._live.generator, self._live.generator.catalogue
-        kind = self.kind_of(requests[0])
+        catalogue = self._live.catalogue
         with stage("tokenize", len(requests)):
             pasts = [translate.known_past(request.history, catalogue) for request in requests]
-            history = translate.past_batch(pasts, generator.recommender.config.max_history)
             exclude = [translate.known_rows(catalogue, request.exclude_item_ids) for request in requests]
-        with stage("decode", len(requests)):
-            found = generator.generate(
-                history,
-                k=kind.k,
-                beam=kind.beam,
-                exclude=exclude,
-                use_beam=kind.use_beam,
-                use_dense=kind.use_dense,
-            )
-        state_BD = found.state_BD.detach().float().numpy().astype("<f4")
+        keys = [request.user_key for request in requests]
+        state_BD, found = self._live.search(keys, pasts, self.kind_of(requests[0]), exclude)
         return [
             GenerateResponse(
                 candidates=translate.candidate_messages(candidates, catalogue.item_ids),
@@ -125,7 +166,7 @@ class GeneratorServing:
                 num_known_events=len(past),
                 user_state=state_D.tobytes(),
             )
-            for candidates, past, state_D in zip(found.candidates, pasts, state_BD, strict=True)
+            for candidates, past, state_D in zip(found, pasts, state_BD.numpy().astype("<f4"), strict=True)
         ]
 
 

@@ -3,9 +3,12 @@
 import pytest
 
 from models.config import SearchConfig
+from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
 from services.generator.serving import GeneratorServing
+from services.metrics import USER_STATES
+from services.user_key import user_key
 from tests.factories import MODEL, make_history, make_release
 
 
@@ -54,3 +57,27 @@ def test_the_kind_of_a_request_is_what_a_search_has_one_of(serving: GeneratorSer
     assert defaults != serving.kind_of(GenerateRequest(k=11))
     assert defaults != serving.kind_of(GenerateRequest(beam=11))
     assert defaults != serving.kind_of(GenerateRequest(disabled_sources=[CANDIDATE_SOURCE_DENSE]))
+
+
+def test_a_kept_user_gets_what_a_stranger_with_the_same_past_gets() -> None:
+    keeping = GeneratorServing(SearchConfig(beam=10, num_dense=10), max_kept_users=10)
+    keeping.swap(keeping.load(make_release("one")))
+    key = user_key("somebody")
+    assert not keeping.knows_user(key)
+    for past in ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4, 5), tuple(range(25))):
+        kept = keeping.generate_many([request_of(*past, user_key=key)])[0]
+        assert_same(kept, keeping.generate_many([request_of(*past)])[0])
+    assert keeping.knows_user(key)
+
+    hits = USER_STATES.labels("hit")
+    newer = make_history(*range(26))
+    news = Event(user_id="somebody", item_id=newer[-1].item_id, action=newer[-1].action)
+    news.event_time_ms = newer[-1].event_time_ms
+    keeping.put_events([news, Event(user_id="another", item_id="item-1"), Event(item_id="unknown")])
+    before = hits._value.get()
+    kept = keeping.generate_many([request_of(*range(26), user_key=key)])[0]
+    assert hits._value.get() == before + 1
+    assert_same(kept, keeping.generate_many([request_of(*range(26))])[0])
+
+    keeping.swap(keeping.load(make_release("two", seed=2)))
+    assert not keeping.knows_user(key)

@@ -1,0 +1,158 @@
+"""The trunk's states of the users who asked lately, kept so that a request pays for decoding only.
+
+Owns which events a kept state covers, when it is extended and when it is computed anew. The history that a
+request brings is the truth: a kept state is used only for exactly the events it covers. Belongs to one
+release and to the model's thread; only `knows` may be called from others.
+
+Shapes: B requests, D width of the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from models.generation import Generator
+from models.user_state import UserStates
+from services.metrics import USER_STATES, USER_STATES_AHEAD, USERS_KEPT
+from services.translate import PastEvent, past_batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One user's state and the events behind it, oldest first."""
+
+    past: list[PastEvent]
+    states: UserStates
+
+
+@dataclass(slots=True)
+class _Work:
+    """Requests (by place) whose state has to be extended or computed first."""
+
+    extended: list[int] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+
+
+class UserStateCache:
+    """The newest `max_users` users; 0 keeps nobody. A past holds at most the model's `max_history` events."""
+
+    def __init__(self, generator: Generator, max_users: int) -> None:
+        self._recommender = generator.recommender
+        self._table = generator.table
+        self._max_history = generator.recommender.config.max_history
+        self._max_users = max_users
+        self._kept: dict[int, _Kept] = {}  # the one used last is at the end
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def knows(self, key: int) -> bool:
+        """Whether a state of this user is kept."""
+        return key in self._kept
+
+    def clear(self) -> None:
+        """Forgets all: what the states were computed from has changed."""
+        self._kept.clear()
+        USERS_KEPT.set(0)
+
+    @torch.no_grad()
+    def states_of(self, keys: Sequence[int], pasts: Sequence[Sequence[PastEvent]]) -> Tensor:
+        """The state of each user after exactly these events, float32 [B, D]; key 0 keeps nothing."""
+        newest = [list(past[-self._max_history :]) for past in pasts]
+        kept = [self._kept.get(key) for key in keys]
+        state_of: dict[int, Tensor] = {}
+        work = _Work()
+        for b, (one, past) in enumerate(zip(kept, newest, strict=True)):
+            if one is not None and one.past == past:
+                state_of[b] = one.states.state_BD[0]
+                self._keep(keys[b], one)
+            elif one is not None and one.past == past[: len(one.past)]:
+                work.extended.append(b)
+            else:
+                work.computed.append(b)
+        for places, states in (
+            (work.extended, self._extended([(kept[b], newest[b]) for b in work.extended])),
+            (work.computed, self._computed([newest[b] for b in work.computed])),
+        ):
+            for place, b in enumerate(places):
+                state_of[b] = states.state_BD[place]  # type: ignore[union-attr]
+                one = kept[b]
+                if keys[b] and newest[b] and not (one is not None and _is_behind(newest[b], one.past)):
+                    self._keep(keys[b], _Kept(newest[b], _one_of(states, place)))
+        _count(len(keys) - len(work.extended) - len(work.computed), work)
+        return torch.stack([state_of[b] for b in range(len(keys))]).float()
+
+    @torch.no_grad()
+    def append(self, events: Mapping[int, Sequence[PastEvent]]) -> None:
+        """Events that have just happened, by user: the states of kept users come to cover them too.
+
+        Events that a state covers already (a request was faster, or they came twice) change nothing.
+        """
+        extended: list[tuple[int, _Kept, list[PastEvent]]] = []
+        computed: list[tuple[int, list[PastEvent]]] = []
+        for key, news in events.items():
+            one = self._kept.get(key)
+            fresh = [event for event in dict.fromkeys(news) if one is not None and event not in one.past]
+            if one is None or not fresh:
+                continue
+            past = [*one.past, *fresh]
+            if len(past) > self._max_history:
+                computed.append((key, past[-self._max_history :]))
+            else:
+                extended.append((key, one, past))
+        longer = self._extended([(one, past) for _, one, past in extended])
+        fresher = self._computed([past for _, past in computed])
+        for place, (key, _, past) in enumerate(extended):
+            self._keep(key, _Kept(past, _one_of(longer, place)), used=False)
+        for place, (key, past) in enumerate(computed):
+            self._keep(key, _Kept(past, _one_of(fresher, place)), used=False)
+        USER_STATES_AHEAD.inc(len(extended) + len(computed))
+
+    def _extended(self, users: Sequence[tuple[_Kept | None, list[PastEvent]]]) -> UserStates | None:
+        kept = [one for one, _ in users if one is not None]
+        if not kept:
+            return None
+        news = [past[len(one.past) :] for one, (_, past) in zip(kept, users, strict=True)]
+        before = UserStates.cat([one.states for one in kept])
+        return self._recommender.extend(before, past_batch(news, self._max_history), self._table.item_ND)
+
+    def _computed(self, pasts: Sequence[list[PastEvent]]) -> UserStates | None:
+        if not pasts:
+            return None
+        return self._recommender.prefill(past_batch(pasts, self._max_history), self._table.item_ND)
+
+    def _keep(self, key: int, one: _Kept, *, used: bool = True) -> None:
+        if self._max_users == 0:
+            return
+        if used:
+            self._kept.pop(key, None)
+        self._kept[key] = one
+        for oldest in list(islice(self._kept, max(0, len(self._kept) - self._max_users))):
+            del self._kept[oldest]
+        USERS_KEPT.set(len(self._kept))
+
+
+def _is_behind(past: Sequence[PastEvent], kept: Sequence[PastEvent]) -> bool:
+    """Whether `kept` covers `past` and events after it: the history was read before they arrived in it.
+
+    Both may have lost their oldest events. [2, 3] is behind [1, 2, 3, 4] and behind [3, 4].
+    """
+    for last in range(len(kept) - 2, -1, -1):
+        if kept[last] == past[-1]:
+            num_common = min(last + 1, len(past))
+            return list(kept[last + 1 - num_common : last + 1]) == list(past[-num_common:])
+    return False
+
+
+def _one_of(states: UserStates | None, place: int) -> UserStates:
+    assert states is not None
+    return states.select(torch.tensor([place]))
+
+
+def _count(num_hits: int, work: _Work) -> None:
+    USER_STATES.labels("hit").inc(num_hits)
+    USER_STATES.labels("extended").inc(len(work.extended))
+    USER_STATES.labels("computed").inc(len(work.computed))
