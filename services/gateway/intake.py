@@ -5,7 +5,7 @@ Owns what the gateway adds to them (ids and times a caller left out). Knows noth
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from protos.headrace.v1.events_pb2 import Event
@@ -17,8 +17,9 @@ from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, ITEMS
 
 MAX_REPORTED_REJECTIONS = 100
-# One write to the broker takes at most this many events of a stream; the next ones are read meanwhile.
-_MAX_BATCH = 500
+# One write to the broker takes groups until it has this many events; the next ones are read meanwhile.
+_MAX_BATCH = 2_000
+_MAX_GROUPS = 1_000
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ class Intake:
             item.announced_time_ms = item.announced_time_ms or now_ms
         await self._write(ITEMS, [(item.item_id, item) for item in items], timeout_s)
 
-    async def track_many(self, events: AsyncIterator[Event]) -> TrackStreamResponse:
-        """Writes the valid events in order while reading on; raises BrokerUnavailable.
+    async def track_many(self, groups: AsyncIterator[Sequence[Event]]) -> TrackStreamResponse:
+        """Writes the valid events of all groups in order while reading on; raises BrokerUnavailable.
 
         After BrokerUnavailable some may have been written: sent again with the same ids they are
         learned once.
         """
         acceptance = _Acceptance()
-        queue: asyncio.Queue[Event | _End] = asyncio.Queue(maxsize=2 * _MAX_BATCH)
-        reader = asyncio.create_task(_read(events, queue))
+        queue: asyncio.Queue[Sequence[Event] | _End] = asyncio.Queue(maxsize=_MAX_GROUPS)
+        reader = asyncio.create_task(_read(groups, queue))
         try:
             while True:
                 batch, end = await _next_batch(queue)
@@ -113,26 +114,26 @@ class _Acceptance:
         return False
 
 
-async def _read(events: AsyncIterator[Event], queue: asyncio.Queue[Event | _End]) -> None:
+async def _read(groups: AsyncIterator[Sequence[Event]], queue: asyncio.Queue[Sequence[Event] | _End]) -> None:
     """Moves a caller's events into the queue, and at last how the stream ended."""
     error: Exception | None = None
     try:
-        async for event in events:
-            await queue.put(event)
+        async for group in groups:
+            await queue.put(group)
     except Exception as failure:  # raised again by the task that writes
         error = failure
     await queue.put(_End(error))
 
 
-async def _next_batch(queue: asyncio.Queue[Event | _End]) -> tuple[list[Event], _End | None]:
-    """Waits for one event, then takes what is there already."""
+async def _next_batch(queue: asyncio.Queue[Sequence[Event] | _End]) -> tuple[list[Event], _End | None]:
+    """Waits for one group, then takes what is there already."""
     batch: list[Event] = []
     entry = await queue.get()
     while True:
         if isinstance(entry, _End):
             return batch, entry
-        batch.append(entry)
-        if len(batch) == _MAX_BATCH or queue.empty():
+        batch += entry
+        if len(batch) >= _MAX_BATCH or queue.empty():
             return batch, None
         entry = queue.get_nowait()
 

@@ -7,6 +7,7 @@ from typing import Any
 import grpc.aio
 
 from protos.headrace.v1 import recommend_pb2_grpc
+from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.recommend_pb2 import (
     ExplainRequest,
     ExplainResponse,
@@ -100,7 +101,7 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         self, request_iterator: AsyncIterator[TrackStreamRequest], context: Context
     ) -> TrackStreamResponse:
         """Writes events as they come, without waiting for one before the next."""
-        return await self._intake.track_many(request.event async for request in request_iterator)
+        return await self._intake.track_many(_events(request) async for request in request_iterator)
 
     async def UpsertItems(self, request: UpsertItemsRequest, context: Context) -> UpsertItemsResponse:
         """Announces all items, or none if one is wrong."""
@@ -123,3 +124,10 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         return GetUserResponse(
             user_id=request.user_id, num_events=num_events, events=self._history.get(request.user_id, limit)
         )
+
+
+def _events(request: TrackStreamRequest) -> list[Event]:
+    """A message's events in order. One without any counts as an empty event, and is refused like one."""
+    if request.HasField("event") or not request.events:
+        return [request.event, *request.events]
+    return list(request.events)

@@ -237,10 +237,15 @@ async def test_a_tracked_event_becomes_history_and_changes_the_answer(
 
 
 async def test_a_stream_of_events_is_counted(settings: Settings, category: str) -> None:
+    def event(n: int) -> Event:
+        return click(category, "" if n % 100 == 7 else "i", event_id=f"{category}-{n}")
+
     async def events() -> AsyncIterator[TrackStreamRequest]:
-        for n in range(2_000):
-            item_id = "" if n % 100 == 7 else "i"
-            yield TrackStreamRequest(event=click(category, item_id, event_id=f"{category}-{n}"))
+        for n in range(500):
+            yield TrackStreamRequest(event=event(n))
+        for n in range(500, 1_500, 100):
+            yield TrackStreamRequest(events=map(event, range(n, n + 100)))
+        yield TrackStreamRequest(event=event(1_500), events=map(event, range(1_501, 2_000)))
 
     async with projector(settings), gateway(settings) as stub:
         answer = await stub.TrackStream(events())

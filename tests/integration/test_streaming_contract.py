@@ -145,6 +145,30 @@ async def test_both_producers_choose_the_same_partition(bootstrap: str) -> None:
     assert {len(set(numbers)) for numbers in partitions.values()} == {1}
 
 
+async def test_many_records_at_once_stay_in_order_and_are_all_there(bootstrap: str) -> None:
+    """Some megabytes, so that each partition gets several batches, and single records between them."""
+    offsets = await asyncio.to_thread(end_offsets, bootstrap)
+    users = [f"user-{uuid.uuid4().hex[:8]}" for _ in range(10)]
+
+    def some(first: int, last: int) -> list[tuple[str, Event]]:
+        return [(users[n % 10], make_event(users[n % 10], f"{n:05d}" + 40 * "i")) for n in range(first, last)]
+
+    async with AsyncProducer(bootstrap) as producer:
+        await producer.send_many(INTERACTIONS, some(0, 12_000))
+        for one in some(12_000, 12_010):
+            await producer.send_many(INTERACTIONS, [one])
+        await asyncio.gather(
+            producer.send_many(INTERACTIONS, some(12_010, 16_000)),
+            producer.send_many(INTERACTIONS, [("alone", make_event("alone", "i"))]),
+        )
+    records, _ = await asyncio.to_thread(read_until, bootstrap, offsets, 16_001)
+    by_user = defaultdict(list)
+    for record in records:
+        by_user[record.key].append(int(record.message.item_id.rstrip("i") or -1))
+    assert by_user.pop("alone") == [-1]
+    assert by_user == {user: list(range(u, 16_000, 10)) for u, user in enumerate(users)}
+
+
 def test_foreign_json_is_read_and_poison_is_set_aside(bootstrap: str) -> None:
     """What kcat sends: raw bytes, perhaps without a key or a header."""
     offsets = end_offsets(bootstrap)
@@ -277,6 +301,34 @@ async def test_a_tail_says_when_it_has_caught_up_and_goes_on(bootstrap: str) -> 
         await follow.aclose()  # type: ignore[attr-defined]
     assert sorted(seen) == sorted(names)
     assert seen_when_caught_up == [20] or seen_when_caught_up == [25]
+
+
+async def test_a_tail_from_now_on_reads_what_is_wanted_of_what_comes(bootstrap: str) -> None:
+    mine = f"user-{uuid.uuid4().hex[:8]}"
+    seen: asyncio.Queue[str] = asyncio.Queue()
+    caught_up = asyncio.Event()
+    async with AsyncProducer(bootstrap) as producer, asyncio.timeout(30):
+        await producer.send(INTERACTIONS, mine, make_event(mine, "before"))
+
+        async def follow() -> None:
+            follower = tail(
+                bootstrap,
+                [INTERACTIONS],
+                from_now=True,
+                is_wanted=lambda key: key == mine,
+                on_caught_up=caught_up.set,
+            )
+            async for record in follower:
+                seen.put_nowait(record.message.item_id)
+
+        following = asyncio.create_task(follow())
+        await caught_up.wait()
+        for user, item_id in (("another", "not this"), (mine, "this"), (mine, "and this")):
+            await producer.send(INTERACTIONS, user, make_event(user, item_id))
+        assert [await seen.get(), await seen.get()] == ["this", "and this"]
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert seen.empty()
 
 
 async def test_a_tail_of_an_empty_topic_has_caught_up_at_once(bootstrap: str) -> None:

@@ -1,7 +1,7 @@
 """Events, items and logs on their way to the broker, with a producer that keeps what it is given."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import pytest
 from google.protobuf.message import Message
@@ -39,9 +39,9 @@ def event(user_id: str = "u", item_id: str = "i", **fields: object) -> Event:
     return Event(user_id=user_id, item_id=item_id, action=Action.ACTION_CLICK, **fields)  # type: ignore[arg-type]
 
 
-async def stream(events: Iterable[Event]) -> AsyncIterator[Event]:
-    for each in events:
-        yield each
+async def stream(events: Sequence[Event], *, group: int = 1) -> AsyncIterator[Sequence[Event]]:
+    for first in range(0, len(events), group):
+        yield events[first : first + group]
 
 
 async def test_track_fills_in_id_and_time() -> None:
@@ -72,10 +72,11 @@ async def test_track_gives_up_in_time() -> None:
         await Intake(producer).track(event(), 0.01)
 
 
-async def test_a_stream_is_written_in_order_and_its_rejections_are_reported() -> None:
+@pytest.mark.parametrize("group", [1, 7, 2_000])
+async def test_a_stream_is_written_in_order_and_its_rejections_are_reported(group: int) -> None:
     producer = KeepingProducer()
     events = [event(event_id=f"e{n}", item_id="" if n % 10 == 3 else "i") for n in range(1_505)]
-    answer = await Intake(producer).track_many(stream(events))
+    answer = await Intake(producer).track_many(stream(events, group=group))
     assert (answer.num_accepted, answer.num_rejected) == (1_354, 151)
     assert [rejected.index for rejected in answer.rejected] == [10 * n + 3 for n in range(100)]
     assert (answer.rejected[0].event_id, answer.rejected[0].field) == ("e3", "item_id")
@@ -89,8 +90,8 @@ async def test_an_empty_stream_is_answered() -> None:
 
 
 async def test_a_stream_that_fails_fails_the_call() -> None:
-    async def failing() -> AsyncIterator[Event]:
-        yield event()
+    async def failing() -> AsyncIterator[Sequence[Event]]:
+        yield [event()]
         raise InvalidRequest(("request", "is no event"))
 
     producer = KeepingProducer()
@@ -100,9 +101,9 @@ async def test_a_stream_that_fails_fails_the_call() -> None:
 
 
 async def test_a_stream_ends_when_the_broker_is_down_though_its_caller_sends_on() -> None:
-    async def endless() -> AsyncIterator[Event]:
+    async def endless() -> AsyncIterator[Sequence[Event]]:
         while True:
-            yield event()
+            yield [event()]
 
     producer = KeepingProducer()
     producer.is_down = True

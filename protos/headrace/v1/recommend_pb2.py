@@ -26,7 +26,7 @@ from protos.headrace.v1 import events_pb2 as headrace_dot_v1_dot_events__pb2
 from protos.headrace.v1 import items_pb2 as headrace_dot_v1_dot_items__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/recommend.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x17headrace/v1/items.proto\"\xcc\x01\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\x0c\n\x04\x62\x65\x61m\x18\x03 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x12\n\ncategories\x18\x05 \x03(\t\x12\x14\n\x0cinclude_seen\x18\x06 \x01(\x08\x12\x36\n\x10\x64isabled_sources\x18\x07 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"n\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12-\n\x07sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\r\n\x05title\x18\x04 \x01(\t\"1\n\x0cStageLatency\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x01\"\x9c\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x0frecommendations\x18\x02 \x03(\x0b\x32\x1b.headrace.v1.Recommendation\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x34\n\x0f\x66\x61llback_reason\x18\x04 \x01(\x0e\x32\x1b.headrace.v1.FallbackReason\x12\x36\n\x10shortfall_reason\x18\x05 \x01(\x0e\x32\x1c.headrace.v1.ShortfallReason\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12)\n\x06stages\x18\x07 \x03(\x0b\x32\x19.headrace.v1.StageLatency\"\x9b\x01\n\x11RecommendationLog\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12\x34\n\x0frecommendations\x18\x05 \x03(\x0b\x32\x1b.headrace.v1.Recommendation\"H\n\x16RecommendStreamRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.RecommendRequest\"K\n\x17RecommendStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.headrace.v1.RecommendResponse\"1\n\x0cTrackRequest\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Event\"!\n\rTrackResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"7\n\x12TrackStreamRequest\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Event\"O\n\rRejectedEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"o\n\x13TrackStreamResponse\x12\x14\n\x0cnum_accepted\x18\x01 \x01(\x03\x12\x14\n\x0cnum_rejected\x18\x02 \x01(\x03\x12,\n\x08rejected\x18\x03 \x03(\x0b\x32\x1a.headrace.v1.RejectedEvent\"6\n\x12UpsertItemsRequest\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.headrace.v1.Item\"+\n\x13UpsertItemsResponse\x12\x14\n\x0cnum_accepted\x18\x01 \x01(\x05\"2\n\x0e\x45xplainRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\"&\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\xc2\x02\n\x0f\x45xplainResponse\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12$\n\x03sid\x18\x02 \x01(\x0b\x32\x17.headrace.v1.SemanticId\x12-\n\x07sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\r\n\x05score\x18\x04 \x01(\x01\x12S\n\x14\x61\x63tion_probabilities\x18\x05 \x03(\x0b\x32\x35.headrace.v1.ExplainResponse.ActionProbabilitiesEntry\x12&\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Feature\x1a:\n\x18\x41\x63tionProbabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"a\n\x0fGetUserResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nnum_events\x18\x02 \x01(\x03\x12)\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent*\xe5\x01\n\x0f\x43\x61ndidateSource\x12 \n\x1c\x43\x41NDIDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41NDIDATE_SOURCE_BEAM\x10\x01\x12\x1a\n\x16\x43\x41NDIDATE_SOURCE_DENSE\x10\x02\x12!\n\x1d\x43\x41NDIDATE_SOURCE_COOCCURRENCE\x10\x03\x12\x1d\n\x19\x43\x41NDIDATE_SOURCE_TRENDING\x10\x04\x12\x18\n\x14\x43\x41NDIDATE_SOURCE_NEW\x10\x05\x12\x1d\n\x19\x43\x41NDIDATE_SOURCE_FALLBACK\x10\x06*\x9c\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x46\x41LLBACK_REASON_UNKNOWN_USER\x10\x01\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_RELEASE\x10\x02\x12\'\n#FALLBACK_REASON_BACKEND_UNAVAILABLE\x10\x03*|\n\x0fShortfallReason\x12 \n\x1cSHORTFALL_REASON_UNSPECIFIED\x10\x00\x12(\n$SHORTFALL_REASON_CATALOGUE_EXHAUSTED\x10\x01\x12\x1d\n\x19SHORTFALL_REASON_FILTERED\x10\x02\x32\xb2\x04\n\x12RecommenderService\x12J\n\tRecommend\x12\x1d.headrace.v1.RecommendRequest\x1a\x1e.headrace.v1.RecommendResponse\x12^\n\x0fRecommendStream\x12#.headrace.v1.RecommendStreamRequest\x1a$.headrace.v1.RecommendStreamResponse0\x01\x12>\n\x05Track\x12\x19.headrace.v1.TrackRequest\x1a\x1a.headrace.v1.TrackResponse\x12R\n\x0bTrackStream\x12\x1f.headrace.v1.TrackStreamRequest\x1a .headrace.v1.TrackStreamResponse(\x01\x12P\n\x0bUpsertItems\x12\x1f.headrace.v1.UpsertItemsRequest\x1a .headrace.v1.UpsertItemsResponse\x12\x44\n\x07\x45xplain\x12\x1b.headrace.v1.ExplainRequest\x1a\x1c.headrace.v1.ExplainResponse\x12\x44\n\x07GetUser\x12\x1b.headrace.v1.GetUserRequest\x1a\x1c.headrace.v1.GetUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/recommend.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x17headrace/v1/items.proto\"\xcc\x01\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\x0c\n\x04\x62\x65\x61m\x18\x03 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x12\n\ncategories\x18\x05 \x03(\t\x12\x14\n\x0cinclude_seen\x18\x06 \x01(\x08\x12\x36\n\x10\x64isabled_sources\x18\x07 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"n\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12-\n\x07sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\r\n\x05title\x18\x04 \x01(\t\"1\n\x0cStageLatency\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x01\"\x9c\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x0frecommendations\x18\x02 \x03(\x0b\x32\x1b.headrace.v1.Recommendation\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x34\n\x0f\x66\x61llback_reason\x18\x04 \x01(\x0e\x32\x1b.headrace.v1.FallbackReason\x12\x36\n\x10shortfall_reason\x18\x05 \x01(\x0e\x32\x1c.headrace.v1.ShortfallReason\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12)\n\x06stages\x18\x07 \x03(\x0b\x32\x19.headrace.v1.StageLatency\"\x9b\x01\n\x11RecommendationLog\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12\x34\n\x0frecommendations\x18\x05 \x03(\x0b\x32\x1b.headrace.v1.Recommendation\"H\n\x16RecommendStreamRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.RecommendRequest\"K\n\x17RecommendStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.headrace.v1.RecommendResponse\"1\n\x0cTrackRequest\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Event\"!\n\rTrackResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"[\n\x12TrackStreamRequest\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.headrace.v1.Event\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.headrace.v1.Event\"O\n\rRejectedEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"o\n\x13TrackStreamResponse\x12\x14\n\x0cnum_accepted\x18\x01 \x01(\x03\x12\x14\n\x0cnum_rejected\x18\x02 \x01(\x03\x12,\n\x08rejected\x18\x03 \x03(\x0b\x32\x1a.headrace.v1.RejectedEvent\"6\n\x12UpsertItemsRequest\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.headrace.v1.Item\"+\n\x13UpsertItemsResponse\x12\x14\n\x0cnum_accepted\x18\x01 \x01(\x05\"2\n\x0e\x45xplainRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\"&\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\xc2\x02\n\x0f\x45xplainResponse\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12$\n\x03sid\x18\x02 \x01(\x0b\x32\x17.headrace.v1.SemanticId\x12-\n\x07sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\r\n\x05score\x18\x04 \x01(\x01\x12S\n\x14\x61\x63tion_probabilities\x18\x05 \x03(\x0b\x32\x35.headrace.v1.ExplainResponse.ActionProbabilitiesEntry\x12&\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x14.headrace.v1.Feature\x1a:\n\x18\x41\x63tionProbabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"a\n\x0fGetUserResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nnum_events\x18\x02 \x01(\x03\x12)\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent*\xe5\x01\n\x0f\x43\x61ndidateSource\x12 \n\x1c\x43\x41NDIDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41NDIDATE_SOURCE_BEAM\x10\x01\x12\x1a\n\x16\x43\x41NDIDATE_SOURCE_DENSE\x10\x02\x12!\n\x1d\x43\x41NDIDATE_SOURCE_COOCCURRENCE\x10\x03\x12\x1d\n\x19\x43\x41NDIDATE_SOURCE_TRENDING\x10\x04\x12\x18\n\x14\x43\x41NDIDATE_SOURCE_NEW\x10\x05\x12\x1d\n\x19\x43\x41NDIDATE_SOURCE_FALLBACK\x10\x06*\x9c\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x46\x41LLBACK_REASON_UNKNOWN_USER\x10\x01\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_RELEASE\x10\x02\x12\'\n#FALLBACK_REASON_BACKEND_UNAVAILABLE\x10\x03*|\n\x0fShortfallReason\x12 \n\x1cSHORTFALL_REASON_UNSPECIFIED\x10\x00\x12(\n$SHORTFALL_REASON_CATALOGUE_EXHAUSTED\x10\x01\x12\x1d\n\x19SHORTFALL_REASON_FILTERED\x10\x02\x32\xb2\x04\n\x12RecommenderService\x12J\n\tRecommend\x12\x1d.headrace.v1.RecommendRequest\x1a\x1e.headrace.v1.RecommendResponse\x12^\n\x0fRecommendStream\x12#.headrace.v1.RecommendStreamRequest\x1a$.headrace.v1.RecommendStreamResponse0\x01\x12>\n\x05Track\x12\x19.headrace.v1.TrackRequest\x1a\x1a.headrace.v1.TrackResponse\x12R\n\x0bTrackStream\x12\x1f.headrace.v1.TrackStreamRequest\x1a .headrace.v1.TrackStreamResponse(\x01\x12P\n\x0bUpsertItems\x12\x1f.headrace.v1.UpsertItemsRequest\x1a .headrace.v1.UpsertItemsResponse\x12\x44\n\x07\x45xplain\x12\x1b.headrace.v1.ExplainRequest\x1a\x1c.headrace.v1.ExplainResponse\x12\x44\n\x07GetUser\x12\x1b.headrace.v1.GetUserRequest\x1a\x1c.headrace.v1.GetUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._loaded_options = None
   _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._serialized_options = b'8\001'
-  _globals['_CANDIDATESOURCE']._serialized_start=2066
-  _globals['_CANDIDATESOURCE']._serialized_end=2295
-  _globals['_FALLBACKREASON']._serialized_start=2298
-  _globals['_FALLBACKREASON']._serialized_end=2454
-  _globals['_SHORTFALLREASON']._serialized_start=2456
-  _globals['_SHORTFALLREASON']._serialized_end=2580
+  _globals['_CANDIDATESOURCE']._serialized_start=2102
+  _globals['_CANDIDATESOURCE']._serialized_end=2331
+  _globals['_FALLBACKREASON']._serialized_start=2334
+  _globals['_FALLBACKREASON']._serialized_end=2490
+  _globals['_SHORTFALLREASON']._serialized_start=2492
+  _globals['_SHORTFALLREASON']._serialized_end=2616
   _globals['_RECOMMENDREQUEST']._serialized_start=96
   _globals['_RECOMMENDREQUEST']._serialized_end=300
   _globals['_RECOMMENDATION']._serialized_start=302
@@ -60,27 +60,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRACKRESPONSE']._serialized_start=1112
   _globals['_TRACKRESPONSE']._serialized_end=1145
   _globals['_TRACKSTREAMREQUEST']._serialized_start=1147
-  _globals['_TRACKSTREAMREQUEST']._serialized_end=1202
-  _globals['_REJECTEDEVENT']._serialized_start=1204
-  _globals['_REJECTEDEVENT']._serialized_end=1283
-  _globals['_TRACKSTREAMRESPONSE']._serialized_start=1285
-  _globals['_TRACKSTREAMRESPONSE']._serialized_end=1396
-  _globals['_UPSERTITEMSREQUEST']._serialized_start=1398
-  _globals['_UPSERTITEMSREQUEST']._serialized_end=1452
-  _globals['_UPSERTITEMSRESPONSE']._serialized_start=1454
-  _globals['_UPSERTITEMSRESPONSE']._serialized_end=1497
-  _globals['_EXPLAINREQUEST']._serialized_start=1499
-  _globals['_EXPLAINREQUEST']._serialized_end=1549
-  _globals['_FEATURE']._serialized_start=1551
-  _globals['_FEATURE']._serialized_end=1589
-  _globals['_EXPLAINRESPONSE']._serialized_start=1592
-  _globals['_EXPLAINRESPONSE']._serialized_end=1914
-  _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._serialized_start=1856
-  _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._serialized_end=1914
-  _globals['_GETUSERREQUEST']._serialized_start=1916
-  _globals['_GETUSERREQUEST']._serialized_end=1964
-  _globals['_GETUSERRESPONSE']._serialized_start=1966
-  _globals['_GETUSERRESPONSE']._serialized_end=2063
-  _globals['_RECOMMENDERSERVICE']._serialized_start=2583
-  _globals['_RECOMMENDERSERVICE']._serialized_end=3145
+  _globals['_TRACKSTREAMREQUEST']._serialized_end=1238
+  _globals['_REJECTEDEVENT']._serialized_start=1240
+  _globals['_REJECTEDEVENT']._serialized_end=1319
+  _globals['_TRACKSTREAMRESPONSE']._serialized_start=1321
+  _globals['_TRACKSTREAMRESPONSE']._serialized_end=1432
+  _globals['_UPSERTITEMSREQUEST']._serialized_start=1434
+  _globals['_UPSERTITEMSREQUEST']._serialized_end=1488
+  _globals['_UPSERTITEMSRESPONSE']._serialized_start=1490
+  _globals['_UPSERTITEMSRESPONSE']._serialized_end=1533
+  _globals['_EXPLAINREQUEST']._serialized_start=1535
+  _globals['_EXPLAINREQUEST']._serialized_end=1585
+  _globals['_FEATURE']._serialized_start=1587
+  _globals['_FEATURE']._serialized_end=1625
+  _globals['_EXPLAINRESPONSE']._serialized_start=1628
+  _globals['_EXPLAINRESPONSE']._serialized_end=1950
+  _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._serialized_start=1892
+  _globals['_EXPLAINRESPONSE_ACTIONPROBABILITIESENTRY']._serialized_end=1950
+  _globals['_GETUSERREQUEST']._serialized_start=1952
+  _globals['_GETUSERREQUEST']._serialized_end=2000
+  _globals['_GETUSERRESPONSE']._serialized_start=2002
+  _globals['_GETUSERRESPONSE']._serialized_end=2099
+  _globals['_RECOMMENDERSERVICE']._serialized_start=2619
+  _globals['_RECOMMENDERSERVICE']._serialized_end=3181
 # @@protoc_insertion_point(module_scope)
