@@ -143,7 +143,6 @@ def run(plan: Plan) -> dict[str, Any]:
             notes.append(f"no rows with Beauty's codes: {error.args[0]}")
             console.print(notes[-1])
     baselines = Baselines("random", worlds[0].catalogue.codes_NC)
-    machine()
     with progress() as bar:
         num_rows = sum(len(cells) for cells in cells_of(plan, worlds, baselines))
         task = bar.add_task("systems", total=num_rows)

@@ -73,17 +73,35 @@ def show_all(payload: Mapping[str, Any]) -> None:
 
 def write_tables(payload: Mapping[str, Any], *, quick: bool) -> None:
     """The README's tables `decode` and `decode-growth`."""
-    rows = [
-        row for row in payload["rows"] if row["times_faster_than_hf"] is not None and row["history"] == 20
-    ]
-    rows.sort(key=lambda row: (row["batch"], row["beam"], row["requests_per_s"]))
-    columns = {key: name for key, name in _COLUMNS.items() if key != "history"}
+    rows, columns = _headline(payload["rows"])
     readme_table("decode", markdown_table(rows, columns), quick=quick)
     growth = [
         markdown_table(payload["catalogue_sizes"], {k: v for k, v in _SIZES.items() if k != "build_s"}),
         markdown_table(payload["insertions"], _INSERTS),
     ]
     readme_table("decode-growth", "\n\n".join(growth), quick=quick)
+
+
+def _headline(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Beam 50, smallest and largest batch, real codes where there are any; histories side by side."""
+    codes = "beauty" if any(row["codes"] == "beauty" for row in rows) else "random"
+    batches = {min(row["batch"] for row in rows), max(row["batch"] for row in rows)}
+    columns = {key: _COLUMNS[key] for key in ("batch", "system", "variant", "dtype")}
+    joined: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        is_shown = row["beam"] == 50 and row["batch"] in batches
+        if not is_shown or (row["system"] == "headrace" and row["codes"] != codes):
+            continue
+        key = tuple(row[name] for name in columns)
+        one = joined.setdefault(key, {name: row[name] for name in columns})
+        for name in ("latency_ms_p50", "requests_per_s", "ratio_to_floor", "times_faster_than_hf"):
+            one[f"{name}@{row['history']}"] = row[name]
+    for name in ("latency_ms_p50", "requests_per_s", "ratio_to_floor", "times_faster_than_hf"):
+        for length in sorted({row["history"] for row in rows}):
+            columns[f"{name}@{length}"] = f"{_COLUMNS[name]}, {length} events"
+    order = {"hf": 0, "torch": 1, "headrace": 2}
+    shown = sorted(joined.values(), key=lambda row: (row["batch"], order[row["system"]]))
+    return shown, columns
 
 
 def write_plots(payload: Mapping[str, Any], *, quick: bool) -> None:
