@@ -31,6 +31,7 @@ from decode_worlds import (
 from harness import percentiles, seconds_of
 from torch import Tensor
 
+from models.batch import HistoryBatch
 from models.catalogue import CatalogueIndex
 from models.config import SearchConfig
 from models.generation import Generator
@@ -104,15 +105,33 @@ class _Turns:
     num_invalid: int = 0
     num_missing: int = 0
 
+    def facts(self, num_new: int) -> dict[str, Any]:
+        """As columns of a row."""
+        during = percentiles(self.search_s)
+        return {
+            "put_size": _PUT_SIZE,
+            "inserts_per_s": num_new / self.put_s,
+            "inserts_per_s_with_searches": num_new / (self.put_s + sum(self.search_s)),
+            "search_during_ms_p50": during["p50_ms"],
+            "search_during_ms_p99": during["p99_ms"],
+            "answers_checked": self.num_checked,
+            "answers_compared": self.num_compared,
+            "num_invalid": self.num_invalid,
+            "num_missing": self.num_missing,
+        }
 
-def insertions(num_before: int, num_new: int, *, content_dim: int, compare_every: int) -> dict[str, Any]:
-    """Announces `num_new` items to a live generator, `_PUT_SIZE` at a time with a cold search after each.
 
-    Items come as the messages that the services get. Every `compare_every`-th search is repeated on an
-    index made anew. `num_invalid` counts answers with an item that is unknown, not available or there
-    twice; `num_missing` those with fewer than k, or other than the new index gives.
+def insertions(
+    num_before: int, num_new: int, *, content_dim: int, compare_every: int, cold: bool
+) -> dict[str, Any]:
+    """Announces `num_new` items to a live generator, `_PUT_SIZE` at a time with a search after each.
+
+    Items come as the messages that the services get. A `cold` search begins at the history, which makes
+    the new items be encoded too; otherwise the user's state is known. Every `compare_every`-th search is
+    repeated on an index made anew. `num_invalid` counts answers with an item that is unknown, not
+    available or there twice; `num_missing` those with fewer than k, or other than the new index gives.
     """
-    codes_NC = random_codes(num_before + num_new)
+    codes_NC = random_codes(num_before + 2 * num_new)
     content_NE = random_content(num_before + num_new, content_dim)
     catalogue = catalogue_of(codes_NC[:num_before], content_NE[:num_before], random_codebook(content_dim))
     world = World.of("random", catalogue)
@@ -120,73 +139,77 @@ def insertions(num_before: int, num_new: int, *, content_dim: int, compare_every
     live = LiveCatalogue()
     live.swap(catalogue)
     history = histories(num_before, 1, 20)
-    before_s = [_search_s(generator, history) for _ in range(20)]
+    known_BD = None if cold else torch.randn(1, world.recommender.config.d_model)
+    before_s = [_search_s(generator, history, known_BD) for _ in range(20)]
     version = catalogue.codebook.version
-    sids = [
+    sids = _messages(version, codes_NC, content_NE, range(num_before, num_before + num_new))
+    turns = _Turns()
+    gc.collect()
+    for turn, first in enumerate(range(0, num_new, _PUT_SIZE)):
+        turns.put_s += seconds_of(partial(live.put_many, sids[first : first + _PUT_SIZE]))
+        turns.search_s.append(_search_s(generator, history, known_BD))
+        compare = turn % compare_every == compare_every - 1
+        state_BD = generator.prefill(history).state_BD if known_BD is None else known_BD
+        _check(turns, generator, history, state_BD, _rebuilt(catalogue) if compare else None)
+    turns.num_missing += len(catalogue) != num_before + num_new
+    return {
+        "items_before": num_before,
+        "items_inserted": num_new,
+        "content_dim": content_dim,
+        "variant": "cold" if cold else "warm",
+        "dtype": name_of(dtypes()[-1]),
+        "search_before_ms_p50": percentiles(before_s)["p50_ms"],
+        "index_alone_per_s": _inserts_per_s(catalogue, codes_NC[num_before + num_new :]),
+        **turns.facts(num_new),
+    }
+
+
+def _messages(version: str, codes_NC: Tensor, content_NE: Tensor, rows: range) -> list[ItemSid]:
+    """What the tokenizer would announce for these rows."""
+    return [
         ItemSid(
             item_id=f"item-{row}",
             sid=SemanticId(codebook_version=version, codes=codes_NC[row].tolist()),
             content=content_NE[row].tolist(),
             announced_time_ms=1,
         )
-        for row in range(num_before, num_before + num_new)
+        for row in rows
     ]
-    turns = _Turns()
-    gc.collect()
-    for turn, first in enumerate(range(0, num_new, _PUT_SIZE)):
-        turns.put_s += seconds_of(partial(live.put_many, sids[first : first + _PUT_SIZE]))
-        turns.search_s.append(_search_s(generator, history))
-        compare = turn % compare_every == compare_every - 1
-        _check(turns, generator, history, _rebuilt(catalogue) if compare else None)
-    if len(catalogue) != num_before + num_new:
-        turns.num_missing += 1
-    return {
-        "items_before": num_before,
-        "items_inserted": num_new,
-        "content_dim": content_dim,
-        "put_size": _PUT_SIZE,
-        "dtype": name_of(dtypes()[-1]),
-        "inserts_per_s": num_new / turns.put_s,
-        "inserts_per_s_with_searches": num_new / (turns.put_s + sum(turns.search_s)),
-        "search_before_ms_p50": percentiles(before_s)["p50_ms"],
-        "search_during_ms_p50": percentiles(turns.search_s)["p50_ms"],
-        "search_during_ms_p99": percentiles(turns.search_s)["p99_ms"],
-        "answers_checked": turns.num_checked,
-        "answers_compared": turns.num_compared,
-        "num_invalid": turns.num_invalid,
-        "num_missing": turns.num_missing,
-    }
 
 
-def index_insertions(num_before: int, num_new: int) -> dict[str, Any]:
-    """Insertions into the index alone, item by item, with nothing in between."""
-    catalogue = random_catalogue(num_before, content_dim=_SMALL_CONTENT)
-    codes_NC = random_codes(num_before + num_new)[num_before:].tolist()
-    content_E = torch.zeros(_SMALL_CONTENT)
+def _inserts_per_s(catalogue: CatalogueIndex, codes_NC: Tensor) -> float:
+    """Item by item into the index alone, with nothing in between."""
+    content_E = torch.zeros(catalogue.codebook.content_dim)
+    codes = codes_NC.tolist()
     begin_s = time.perf_counter()
-    for n, codes in enumerate(codes_NC):
-        catalogue.insert(f"new-{n}", codes, content_E)
-    return {"items_before": num_before, "inserts_per_s": num_new / (time.perf_counter() - begin_s)}
+    for n, codes_C in enumerate(codes):
+        catalogue.insert(f"more-{n}", codes_C, content_E)
+    return len(codes) / (time.perf_counter() - begin_s)
 
 
-def _search_s(generator: Generator, history: Any) -> float:
-    return seconds_of(lambda: generator.generate(history, k=K, beam=BEAM, use_dense=False))
+def _search_s(generator: Generator, history: HistoryBatch, state_BD: Tensor | None) -> float:
+    return seconds_of(lambda: generator.generate(history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD))
 
 
 def _rebuilt(catalogue: CatalogueIndex) -> CatalogueIndex:
     return catalogue_of(catalogue.codes_NC, catalogue.content_NE, catalogue.codebook)
 
 
-def _rows_of(generator: Generator, history: Any, state_BD: Tensor) -> tuple[Tensor, Tensor]:
+def _rows_of(generator: Generator, history: HistoryBatch, state_BD: Tensor) -> tuple[Tensor, Tensor]:
     found = generator.generate(history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD).search
     assert found is not None
     return found.row_BK[0], found.score_BK[0]
 
 
-def _check(turns: _Turns, generator: Generator, history: Any, rebuilt: CatalogueIndex | None) -> None:
+def _check(
+    turns: _Turns,
+    generator: Generator,
+    history: HistoryBatch,
+    state_BD: Tensor,
+    rebuilt: CatalogueIndex | None,
+) -> None:
     """One more search, looked at: valid, complete, and as on a rebuilt index where there is one."""
     catalogue = generator.catalogue
-    state_BD = generator.prefill(history).state_BD
     row_K, score_K = _rows_of(generator, history, state_BD)
     rows = [row for row in row_K.tolist() if row >= 0]
     turns.num_checked += 1

@@ -42,6 +42,7 @@ _SIZES = {
 _INSERTS = {
     "items_before": "items before",
     "items_inserted": "inserted",
+    "variant": "searches",
     "inserts_per_s": "inserted/s",
     "inserts_per_s_with_searches": "with searches/s",
     "index_alone_per_s": "index alone/s",

@@ -97,7 +97,7 @@ def test_systems_take_turns(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPa
 def test_answers_during_insertions_are_checked(
     bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = bench.growth.insertions(300, 400, content_dim=8, compare_every=2)
+    right = bench.growth.insertions(300, 400, content_dim=8, compare_every=2, cold=True)
     assert (right["answers_checked"], right["answers_compared"]) == (4, 2)
     assert (right["num_invalid"], right["num_missing"]) == (0, 0)
     assert right["inserts_per_s"] > right["inserts_per_s_with_searches"] > 0
@@ -115,5 +115,5 @@ def test_answers_during_insertions_are_checked(
         return row_K, score_K
 
     monkeypatch.setattr(bench.growth, "_rows_of", wrong)
-    found = bench.growth.insertions(300, 300, content_dim=8, compare_every=10)
+    found = bench.growth.insertions(300, 300, content_dim=8, compare_every=10, cold=False)
     assert (found["num_invalid"], found["num_missing"]) == (1, 2)
