@@ -8,7 +8,7 @@ ONCE ?=
 DATA ?=
 ARGS ?=
 
-.PHONY: help setup protos format check test test-unit test-integration demo up down clean
+.PHONY: help setup protos format check test test-unit test-integration demo kernels up down clean
 .PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-trends bench-quick
 
 help: ## This list
@@ -72,6 +72,9 @@ bench-quick: setup ## Whether the benchmarks run and their numbers are finite; s
 	$(MAKE) bench-decode ARGS=--quick
 	$(MAKE) bench-ranker ARGS=--quick
 	$(MAKE) bench-serving ARGS=--quick
+
+kernels: setup ## Compile the GPU kernels (no GPU needed) and report registers, spills and shared memory
+	$(BIN)/python -m models.kernels.compile --output tests/benchmarks/results/kernels.json
 
 up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
 	$(BIN)/headrace up

@@ -11,6 +11,8 @@ import structlog
 
 # no clean-up container: the image may be all there is, and the fixture removes what it started
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
+# kernels run in Triton's interpreter, which is chosen when triton is first imported (by torch, at times)
+os.environ["TRITON_INTERPRET"] = "1"
 
 DEFAULT_KAFKA_IMAGE = "apache/kafka:4.2.1"
 
