@@ -34,7 +34,7 @@ from decode_worlds import (
     histories,
     random_catalogue,
 )
-from harness import console, emit, machine, parser, progress, write_results
+from harness import console, emit, load_results, machine, parser, progress, write_results
 
 Tick = Callable[[], object]
 
@@ -179,7 +179,7 @@ def main() -> None:
     show_all(payload)
     console.print(f"written to {path.parent.name}/{path.name} and decode-*.svg beside it")
     if args.json:
-        emit(payload)
+        emit(load_results("decode", quick=args.quick))
     if any(one["num_invalid"] or one["num_missing"] for one in payload["insertions"]):
         raise SystemExit("an answer during the insertions was invalid or incomplete")
 
