@@ -16,10 +16,15 @@ from torch.nn import functional
 CHUNK_STATES = 512
 
 
-def code_loss(logits_XCV: Tensor, codes_XC: Tensor) -> Tensor:
-    """Mean over X targets of -log p(codes), the sum of the C levels' cross entropies in nats."""
+def code_loss(logits_XCV: Tensor, codes_XC: Tensor, valid_XCV: Tensor) -> Tensor:
+    """Mean over X targets of -log p(codes), the sum of the C levels' cross entropies in nats.
+
+    At each level the target's code competes with the `valid_XCV` (bool) codes alone: those that lead from
+    its prefix to an item, as in the search. With one valid code there is nothing to learn.
+    """
     num_levels = codes_XC.shape[1]
-    flat_XC = functional.cross_entropy(logits_XCV.flatten(0, 1).float(), codes_XC.flatten())
+    logits_XCV = logits_XCV.float().masked_fill(~valid_XCV, -torch.inf)
+    flat_XC = functional.cross_entropy(logits_XCV.flatten(0, 1), codes_XC.flatten())
     return flat_XC * num_levels
 
 

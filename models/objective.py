@@ -8,10 +8,13 @@ Shapes: X supervised states, N catalogue rows, R rows used here, S negatives, C 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.batch import HistoryBatch
+from models.catalogue import CatalogueIndex
+from models.kernels.beam_step_cpu import mark_valid_codes
 from models.loss import catalogue_loss, code_loss, sampled_loss
 from models.recommender import GenerativeRecommender
 from models.sequences import TrainingBatch
@@ -43,10 +46,11 @@ class Objective:
     the drawing; only items that a batch touches are then encoded.
     """
 
-    def __init__(self, codes_NC: Tensor, content_NE: Tensor, popularity_N: Tensor, *, seed: int) -> None:
-        self.codes_NC = codes_NC
-        self.content_NE = content_NE
-        num_items = len(codes_NC)
+    def __init__(self, catalogue: CatalogueIndex, popularity_N: Tensor, *, seed: int) -> None:
+        self.trie = catalogue.trie
+        self.codes_NC = catalogue.codes_NC
+        self.content_NE = catalogue.content_NE
+        num_items = len(catalogue)
         self._sampled = num_items > MAX_FULL_SOFTMAX
         popularity = popularity_N.double() + 1e-12
         self._draw_N = (0.5 / num_items + 0.5 * popularity / popularity.sum()).float()
@@ -76,8 +80,19 @@ class Objective:
         else:
             dense = self._sampled_loss(query_XD, vector_RD, row_R, target_X, negative_S)
         codes_XC = self.codes_NC[target_X]
-        code = code_loss(recommender.decoder(state_XD, codes_XC), codes_XC)
+        code = code_loss(recommender.decoder(state_XD, codes_XC), codes_XC, self._valid_codes(target_X))
         return GeneratorLoss(dense=dense, code=code, num_targets=len(target_X))
+
+    def _valid_codes(self, target_X: Tensor) -> Tensor:
+        """Which codes each target's code competes with at each level, bool [X, C, V]."""
+        codes_XC, node_XC = self.codes_NC[target_X].numpy(), self.trie.node_NC[target_X.numpy()]
+        valid_CXV = np.zeros((self.trie.num_codes, len(target_X), self.trie.codebook_size), np.bool_)
+        node_X = np.zeros(len(target_X), np.int64)
+        for depth, level in enumerate(self.trie.levels):
+            code_X = np.ascontiguousarray(codes_XC[:, depth])
+            mark_valid_codes(level, self.trie.codebook_size, node_X, code_X, valid_CXV[depth])
+            node_X = node_XC[:, depth].astype(np.int64)
+        return torch.from_numpy(valid_CXV).transpose(0, 1)
 
     def _draw(self) -> Tensor:
         return torch.multinomial(self._draw_N, NUM_NEGATIVES, replacement=True, generator=self._generator)

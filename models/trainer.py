@@ -108,12 +108,7 @@ class OnlineTrainer:
     def _backward(self, batch: TrainingBatch, share: float, catalogue: CatalogueIndex) -> tuple[float, float]:
         """Adds the gradient of a batch that holds `share` of the step's targets; its part of both losses."""
         # popularity matters only to catalogues beyond the full softmax: there, all alike
-        objective = Objective(
-            catalogue.codes_NC,
-            catalogue.content_NE,
-            torch.ones(len(catalogue)),
-            seed=self.config.seed + self.num_steps,
-        )
+        objective = Objective(catalogue, torch.ones(len(catalogue)), seed=self.config.seed + self.num_steps)
         with autocast(_CPU, self.dtype):
             loss = objective(self.recommender, batch, self.dtype)
         (loss.total * share).backward()  # type: ignore[no-untyped-call]

@@ -40,6 +40,7 @@ def train_recommender(
     validation: EventBatch,
     progress: Progress | None = None,
     time_share: Callable[[], float] | None = None,
+    make_recommender: Callable[[ModelConfig], GenerativeRecommender] = GenerativeRecommender,
 ) -> GenerativeRecommender:
     """Trains on `events` (in stream order) and returns the weights that ranked `validation` best.
 
@@ -50,11 +51,13 @@ def train_recommender(
     `time_share()` says how much of the time for training is used up, 0 to 1, where there is a limit: the
     learning rate then falls with the time as well, and at 1 training ends (the weights depend on the clock).
 
+    `make_recommender` makes the untrained network; ablations bring variants of it.
+
     Raises NonFiniteLoss when the loss stops being a number.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config_train.seed)
-        recommender = GenerativeRecommender(config_model)
+        recommender = make_recommender(config_model)
         run = _Run(recommender, catalogue, events, validation, config_train, progress, time_share)
         if config_train.align_epochs:
             run.align()
@@ -86,7 +89,7 @@ class _Run:
         self.windows = TrainingWindows(sequences, recommender.config.max_history)
         self.cases = HoldoutCases.from_events(events, validation)
         popularity_N = torch.from_numpy(np.bincount(events.item_N, minlength=len(catalogue)))
-        self.objective = Objective(catalogue.codes_NC, catalogue.content_NE, popularity_N, seed=config.seed)
+        self.objective = Objective(catalogue, popularity_N, seed=config.seed)
         self.metrics: dict[str, float] = {}
 
     def align(self) -> None:

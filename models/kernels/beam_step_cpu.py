@@ -204,3 +204,16 @@ def _child(level: Level, node: int, code: int, codebook_size: int) -> int:
             return int(level.tail_child_N[at])
     begin, end = level.offset_P[node], level.offset_P[node + 1]
     return int(level.child_N[begin + np.searchsorted(level.code_N[begin:end], code)])
+
+
+@compiled
+def mark_valid_codes(
+    level: Level, codebook_size: int, node_X: Int64Array, code_X: Int64Array, valid_XV: npt.NDArray[np.bool_]
+) -> None:
+    """Sets which codes may follow each node: those of open children, and `code_X` in any case."""
+    code_V = np.empty(codebook_size, np.int64)
+    child_V = np.empty(codebook_size, np.int64)
+    for x in range(len(node_X)):
+        for n in range(_open_children(level, node_X[x], codebook_size, code_V, child_V)):
+            valid_XV[x, code_V[n]] = True
+        valid_XV[x, code_X[x]] = True

@@ -5,11 +5,27 @@ from torch.nn import functional
 from models.loss import CHUNK_STATES, catalogue_loss, code_loss, sampled_loss
 
 
-def test_code_loss_is_the_negative_log_probability_of_the_tuple():
+def test_code_loss_is_the_negative_log_probability_among_the_valid_codes():
     torch.manual_seed(0)
-    logits, codes = torch.randn(5, 4, 8), torch.randint(0, 8, (5, 4))
-    log_p = logits.log_softmax(2).gather(2, codes[:, :, None])[..., 0]
-    torch.testing.assert_close(code_loss(logits, codes), -log_p.sum(1).mean())
+    logits, codes, valid = torch.randn(5, 4, 8), torch.randint(0, 8, (5, 4)), torch.rand(5, 4, 8) < 0.5
+    valid.scatter_(2, codes[:, :, None], True)
+    expected = 0.0
+    for x in range(5):
+        for level in range(4):
+            among = logits[x, level][valid[x, level]]
+            expected += (among.logsumexp(0) - logits[x, level, codes[x, level]]) / 5
+    torch.testing.assert_close(code_loss(logits, codes, valid), expected)
+
+
+def test_an_only_child_teaches_nothing():
+    logits = torch.randn(3, 1, 8, requires_grad=True)
+    codes = torch.tensor([[2], [0], [7]])
+    loss = code_loss(
+        logits, codes, torch.zeros(3, 1, 8, dtype=torch.bool).scatter_(2, codes[:, :, None], True)
+    )
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("num_states", [0, 3, CHUNK_STATES + 5])

@@ -4,9 +4,11 @@ import torch
 
 import models.objective
 from models.batch import HistoryBatch
+from models.catalogue import CatalogueIndex
 from models.config import ModelConfig
 from models.objective import Objective
 from models.recommender import GenerativeRecommender
+from models.semantic_ids import Codebook
 from models.sequences import TrainingBatch
 
 NUM_ITEMS = 30
@@ -30,8 +32,24 @@ def make_batch(opening: int) -> TrainingBatch:
 
 def make_objective() -> Objective:
     torch.manual_seed(1)
-    codes, content = torch.randint(0, 8, (NUM_ITEMS, 4)), torch.randn(NUM_ITEMS, 6)
-    return Objective(codes, content, torch.arange(NUM_ITEMS), seed=0)
+    content = torch.randn(NUM_ITEMS, 6)
+    catalogue = CatalogueIndex(Codebook(torch.randn(3, 8, 6)))
+    for n in range(NUM_ITEMS):
+        prefix = torch.randint(0, 4, (2,)).tolist()
+        catalogue.insert(f"i{n}", (*prefix, n % 8, n // 8), content[n], available=n != 20)
+    return Objective(catalogue, torch.arange(NUM_ITEMS), seed=0)
+
+
+def test_a_code_competes_with_its_siblings_alone(recommender):
+    objective = make_objective()
+    target = torch.tensor([3, 9, 20])
+    valid = objective._valid_codes(target)
+    codes = objective.codes_NC[torch.arange(NUM_ITEMS) != 20]
+    for x, row in enumerate(target.tolist()):
+        own = objective.codes_NC[row]
+        for depth in range(4):
+            siblings = codes[(codes[:, :depth] == own[:depth]).all(1), depth].tolist()
+            assert valid[x, depth].nonzero()[:, 0].tolist() == sorted({*siblings, int(own[depth])})
 
 
 def test_only_supervised_positions_and_the_opening_count(recommender):
