@@ -51,6 +51,15 @@ class ApplyReport:
     num_replayed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """An event that the broker has, and where: "topic/partition" and offset."""
+
+    event: Event
+    position: str
+    offset: int
+
+
 class HistoryStore:
     """`with HistoryStore.open(path, read_only=True) as store: store.get(user_id, 50)`.
 
@@ -98,19 +107,27 @@ class HistoryStore:
 
     def get(self, user_id: str, limit: int) -> list[HistoryEvent]:
         """The newest `limit` events of a user in stream order, newest last; empty for an unknown user."""
+        return self._read(lambda txn: self._newest(txn, _hash(user_id), limit))
+
+    def get_with(
+        self, user_id: str, limit: int, written: Sequence[Written]
+    ) -> tuple[list[HistoryEvent], list[Written]]:
+        """As `get`, and behind it those of the user's `written` events that are to be applied yet; and these.
+
+        They stand as they will stand in the store: in the order of their offsets, each id once.
+        """
         user = _hash(user_id)
 
-        def read(txn: lmdb.Transaction) -> list[HistoryEvent]:
-            _, first, following = self._read_user(txn, user)
-            begin = max(first, following - max(limit, 0))
-            with txn.cursor(self._events) as cursor:
-                if begin == following or not cursor.set_key(user + _NUMBER.pack(begin)):
-                    return []
-                values = cursor.iternext(keys=False, values=True)
-                return [
-                    HistoryEvent.FromString(bytes(value[_HASH_BYTES:]))
-                    for value in islice(values, following - begin)
-                ]
+        def read(txn: lmdb.Transaction) -> tuple[list[HistoryEvent], list[Written]]:
+            applied = {one.position: self._read_offset(txn, one.position) for one in written}
+            waiting: dict[str, Written] = {}
+            for one in sorted(written, key=lambda one: one.offset):
+                seen = user + _hash(one.event.event_id)
+                if one.offset >= applied[one.position] and txn.get(seen, db=self._seen) is None:
+                    waiting.setdefault(one.event.event_id, one)
+            events = self._newest(txn, user, limit)
+            events += [_kept(one.event) for one in waiting.values()]
+            return events[max(0, len(events) - max(limit, 0)) :], list(waiting.values())
 
         return self._read(read)
 
@@ -168,8 +185,7 @@ class HistoryStore:
     ) -> ApplyReport:
         stored: dict[str, int] = {}
         for position in {record.position for record in records} | set(offsets):
-            value = txn.get(position.encode(), db=self._offsets)
-            stored[position] = _NUMBER.unpack(value)[0] if value else 0
+            stored[position] = self._read_offset(txn, position)
         applied = duplicates = replayed = 0
         for record in records:
             if record.offset < stored[record.position]:
@@ -189,10 +205,8 @@ class HistoryStore:
         if not txn.put(user + event_hash, b"", db=self._seen, overwrite=False):
             return False
         num_events, first, following = self._read_user(txn, user)
-        kept = HistoryEvent(
-            item_id=event.item_id, action=event.action, event_time_ms=event.event_time_ms, value=event.value
-        )
-        txn.put(user + _NUMBER.pack(following), event_hash + kept.SerializeToString(), db=self._events)
+        kept = _kept(event).SerializeToString()
+        txn.put(user + _NUMBER.pack(following), event_hash + kept, db=self._events)
         following += 1
         while following - first > self._max_events:
             oldest = txn.pop(user + _NUMBER.pack(first), db=self._events)
@@ -201,6 +215,22 @@ class HistoryStore:
             first += 1
         txn.put(user, _USER.pack(num_events + 1, first, following), db=self._users)
         return True
+
+    def _newest(self, txn: lmdb.Transaction, user: bytes, limit: int) -> list[HistoryEvent]:
+        _, first, following = self._read_user(txn, user)
+        begin = max(first, following - max(limit, 0))
+        with txn.cursor(self._events) as cursor:
+            if begin == following or not cursor.set_key(user + _NUMBER.pack(begin)):
+                return []
+            values = cursor.iternext(keys=False, values=True)
+            return [
+                HistoryEvent.FromString(bytes(value[_HASH_BYTES:]))
+                for value in islice(values, following - begin)
+            ]
+
+    def _read_offset(self, txn: lmdb.Transaction, position: str) -> int:
+        value = txn.get(position.encode(), db=self._offsets)
+        return _NUMBER.unpack(value)[0] if value else 0
 
     def _read_user(self, txn: lmdb.Transaction, user: bytes) -> tuple[int, int, int]:
         value = txn.get(user, db=self._users)
@@ -218,6 +248,12 @@ class HistoryStore:
                 except lmdb.MapResizedError:
                     # the writer, another process, let the file grow past what is mapped here
                     self._environment.set_mapsize(0)
+
+
+def _kept(event: Event) -> HistoryEvent:
+    return HistoryEvent(
+        item_id=event.item_id, action=event.action, event_time_ms=event.event_time_ms, value=event.value
+    )
 
 
 def _hash(value: str) -> bytes:

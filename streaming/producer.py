@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from streaming.clients import make_producer
 from streaming.codec import MAX_VALUE_BYTES, encode
 from streaming.errors import BrokerUnavailable, MalformedEvent
-from streaming.records import Headers
+from streaming.records import Headers, position_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ class AsyncProducer:
         self._client: AIOKafkaProducer | None = None
         self._lock = asyncio.Lock()
 
-    async def send(self, topic: str, key: str, message: Message) -> None:
-        """Returns when the broker has the record.
+    async def send(self, topic: str, key: str, message: Message) -> tuple[str, int]:
+        """Returns when the broker has the record, and where: "topic/partition" and offset.
 
         Raises BrokerUnavailable if it did not confirm it, MalformedEvent if the message is too large.
         """
-        await self.send_many(topic, [(key, message)])
+        [placed] = await self._deliver(topic, [(key, message)])
+        return position_of(topic, placed.partition), placed.offset
 
     async def send_many(self, topic: str, messages: Iterable[tuple[str, Message]]) -> None:
         """Sends (key, message) pairs pipelined, in order per key; returns when the broker has them all.
@@ -57,6 +58,10 @@ class AsyncProducer:
         Raises BrokerUnavailable if any was not confirmed (which of them were is then unknown),
         MalformedEvent if one is too large (then none is sent).
         """
+        await self._deliver(topic, messages)
+
+    async def _deliver(self, topic: str, messages: Iterable[tuple[str, Message]]) -> list[Any]:
+        """What the broker said of each batch (or, of few records, of each record)."""
         loop = asyncio.get_running_loop()
         client = None
         confirmations: list[asyncio.Future[Any]] = []
@@ -71,7 +76,7 @@ class AsyncProducer:
                 else:
                     confirmations += await _send_in_bulk(client, topic, records)
                     deadline.reschedule(loop.time() + self._timeout_s)
-                await asyncio.gather(*confirmations)
+                return await asyncio.gather(*confirmations)
         except (TimeoutError, KafkaTimeoutError) as error:
             raise BrokerUnavailable(f"{topic}: not confirmed within {self._timeout_s} s") from error
         except KafkaError as error:

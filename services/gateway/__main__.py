@@ -26,6 +26,7 @@ from services.gateway.web import Console
 from services.server import ServiceServer, run_service
 from services.settings import Settings
 from streaming.errors import BrokerUnavailable
+from streaming.fresh_history import FreshHistory
 from streaming.history import HistoryStore
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS
@@ -64,9 +65,9 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     backends = ("generator", "ranker", "tokenizer", "learner", NAME)
     channels = {name: channel(settings.endpoints.address(name)) for name in backends}
     try:
-        with HistoryStore.open(settings.store.history_path, read_only=True) as history:
+        with HistoryStore.open(settings.store.history_path, read_only=True) as store:
             async with producer:
-                await _run(settings, server, producer, history, channels)
+                await _run(settings, server, producer, FreshHistory(store), channels)
     finally:
         await asyncio.gather(*(each.close() for each in channels.values()))
 
@@ -75,7 +76,7 @@ async def _run(
     settings: Settings,
     server: ServiceServer,
     producer: AsyncProducer,
-    history: HistoryStore,
+    history: FreshHistory,
     channels: Mapping[str, grpc.aio.Channel],
 ) -> None:
     views = Views()
@@ -91,7 +92,9 @@ async def _run(
         ),
         log=log,
     )
-    servicer = RecommenderServicer(settings.gateway, engine=engine, history=history, intake=Intake(producer))
+    servicer = RecommenderServicer(
+        settings.gateway, engine=engine, history=history, intake=Intake(producer, history)
+    )
     recommend_pb2_grpc.add_RecommenderServiceServicer_to_server(servicer, server.server)
     ready = asyncio.Event()
     console = Console(

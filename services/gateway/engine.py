@@ -30,7 +30,8 @@ from services.gateway.views import Views
 from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
 from services.settings import Settings
 from services.user_key import user_key
-from streaming.history import DEFAULT_MAX_EVENTS, HistoryStore
+from streaming.fresh_history import FreshHistory
+from streaming.history import DEFAULT_MAX_EVENTS
 
 MAX_CANDIDATES = 512
 # Popularity is read this deep: filters and unannounced items take some; then come the newest items.
@@ -44,7 +45,7 @@ class RecommendationEngine:
         self,
         settings: Settings,
         *,
-        history: HistoryStore,
+        history: FreshHistory,
         views: Views,
         backends: Backends,
         log: RecommendationLogWriter,

@@ -4,6 +4,7 @@ Owns what the gateway adds to them (ids and times a caller left out). Knows noth
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.recommend_pb2 import RejectedEvent, TrackStreamResponse
 from services.errors import DeadlineExpired, InvalidRequest
 from streaming.events import new_event_id, validate_event
+from streaming.fresh_history import FreshHistory
+from streaming.history import Written
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, ITEMS
 
@@ -30,10 +33,14 @@ class _End:
 
 
 class Intake:
-    """Writes to `interactions` and `items`; every method returns when the broker has it all."""
+    """Writes to `interactions` and `items`; every method returns when the broker has it all.
 
-    def __init__(self, producer: AsyncProducer) -> None:
+    `history` is told of events that come one by one: their users are likely to ask next.
+    """
+
+    def __init__(self, producer: AsyncProducer, history: FreshHistory) -> None:
         self._producer = producer
+        self._history = history
 
     async def track(self, event: Event, timeout_s: float) -> str:
         """Writes one event and returns its id; raises InvalidRequest, BrokerUnavailable, DeadlineExpired."""
@@ -41,7 +48,9 @@ class Intake:
         violations = validate_event(event, now_ms=_now_ms())
         if violations:
             raise InvalidRequest(*((f"event.{field}", problem) for field, problem in violations))
-        await self._write(INTERACTIONS, [(event.user_id, event)], timeout_s)
+        async with _in_time(timeout_s):
+            position, offset = await self._producer.send(INTERACTIONS, event.user_id, event)
+        self._history.wrote(Written(event=event, position=position, offset=offset))
         return event.event_id
 
     async def announce(self, items: Iterable[Item], timeout_s: float) -> None:
@@ -49,7 +58,8 @@ class Intake:
         now_ms = _now_ms()
         for item in items:
             item.announced_time_ms = item.announced_time_ms or now_ms
-        await self._write(ITEMS, [(item.item_id, item) for item in items], timeout_s)
+        async with _in_time(timeout_s):
+            await self._producer.send_many(ITEMS, [(item.item_id, item) for item in items])
 
     async def track_many(self, groups: AsyncIterator[Sequence[Event]]) -> TrackStreamResponse:
         """Writes the valid events of all groups in order while reading on; raises BrokerUnavailable.
@@ -74,12 +84,14 @@ class Intake:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _write(self, topic: str, messages: list[tuple[str, Event | Item]], timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._producer.send_many(topic, messages)
-        except TimeoutError as error:
-            raise DeadlineExpired("the broker did not confirm in time") from error
+
+@contextlib.asynccontextmanager
+async def _in_time(timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExpired("the broker did not confirm in time") from error
 
 
 def fill_event(event: Event) -> None:

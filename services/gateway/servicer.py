@@ -30,7 +30,7 @@ from services.gateway import validation
 from services.gateway.engine import RecommendationEngine
 from services.gateway.intake import Intake
 from services.settings import GatewaySettings
-from streaming.history import HistoryStore
+from streaming.fresh_history import FreshHistory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,7 +46,7 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         settings: GatewaySettings,
         *,
         engine: RecommendationEngine,
-        history: HistoryStore,
+        history: FreshHistory,
         intake: Intake,
     ) -> None:
         self._settings = settings

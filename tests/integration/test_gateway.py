@@ -33,6 +33,7 @@ from protos.headrace.v1.recommend_pb2 import (
 from protos.headrace.v1.recommend_pb2_grpc import RecommenderServiceStub
 from services.broker import EmbeddedBroker
 from services.gateway.__main__ import make_server, serve
+from services.server import LIVENESS
 from services.settings import (
     BrokerSettings,
     EndpointSettings,
@@ -41,6 +42,7 @@ from services.settings import (
     StoreSettings,
     to_environment,
 )
+from services.up import is_serving
 from streaming.tail import tail
 from streaming.topics import RECOMMENDATIONS, create_topics
 
@@ -103,7 +105,12 @@ async def projector(settings: Settings) -> AsyncIterator[None]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.projector", env=os.environ | to_environment(settings)
     )
+
+    async def is_up() -> bool:
+        return await is_serving(settings.endpoints.address("projector"), LIVENESS)
+
     try:
+        await eventually(is_up)
         yield
     finally:
         process.terminate()

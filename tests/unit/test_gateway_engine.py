@@ -30,6 +30,7 @@ from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.views import Views
 from services.settings import Settings
 from services.user_key import user_key
+from streaming.fresh_history import FreshHistory
 from streaming.history import HistoryStore
 from streaming.producer import AsyncProducer
 from streaming.records import Record
@@ -116,7 +117,7 @@ def world(history: HistoryStore, model: FakeModel) -> World:
     views.releases.put(Release(release_id="r1", state=ReleaseState.RELEASE_STATE_LIVE))
     engine = RecommendationEngine(
         Settings(),
-        history=history,
+        history=FreshHistory(history),
         views=views,
         backends=Backends(*[cast("object", model)] * 3),  # type: ignore[arg-type]
         log=RecommendationLogWriter(AsyncProducer("nowhere:0")),

@@ -14,6 +14,8 @@ from services.gateway.intake import Intake
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
 from streaming.errors import BrokerUnavailable
+from streaming.fresh_history import FreshHistory
+from streaming.history import Written
 from streaming.producer import AsyncProducer
 
 
@@ -26,6 +28,10 @@ class KeepingProducer(AsyncProducer):
         self.is_down = False
         self.hangs = False
 
+    async def send(self, topic: str, key: str, message: Message) -> tuple[str, int]:
+        await self.send_many(topic, [(key, message)])
+        return f"{topic}/3", len(self.kept) - 1
+
     async def send_many(self, topic: str, messages: Iterable[tuple[str, Message]]) -> None:
         if self.hangs:
             await asyncio.Event().wait()
@@ -33,6 +39,20 @@ class KeepingProducer(AsyncProducer):
             raise BrokerUnavailable("down")
         await asyncio.sleep(0)
         self.kept += [(topic, key, message) for key, message in messages]
+
+
+class KeepingHistory(FreshHistory):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Written] = []
+
+    def wrote(self, written: Written) -> None:
+        self.told.append(written)
+
+
+def intake(producer: AsyncProducer, history: FreshHistory | None = None) -> Intake:
+    return Intake(producer, history or KeepingHistory())
 
 
 def event(user_id: str = "u", item_id: str = "i", **fields: object) -> Event:
@@ -46,8 +66,10 @@ async def stream(events: Sequence[Event], *, group: int = 1) -> AsyncIterator[Se
 
 async def test_track_fills_in_id_and_time() -> None:
     producer = KeepingProducer()
-    event_id = await Intake(producer).track(event(), 1.0)
+    history = KeepingHistory()
+    event_id = await intake(producer, history).track(event(), 1.0)
     [(topic, key, written)] = producer.kept
+    assert history.told == [Written(event=written, position="interactions/3", offset=0)]
     assert isinstance(written, Event)
     assert (topic, key, written.event_id) == ("interactions", "u", event_id)
     assert written.event_time_ms > 1_700_000_000_000
@@ -55,13 +77,13 @@ async def test_track_fills_in_id_and_time() -> None:
 
 async def test_track_keeps_the_senders_id_and_time() -> None:
     producer = KeepingProducer()
-    assert await Intake(producer).track(event(event_id="e1", event_time_ms=5), 1.0) == "e1"
+    assert await intake(producer).track(event(event_id="e1", event_time_ms=5), 1.0) == "e1"
     assert producer.kept == [("interactions", "u", event(event_id="e1", event_time_ms=5))]
 
 
 async def test_track_names_the_wrong_field() -> None:
     with pytest.raises(InvalidRequest) as error:
-        await Intake(KeepingProducer()).track(Event(user_id="u", item_id="i"), 1.0)
+        await intake(KeepingProducer()).track(Event(user_id="u", item_id="i"), 1.0)
     assert [field for field, _ in error.value.violations] == ["event.action"]
 
 
@@ -69,14 +91,14 @@ async def test_track_gives_up_in_time() -> None:
     producer = KeepingProducer()
     producer.hangs = True
     with pytest.raises(DeadlineExpired):
-        await Intake(producer).track(event(), 0.01)
+        await intake(producer).track(event(), 0.01)
 
 
 @pytest.mark.parametrize("group", [1, 7, 2_000])
 async def test_a_stream_is_written_in_order_and_its_rejections_are_reported(group: int) -> None:
     producer = KeepingProducer()
     events = [event(event_id=f"e{n}", item_id="" if n % 10 == 3 else "i") for n in range(1_505)]
-    answer = await Intake(producer).track_many(stream(events, group=group))
+    answer = await intake(producer).track_many(stream(events, group=group))
     assert (answer.num_accepted, answer.num_rejected) == (1_354, 151)
     assert [rejected.index for rejected in answer.rejected] == [10 * n + 3 for n in range(100)]
     assert (answer.rejected[0].event_id, answer.rejected[0].field) == ("e3", "item_id")
@@ -85,7 +107,7 @@ async def test_a_stream_is_written_in_order_and_its_rejections_are_reported(grou
 
 
 async def test_an_empty_stream_is_answered() -> None:
-    answer = await Intake(KeepingProducer()).track_many(stream([]))
+    answer = await intake(KeepingProducer()).track_many(stream([]))
     assert (answer.num_accepted, answer.num_rejected) == (0, 0)
 
 
@@ -96,7 +118,7 @@ async def test_a_stream_that_fails_fails_the_call() -> None:
 
     producer = KeepingProducer()
     with pytest.raises(InvalidRequest):
-        await Intake(producer).track_many(failing())
+        await intake(producer).track_many(failing())
     assert len(producer.kept) == 1
 
 
@@ -108,13 +130,13 @@ async def test_a_stream_ends_when_the_broker_is_down_though_its_caller_sends_on(
     producer = KeepingProducer()
     producer.is_down = True
     with pytest.raises(BrokerUnavailable):
-        await asyncio.wait_for(Intake(producer).track_many(endless()), 5)
+        await asyncio.wait_for(intake(producer).track_many(endless()), 5)
 
 
 async def test_announced_items_get_their_time() -> None:
     producer = KeepingProducer()
     items = [Item(item_id="a"), Item(item_id="b", announced_time_ms=7)]
-    await Intake(producer).announce(items, 1.0)
+    await intake(producer).announce(items, 1.0)
     assert [(topic, key) for topic, key, _ in producer.kept] == [("items", "a"), ("items", "b")]
     assert items[0].announced_time_ms > 1_700_000_000_000
     assert items[1].announced_time_ms == 7

@@ -1,0 +1,55 @@
+"""The histories as the store has them, with what this process has just written behind them.
+
+An event that came through this process counts in its user's very next answer, before the projector has
+read it back from the broker. Events written elsewhere come with the projector. Knows how the two are joined
+no more than the store does, and nothing of what histories are for.
+"""
+
+from collections import deque
+
+from protos.headrace.v1.events_pb2 import HistoryEvent
+from streaming.history import HistoryStore, Written
+
+# If the projector is further behind than this, the oldest events wait for it.
+MAX_WAITING = 10_000
+
+
+class FreshHistory:
+    """`wrote` when the broker has an event; `get` and `count` as those of the store. For one event loop."""
+
+    def __init__(self, store: HistoryStore, *, max_waiting: int = MAX_WAITING) -> None:
+        self._store = store
+        self._max_waiting = max_waiting
+        self._written: deque[Written] = deque()  # in order; those applied meanwhile stay until pushed out
+        self._waiting: dict[str, list[Written]] = {}
+
+    def wrote(self, written: Written) -> None:
+        """The broker has this event."""
+        user_id = written.event.user_id
+        self._waiting.setdefault(user_id, []).append(written)
+        self._written.append(written)
+        if len(self._written) > self._max_waiting:
+            oldest = self._written.popleft()
+            others = self._waiting.get(oldest.event.user_id, ())
+            self._keep(oldest.event.user_id, [one for one in others if one is not oldest])
+
+    def get(self, user_id: str, limit: int) -> list[HistoryEvent]:
+        """The newest `limit` events of a user, newest last; empty for an unknown user."""
+        written = self._waiting.get(user_id)
+        if not written:
+            return self._store.get(user_id, limit)
+        events, waiting = self._store.get_with(user_id, limit, written)
+        self._keep(user_id, waiting)
+        return events
+
+    def count(self, user_id: str) -> int:
+        """How many events the user ever had, as far as this process can know."""
+        if user_id in self._waiting:
+            self.get(user_id, 0)
+        return self._store.count(user_id) + len(self._waiting.get(user_id, ()))
+
+    def _keep(self, user_id: str, waiting: list[Written]) -> None:
+        if waiting:
+            self._waiting[user_id] = waiting
+        else:
+            self._waiting.pop(user_id, None)

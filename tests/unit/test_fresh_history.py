@@ -1,0 +1,100 @@
+"""What was just written counts at once, and exactly once, whenever the projector comes by."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
+from streaming.fresh_history import FreshHistory
+from streaming.history import HistoryStore, Written
+from streaming.records import Record
+
+TOPIC = "interactions"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[HistoryStore]:
+    with HistoryStore.open(tmp_path / "history", read_only=False) as store:
+        yield store
+
+
+def written(offset: int, *, user_id: str = "u", event_id: str = "", partition: int = 0) -> Written:
+    event = Event(
+        event_id=event_id or f"e{offset}", user_id=user_id, item_id=f"i{offset}", action=ACTION_CLICK
+    )
+    event.event_time_ms = 1_000 + offset
+    return Written(event=event, position=f"{TOPIC}/{partition}", offset=offset)
+
+
+def apply(store: HistoryStore, *ones: Written) -> None:
+    """What the projector does."""
+    records = [
+        Record(
+            topic=TOPIC,
+            partition=int(one.position.rpartition("/")[2]),
+            offset=one.offset,
+            key=one.event.user_id,
+            timestamp_ms=1,
+            message=one.event,
+        )
+        for one in ones
+    ]
+    store.apply(records, {one.position: one.offset + 1 for one in ones})
+
+
+def items(history: FreshHistory, user_id: str = "u", limit: int = 10) -> list[str]:
+    return [event.item_id for event in history.get(user_id, limit)]
+
+
+def test_an_event_counts_before_it_is_applied_and_once_after(store: HistoryStore) -> None:
+    history = FreshHistory(store)
+    ones = [written(n) for n in range(4)]
+    apply(store, ones[0])
+    for one in (ones[2], ones[1]):  # confirmations may come out of order
+        history.wrote(one)
+    assert items(history) == ["i0", "i1", "i2"]
+    assert items(history, limit=2) == ["i1", "i2"]
+    assert items(history, limit=0) == []
+    assert history.count("u") == 3
+    apply(store, ones[1])
+    assert items(history) == ["i0", "i1", "i2"]
+    assert history.count("u") == 3
+    apply(store, ones[2], ones[3])  # the last one came by another way
+    assert items(history) == ["i0", "i1", "i2", "i3"]
+    assert history.count("u") == 4
+    assert history.get("u", 1)[0].event_time_ms == 1_003
+
+
+def test_a_repeated_event_counts_once(store: HistoryStore) -> None:
+    history = FreshHistory(store)
+    apply(store, written(0, event_id="same"))
+    history.wrote(written(1, event_id="same"))
+    history.wrote(written(2, event_id="new"))
+    history.wrote(written(3, event_id="new"))
+    assert items(history) == ["i0", "i2"]
+    assert history.count("u") == 2
+
+
+def test_users_and_partitions_do_not_mix(store: HistoryStore) -> None:
+    history = FreshHistory(store)
+    apply(store, written(7, user_id="another", partition=1))
+    history.wrote(written(5, partition=0))
+    history.wrote(written(8, user_id="another", partition=1))
+    assert items(history) == ["i5"]
+    assert items(history, "another") == ["i7", "i8"]
+    assert items(history, "stranger") == []
+    assert history.count("stranger") == 0
+
+
+def test_beyond_its_bound_the_oldest_wait_for_the_projector(store: HistoryStore) -> None:
+    history = FreshHistory(store, max_waiting=2)
+    history.wrote(written(0))
+    apply(store, written(0))
+    assert items(history) == ["i0"]
+    history.wrote(written(1))
+    history.wrote(written(2, user_id="another"))  # pushes out what was applied, not i1
+    assert items(history) == ["i0", "i1"]
+    history.wrote(written(3, user_id="another"))
+    assert items(history) == ["i0"]
+    assert items(history, "another") == ["i2", "i3"]
