@@ -199,9 +199,13 @@ class CatalogueIndex:
             [chunk.flatten().to_numpy() for chunk in table["codes"].chunks] or [self._codes_NC]
         ).reshape(-1, self._codes_NC.shape[1])
         available_N = table["available"].to_numpy()
-        for row, (item_id, codes) in enumerate(zip(item_ids, codes_NC.tolist(), strict=True)):
-            self.trie.insert(codes, row, available=bool(available_N[row]))
-            self._append(item_id, codes, bool(available_N[row]))
+        self.trie.insert_many(codes_NC, available_N)
+        self.item_ids = item_ids
+        self._row_of_id = {item_id: row for row, item_id in enumerate(item_ids)}
+        self._codes_NC = codes_NC.copy()
+        self._available_N = available_N.copy()
+        self._content_NE = np.zeros((len(item_ids), self.codebook.content_dim), np.float32)
+        self._announced_ms_N = np.zeros(len(item_ids), np.int64)
         content = [chunk.flatten().to_numpy() for chunk in table["content"].chunks]
         if item_ids:
             self._content_NE[: len(self)] = np.concatenate(content).reshape(len(self), -1)

@@ -20,36 +20,37 @@ class ItemTable:
         self.catalogue = catalogue
         self.weights_version = 0  # counts up whenever the weights are said to have changed
         width = recommender.config.d_model
-        self._item_ND = torch.empty(0, width)
+        self._num_encoded = 0
+        self._item_ND = torch.empty(0, width)  # with room for more rows than are encoded
         self._vector_ND = torch.empty(0, width)
 
     @property
     def item_ND(self) -> Tensor:
         """Representations of all rows, float32 without gradient."""
         self._sync()
-        return self._item_ND
+        return self._item_ND[: self._num_encoded]
 
     @property
     def vector_ND(self) -> Tensor:
         """Dense vectors of all rows, float32 without gradient."""
         self._sync()
-        return self._vector_ND
+        return self._vector_ND[: self._num_encoded]
 
     def set(self, item_ND: Tensor, vector_ND: Tensor) -> None:
         """Takes what a training step has just computed for all rows, instead of encoding them again."""
         self.weights_version += 1
         self._item_ND = item_ND.detach().float()
         self._vector_ND = vector_ND.detach().float()
+        self._num_encoded = len(item_ND)
 
     def refresh(self) -> None:
         """Forgets everything: the weights changed."""
         self.weights_version += 1
-        self._item_ND = self._item_ND[:0]
-        self._vector_ND = self._vector_ND[:0]
+        self._num_encoded = 0
 
     def forget(self, row: int) -> None:
         """Encodes one row again: its content changed."""
-        if row < len(self._item_ND):
+        if row < self._num_encoded:
             item_1D, vector_1D = self._encode(slice(row, row + 1))
             self._item_ND[row], self._vector_ND[row] = item_1D[0], vector_1D[0]
 
@@ -61,9 +62,19 @@ class ItemTable:
         return item_ND.float(), self.recommender.item_vectors(item_ND).float()
 
     def _sync(self) -> None:
-        known = len(self._item_ND)
-        if known == len(self.catalogue):
+        known, wanted = self._num_encoded, len(self.catalogue)
+        if known == wanted:
             return
-        item_ND, vector_ND = self._encode(slice(known, len(self.catalogue)))
-        self._item_ND = torch.cat([self._item_ND, item_ND])
-        self._vector_ND = torch.cat([self._vector_ND, vector_ND])
+        item_ND, vector_ND = self._encode(slice(known, wanted))
+        if wanted > len(self._item_ND):
+            self._item_ND = _with_room(self._item_ND[:known], wanted)
+            self._vector_ND = _with_room(self._vector_ND[:known], wanted)
+        self._item_ND[known:wanted], self._vector_ND[known:wanted] = item_ND, vector_ND
+        self._num_encoded = wanted
+
+
+def _with_room(table_ND: Tensor, num_rows: int) -> Tensor:
+    """The same first rows in a table an eighth longer than `num_rows`, so that few insertions copy it."""
+    longer = table_ND.new_empty(num_rows + num_rows // 8, table_ND.shape[1])
+    longer[: len(table_ND)] = table_ND
+    return longer
