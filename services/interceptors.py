@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any, TypeAlias
 
 import grpc
@@ -116,7 +117,10 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         self._deadlines_s = dict(deadlines_s or {})
         self._num_inflight = 0
         self._wrapped: dict[str, Handler] = {}
-        metrics.INFLIGHT.labels(service).set(0)
+        self._inflight = metrics.INFLIGHT.labels(service)
+        self._inflight.set(0)
+        self._answered = cache(lambda method, code: metrics.REQUESTS.labels(service, method, code))
+        self._seconds = cache(lambda method: metrics.REQUEST_SECONDS.labels(service, method))
 
     async def intercept_service(
         self,
@@ -211,13 +215,13 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         finally:
             self._count(-1)
             seconds = time.perf_counter() - started
-            metrics.REQUESTS.labels(self._service, method, code).inc()
-            metrics.REQUEST_SECONDS.labels(self._service, method).observe(seconds)
+            self._answered(method, code).inc()
+            self._seconds(method).observe(seconds)
             log.info("request", method=method, code=code, latency_ms=round(seconds * 1e3, 2))
 
     def _count(self, change: int) -> None:
         self._num_inflight += change
-        metrics.INFLIGHT.labels(self._service).inc(change)
+        self._inflight.inc(change)
 
 
 async def _abort(context: Context, error: Exception, request_id: str) -> None:

@@ -1,6 +1,7 @@
 """The learner process: one gRPC server, and one thread that learns."""
 
 import asyncio
+import os
 
 import torch
 
@@ -15,6 +16,8 @@ _SERVICE = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_name
 _SLOW_METHODS = ("Checkpoint", "Promote", "Rollback")
 _SLOW_DEADLINE_S = 60.0
 _READY_INTERVAL_S = 0.2
+# Learning can wait, an answer cannot: where both want a core, those who serve get it.
+_NICENESS = 10
 
 
 async def _learn(loop: LearningLoop, server: ServiceServer) -> None:
@@ -44,6 +47,7 @@ async def serve(settings: Settings) -> None:
 
 def main() -> None:
     """`python -m services.learner`."""
+    os.nice(_NICENESS)
     run_service("learner", serve)
 
 
