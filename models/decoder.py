@@ -8,16 +8,19 @@ It is one block, and that is what makes it fast: what the block reads of a code 
 user, so the queries, keys and values of all codes are computed once for the weights (`DecoderTables`),
 and a decoding step looks them up.
 
-Shapes: N targets, B requests, Q prefixes, C codes of an item, V codebook size, D width, H heads, E width of
-a head, l codes so far.
+Shapes: N targets, B requests, Q prefixes, C codes of an item, V codebook size, D width, l codes so
+far.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.kernels.attend_cpu import Float32Array, attend_prefix
 from models.trunk import Block, ByteDropout
 
 
@@ -63,27 +66,41 @@ class DepthDecoder(nn.Module):
     def tables(self) -> "DecoderTables":
         """What decoding looks up, of the present weights."""
         token_lVD = self.code_embedding + self.level_embedding[1:, None]
-        q, k, v = (part.transpose(1, 2) for part in self.block.project(token_lVD))
-        return DecoderTables(decoder=self, token_lVD=token_lVD, query_lVHE=q, key_lVHE=k, value_lVHE=v)
+        q, k, v = (part.transpose(1, 2).flatten(2).float() for part in self.block.project(token_lVD))
+        return DecoderTables(decoder=self, token_lVD=token_lVD, query_lVD=q, key_lVD=k, value_lVD=v)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderTables:
-    """Token, query, key and value of every code at every level but the last: float32 [C - 1, V, ...]."""
+    """Token, query, key and value of every code at every level but the last: float32 [C - 1, V, D]."""
 
     decoder: DepthDecoder
     token_lVD: Tensor
-    query_lVHE: Tensor
-    key_lVHE: Tensor
-    value_lVHE: Tensor
+    query_lVD: Tensor
+    key_lVD: Tensor
+    value_lVD: Tensor
 
+    @cached_property
+    def arrays(self) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """Query, key and value as `attend_prefix` takes them."""
+        query, key, value = (
+            np.ascontiguousarray(table.numpy()) for table in (self.query_lVD, self.key_lVD, self.value_lVD)
+        )
+        return query, key, value
+
+    @torch.no_grad()
     def start(self, state_BD: Tensor) -> "Decoding":
         """Begins the decoding of B requests."""
         decoder = self.decoder
         start_BD = decoder.start(state_BD) + decoder.level_embedding[0]
         # a token that sees itself alone attends with weight 1: its query is never needed
         _, k, v = decoder.block.project(start_BD[:, None])
-        return Decoding(tables=self, start_BD=start_BD, key_BHE=k[:, :, 0], value_BHE=v[:, :, 0])
+        return Decoding(
+            tables=self,
+            start_BD=start_BD,
+            key_BD=k.flatten(1).float().contiguous(),
+            value_BD=v.flatten(1).float().contiguous(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,33 +109,29 @@ class Decoding:
 
     tables: DecoderTables
     start_BD: Tensor
-    key_BHE: Tensor
-    value_BHE: Tensor
+    key_BD: Tensor
+    value_BD: Tensor
 
+    @torch.no_grad()
     def logits(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
         """Logits [Q, V] of the code after each prefix of l < C codes (int64), of requests `request_Q`."""
         depth = prefix_Ql.shape[1]
         decoder = self.tables.decoder
         if depth == 0:
-            token_QD, seen_QHE = self.start_BD[request_Q], self.value_BHE[request_Q]
+            token_QD, seen_QD = self.start_BD[request_Q], self.value_BD[request_Q]
         else:
             token_QD = self.tables.token_lVD[depth - 1][prefix_Ql[:, -1]]
-            seen_QHE = self._attend(prefix_Ql, request_Q)
-        token_QD = token_QD + decoder.block.attention.project_out(seen_QHE.flatten(1))
+            seen_QD = torch.from_numpy(
+                attend_prefix(
+                    prefix_Ql.numpy(),
+                    request_Q.numpy(),
+                    self.key_BD.numpy(),
+                    self.value_BD.numpy(),
+                    *self.tables.arrays,
+                    decoder.block.attention.num_heads,
+                )
+            )
+        token_QD = token_QD + decoder.block.attention.project_out(seen_QD)
         hidden_QD = decoder.norm(decoder.block.feed_forward(token_QD))
         weight_DV, bias_V = decoder.output_weight[depth], decoder.output_bias[depth]
         return torch.addmm(bias_V, hidden_QD, weight_DV)
-
-    def _attend(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
-        """What the last token of each prefix sees of the first token and of the codes, itself included."""
-        tables, depth = self.tables, prefix_Ql.shape[1]
-        query_QHE = tables.query_lVHE[depth - 1][prefix_Ql[:, -1]]
-        keys, values = [self.key_BHE[request_Q]], [self.value_BHE[request_Q]]
-        for level, code_Q in enumerate(prefix_Ql.unbind(1)):
-            keys.append(tables.key_lVHE[level][code_Q])
-            values.append(tables.value_lVHE[level][code_Q])
-        scale = query_QHE.shape[-1] ** -0.5
-        score_QsH = torch.stack([(query_QHE * key).sum(2) for key in keys], dim=1) * scale
-        weight_QsH = score_QsH.softmax(1)
-        seen_QHE: Tensor = (torch.stack(values, dim=1) * weight_QsH[..., None]).sum(1)
-        return seen_QHE

@@ -8,23 +8,16 @@ Shapes: B requests, K beams, V codebook size, W beams kept, Q prefixes with logi
 P parents, N edges or nodes.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from models.batch import Int64Array
+from models.kernels.compiled import compiled
 from models.trie_level import Level
 
 Float32Array = npt.NDArray[np.float32]
-_Function = TypeVar("_Function", bound=Callable[..., object])
-
-
-def compiled(function: _Function) -> _Function:
-    """The function as machine code, kept on disk; it runs without the interpreter's lock."""
-    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
 
 
 class Hidden(NamedTuple):
