@@ -33,7 +33,7 @@ from streaming.errors import DatasetError
 KEY = ("system", "dataset", "split", "seed")
 MAIN_DATASET = "amazon_beauty"
 MANY_SEEDS = (0, 1, 2)
-QUICK_USERS, QUICK_ABLATION_USERS = 1_000, 150
+QUICK_USERS, QUICK_ABLATION_USERS = 500, 150
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from services.cold_start import embed_items, prepare_catalogue
 from services.settings import Settings, load_settings
 from streaming.dataset import Dataset, load_dataset
 
+EVENTS_PER_USER = 14
 _GENERATED = (600, 400, 16)  # users, items, interests
 
 
@@ -95,12 +96,17 @@ def _problem(dataset: Dataset) -> Problem:
 
 
 def sample(dataset: Dataset, num_users: int) -> Dataset:
-    """The events of some users drawn at random, and the items in them."""
-    users = np.unique(dataset.user_id_N.astype(str))
+    """The events of some users drawn at random, and the items in them.
+
+    At most `num_users`, and fewer where they have many events: `EVENTS_PER_USER` for each in all.
+    """
+    users, user_N = np.unique(dataset.user_id_N.astype(str), return_inverse=True)
     if len(users) <= num_users:
         return dataset
-    chosen = np.random.default_rng(0).choice(users, num_users, replace=False)
-    kept_N = np.isin(dataset.user_id_N.astype(str), chosen)
+    chosen_U = np.random.default_rng(0).permutation(len(users))[:num_users]
+    events_U = np.cumsum(np.bincount(user_N)[chosen_U])
+    chosen_U = chosen_U[: max(2, int((events_U <= EVENTS_PER_USER * num_users).sum()))]
+    kept_N = np.isin(user_N, chosen_U)
     known = set(dataset.item_id_N[kept_N])
     return replace(
         dataset,

@@ -36,6 +36,7 @@ def report(rows: Sequence[Row], *, quick: bool) -> None:
             "beam_recall@10": "beam R@10",
             "beam_ndcg@10": "beam N@10",
             "fused_recall@10": "fused R@10",
+            "all_codes_recall@10": "beam R@10, p over all codes",
             "num_seeds": "seeds",
         }
         cells = [ablation_cells(row) for row in ablations]
