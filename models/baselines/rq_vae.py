@@ -3,7 +3,8 @@
 Rajput et al., "Recommender systems with generative retrieval" (NeurIPS 2023), section 3.1, on the residual
 quantiser of Zeghidour et al. (2021): an MLP encoder, L codebooks over the residuals of its latent, an MLP
 decoder, straight-through gradients. The codebooks follow their members by moving averages, start at
-k-means centroids, and a code that nothing uses is put onto a random residual.
+k-means centroids, and a code that nothing uses is put onto a random residual. The first steps train the
+MLPs alone: codes that start in the latents of random weights are left behind by them.
 
 It knows vectors and codes. Headrace's own tokens (`models/semantic_ids.py`) need no network.
 
@@ -29,7 +30,8 @@ _KMEANS_ITERATIONS = 10
 class RqVaeConfig:
     """TIGER's sizes: latent 32, hidden 512, 256 and 128, three levels of 256 codes, commitment .25.
 
-    A code is dead when its members are fewer than `dead_below` of an equal share.
+    A code is dead when its members are fewer than `dead_below` of an equal share. `warmup_share` of the
+    steps come before the quantiser.
     """
 
     num_levels: int = 3
@@ -37,8 +39,9 @@ class RqVaeConfig:
     latent_dim: int = 32
     hidden_dims: tuple[int, ...] = (512, 256, 128)
     commitment: float = 0.25
-    ema_decay: float = 0.99
-    dead_below: float = 0.05
+    ema_decay: float = 0.97
+    dead_below: float = 0.1
+    warmup_share: float = 0.2
     num_steps: int = 3_000
     batch_size: int = 1_024
     learning_rate: float = 1e-3
@@ -111,8 +114,9 @@ class RqVae(nn.Module):
             code_VZ = _kmeans(residual_NZ, self.config.codebook_size, self.config.seed)
             self.code_LVZ[level] = code_VZ
             residual_NZ = residual_NZ - code_VZ[torch.cdist(residual_NZ, code_VZ).argmin(1)]
-        self.sum_LVZ.copy_(self.code_LVZ)
-        self.count_LV.fill_(1.0)
+        share = self.config.batch_size / self.config.codebook_size
+        self.sum_LVZ.copy_(self.code_LVZ * share)
+        self.count_LV.fill_(share)
 
     def _latent(self, content_NE: Tensor) -> Tensor:
         """The encoder's output, a part at a time: hidden layers are wider than what they end in."""
@@ -149,17 +153,25 @@ def fit_rq_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = RqVae(content_NE.shape[1], config)
-    model.start_codes(content_NE)
+    num_warmup = int(config.warmup_share * config.num_steps)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
     for step in range(config.num_steps):
         batch_B = torch.randint(
             len(content_NE), (min(config.batch_size, len(content_NE)),), generator=generator
         )
-        loss, codes_BL, residual_LBZ = model.loss(content_NE[batch_B])
+        if step == num_warmup:
+            model.start_codes(content_NE)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        model.follow(codes_BL, residual_LBZ, generator)
+        if step < num_warmup:
+            content_BE = content_NE[batch_B]
+            loss = (model.decoder(model.encoder(content_BE)) - content_BE).square().sum(1).mean()
+            loss.backward()
+            optimiser.step()
+        else:
+            loss, codes_BL, residual_LBZ = model.loss(content_NE[batch_B])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            model.follow(codes_BL, residual_LBZ, generator)
         if progress is not None:
             progress(step + 1, config.num_steps)
     return model.eval()
