@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Example:
+class Example:
     """One request with its item at `target` of the candidates."""
 
     history: HistoryBatch
@@ -82,9 +82,21 @@ def fit_ranker(
     chosen = random.permutation(len(cases))[:MAX_EXAMPLES]
     chosen = chosen[np.argsort(cases.time_ms_B[chosen], kind="stable")]
     follower = StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream)
-    asked = _collect(pipeline, cases.select(chosen), held_out.select(chosen), follower, progress)
+    asked = collect_examples(pipeline, cases.select(chosen), held_out.select(chosen), follower, progress)
+    return fit_examples(pipeline, asked, random=random, progress=progress)
+
+
+def fit_examples(
+    pipeline: Pipeline,
+    asked: list[Example | None],
+    *,
+    random: np.random.Generator,
+    validation_share: float = VALIDATION_SHARE,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """`fit_ranker` with examples that were collected before, None where nobody proposed the item."""
     asked = [asked[i] for i in random.permutation(len(asked))]
-    num_validation = int(len(asked) * VALIDATION_SHARE)
+    num_validation = int(len(asked) * validation_share)
     if not num_validation:
         return {}
     validation = asked[:num_validation]
@@ -96,7 +108,7 @@ def fit_ranker(
         "candidate_recall": float(np.mean([example is not None for example in validation])),
     }
     best_weights, num_worse = copy.deepcopy(ranker.state_dict()), 0
-    trained = _Averaged(pipeline, training, random)
+    trained = AveragedTraining(pipeline, ranker, training, random)
     for round_ in range(MAX_ROUNDS if training else 0):
         trained.one_round()
         reached = _validate(pipeline, trained.average, validation)
@@ -112,16 +124,16 @@ def fit_ranker(
     return {**best, **figures}
 
 
-def _collect(
+def collect_examples(
     pipeline: Pipeline,
     cases: HoldoutCases,
     events: EventBatch,
     follower: StatisticsFollower,
     progress: Progress | None,
-) -> list[_Example | None]:
+) -> list[Example | None]:
     """Asks all sources for the candidates of each case, in time order; None where none had the item."""
     generator, scorer = pipeline.generator, pipeline.scorer
-    examples: list[_Example | None] = []
+    examples: list[Example | None] = []
     for begin in range(0, len(cases), BATCH_SIZE):
         part = np.arange(begin, min(begin + BATCH_SIZE, len(cases)))
         batch, known_rows = cases.select(part), cases.select(part).known_rows()
@@ -143,7 +155,7 @@ def _collect(
                 examples.append(None)
                 continue
             examples.append(
-                _Example(
+                Example(
                     history=_one(history, b),
                     candidates=united,
                     features_MF=scorer.features(history, b, united.row_M, time_ms),
@@ -168,7 +180,8 @@ def _one(history: HistoryBatch, b: int) -> HistoryBatch:
     )
 
 
-def _batch(pipeline: Pipeline, examples: list[_Example]) -> tuple[RankingBatch, RankingTargets]:
+def example_batch(pipeline: Pipeline, examples: list[Example]) -> tuple[RankingBatch, RankingTargets]:
+    """The examples as one input of the ranker, and what it is to learn from them."""
     histories = [example.history for example in examples]
     history = HistoryBatch.from_lists(
         [one.item_BT[0, : int(one.length_B)].tolist() for one in histories],
@@ -189,14 +202,16 @@ def _batch(pipeline: Pipeline, examples: list[_Example]) -> tuple[RankingBatch, 
     )
 
 
-class _Averaged:
+class AveragedTraining:
     """A ranker in training, and the moving average of its weights: what it has learned without its jitter."""
 
-    def __init__(self, pipeline: Pipeline, examples: list[_Example], random: np.random.Generator) -> None:
+    def __init__(
+        self, pipeline: Pipeline, ranker: Ranker, examples: list[Example], random: np.random.Generator
+    ) -> None:
         self._pipeline = pipeline
         self._examples = examples
         self._random = random
-        self._ranker = pipeline.scorer.ranker
+        self._ranker = ranker
         self._optimiser = torch.optim.AdamW(
             self._ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
         )
@@ -213,8 +228,8 @@ class _Averaged:
                 self._step([self._examples[i] for i in order[begin : begin + BATCH_SIZE]])
                 num_steps += 1
 
-    def _step(self, examples: list[_Example]) -> None:
-        batch, targets = _batch(self._pipeline, examples)
+    def _step(self, examples: list[Example]) -> None:
+        batch, targets = example_batch(self._pipeline, examples)
         with autocast(torch.device("cpu"), self._dtype):
             loss = ranking_loss(self._ranker(batch, self._pipeline.table.item_ND), targets)
         self._optimiser.zero_grad()
@@ -229,12 +244,12 @@ class _Averaged:
 
 
 @torch.no_grad()
-def _validate(pipeline: Pipeline, ranker: Ranker, examples: list[_Example | None]) -> dict[str, float]:
+def _validate(pipeline: Pipeline, ranker: Ranker, examples: list[Example | None]) -> dict[str, float]:
     """Recall and NDCG of what serving would answer: an item that nobody proposed is a miss."""
     proposed = [example for example in examples if example is not None]
     ranks = [-1] * (len(examples) - len(proposed))
     for begin in range(0, len(proposed), BATCH_SIZE):
-        batch, targets = _batch(pipeline, proposed[begin : begin + BATCH_SIZE])
+        batch, targets = example_batch(pipeline, proposed[begin : begin + BATCH_SIZE])
         relevance_BM = ranker(batch, pipeline.table.item_ND).relevance_BM
         ranks += (relevance_BM > relevance_BM.gather(1, targets.target_B[:, None])).sum(1).tolist()
     return ranking_metrics(np.asarray(ranks, dtype=np.int64))
