@@ -70,14 +70,13 @@ def beam_step(
     children: Children,
     *,
     width: int,
-    over_children: bool,
     excluded: Excluded | None = None,
 ) -> BeamStep:
     """The `width` best children of each request's beams; of equal scores, those of lower (beam, code).
 
     `logits_BKV` floating, `score_BK` float32, `node_BK` int64 (NO_NODE is no beam, a number from P on has
     no children). A child's score is its beam's plus the log-softmax of its code, in float32: over the
-    live children of its parent alone where `over_children`, else over all V codes. Exclusions hide
+    live children of its parent alone. Exclusions hide
     children and leave the softmax as it is, so a score does not depend on what else was excluded. A child
     with the score -inf is none.
 
@@ -95,12 +94,9 @@ def beam_step(
             node_BK,
             children,
             width=width,
-            over_children=over_children,
             excluded=excluded,
         )
-    return beam_step_reference(
-        logits_BKV, score_BK, node_BK, children, width=width, over_children=over_children, excluded=excluded
-    )
+    return beam_step_reference(logits_BKV, score_BK, node_BK, children, width=width, excluded=excluded)
 
 
 def beam_step_reference(
@@ -110,18 +106,14 @@ def beam_step_reference(
     children: Children,
     *,
     width: int,
-    over_children: bool,
     excluded: Excluded | None = None,
 ) -> BeamStep:
     """`beam_step` in torch, on any device: all K x F places of a request, sorted."""
     edge_BKF, live_BKF = _live_edges(node_BK, children)
     code_BKF, child_BKF = children.code_R[edge_BKF].long(), children.child_R[edge_BKF].long()
     logit_BKF = logits_BKV.float().gather(2, code_BKF)
-    if over_children:
-        # a beam without any child: finite, so that nothing is NaN; it is masked again below
-        log_probability_BKF = logit_BKF.masked_fill(~live_BKF, torch.finfo(torch.float32).min).log_softmax(2)
-    else:
-        log_probability_BKF = logits_BKV.float().log_softmax(2).gather(2, code_BKF)
+    # a beam without any child: finite, so that nothing is NaN; it is masked again below
+    log_probability_BKF = logit_BKF.masked_fill(~live_BKF, torch.finfo(torch.float32).min).log_softmax(2)
     if excluded is not None:
         live_BKF = live_BKF & (children.live_N[child_BKF] > _num_excluded(child_BKF, excluded))
     score_BKF = (score_BK[:, :, None] + log_probability_BKF).masked_fill(~live_BKF, -torch.inf)

@@ -59,12 +59,11 @@ def score_children(
     b, logits_ptr, score_ptr, node_ptr, offset_ptr, code_ptr, child_ptr,
     live_ptr, excluded_ptr, excluded_count_ptr, key_ptr,
     num_beams, num_parents, codebook_size,
-    OVER_CHILDREN: tl.constexpr, NUM_EXCLUDED: tl.constexpr, NUM_HALVINGS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_V: tl.constexpr,
+    NUM_EXCLUDED: tl.constexpr, NUM_HALVINGS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Writes the key of every place of request `b`, BLOCK_F places a beam, to its scratch row."""
     f = tl.arange(0, BLOCK_F)
-    code_V = tl.arange(0, BLOCK_V)
     for first_beam in range(0, num_beams, BLOCK_K):
         k = first_beam + tl.arange(0, BLOCK_K)
         is_beam = k < num_beams
@@ -82,15 +81,7 @@ def score_children(
         logit = tl.load(logits_ptr + beam[:, None] * codebook_size + code, mask=live, other=-float("inf")).to(
             tl.float32
         )
-        if OVER_CHILDREN:
-            top, log_sum = log_total(logit)
-        else:
-            all_logits = tl.load(
-                logits_ptr + beam[:, None] * codebook_size + code_V,
-                mask=is_beam[:, None] & (code_V < codebook_size),
-                other=-float("inf"),
-            ).to(tl.float32)
-            top, log_sum = log_total(all_logits)
+        top, log_sum = log_total(logit)
         found = live
         if NUM_EXCLUDED > 0:
             row = b.to(tl.int64) * NUM_EXCLUDED
@@ -135,8 +126,8 @@ def beam_step_kernel(
     live_ptr, excluded_ptr, excluded_count_ptr, scratch_ptr,
     parent_out_ptr, code_out_ptr, child_out_ptr, score_out_ptr,
     num_beams, num_parents, codebook_size, width,
-    OVER_CHILDREN: tl.constexpr, NUM_EXCLUDED: tl.constexpr, NUM_HALVINGS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+    NUM_EXCLUDED: tl.constexpr, NUM_HALVINGS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Request `program_id(0)`: scores, threshold, compaction, padding."""
     b = tl.program_id(0)
@@ -145,7 +136,7 @@ def beam_step_kernel(
     score_children(
         b, logits_ptr, score_ptr, node_ptr, offset_ptr, code_ptr, child_ptr, live_ptr, excluded_ptr,
         excluded_count_ptr, key_ptr, num_beams, num_parents, codebook_size,
-        OVER_CHILDREN, NUM_EXCLUDED, NUM_HALVINGS, BLOCK_K, BLOCK_F, BLOCK_V,
+        NUM_EXCLUDED, NUM_HALVINGS, BLOCK_K, BLOCK_F,
     )  # fmt: skip
     tl.debug_barrier()  # one thread's keys are read by the others from here on
     threshold, above = width_th_largest(key_ptr, num_places, width, BLOCK_S)
@@ -186,13 +177,12 @@ def launch_beam_step(
     children: Children,
     *,
     width: int,
-    over_children: bool,
     excluded: Excluded | None = None,
 ) -> BeamStep:
     """`models.kernels.beam_step.beam_step` by the kernel; on CPU tensors only under the interpreter."""
     batch_size, num_beams, codebook_size = logits_BKV.shape
     device = logits_BKV.device
-    sizes = block_sizes(num_beams, children.max_children, codebook_size)
+    sizes = block_sizes(num_beams, children.max_children)
     num_places = triton.cdiv(num_beams, sizes["BLOCK_K"]) * sizes["BLOCK_K"] * sizes["BLOCK_F"]
     step = BeamStep(
         parent_BW=torch.empty(batch_size, width, dtype=torch.int64, device=device),
@@ -212,7 +202,6 @@ def launch_beam_step(
         torch.empty(batch_size, num_places, dtype=torch.int32, device=device),
         step.parent_BW, step.code_BW, step.child_BW, step.score_BW,
         num_beams, len(children.offset_P1) - 1, codebook_size, width,
-        OVER_CHILDREN=over_children,
         NUM_EXCLUDED=num_excluded_keys,
         NUM_HALVINGS=max(num_excluded_keys.bit_length() - 1, 0),
         num_warps=NUM_WARPS,
@@ -222,10 +211,9 @@ def launch_beam_step(
     return step
 
 
-def block_sizes(num_beams: int, max_children: int, codebook_size: int) -> dict[str, int]:
+def block_sizes(num_beams: int, max_children: int) -> dict[str, int]:
     """The powers of two that a launch of these sizes is compiled for."""
     block_f = triton.next_power_of_2(max(max_children, 1))
-    block_v = triton.next_power_of_2(codebook_size)
-    block_k = max(1, min(triton.next_power_of_2(num_beams), MAX_TILE // max(block_f, block_v)))
+    block_k = max(1, min(triton.next_power_of_2(num_beams), MAX_TILE // block_f))
     block_s = min(triton.next_power_of_2(num_beams) * block_f, MAX_TILE)
-    return {"BLOCK_K": block_k, "BLOCK_F": block_f, "BLOCK_V": block_v, "BLOCK_S": block_s}
+    return {"BLOCK_K": block_k, "BLOCK_F": block_f, "BLOCK_S": block_s}

@@ -153,7 +153,6 @@ class CapturedDecode:
                 node_BK,
                 children,
                 width=sizes.k if level == sizes.num_codes - 1 else sizes.beam,
-                over_children=True,
                 excluded=excluded,
             )
             # padding has the codes 0 and is never a parent

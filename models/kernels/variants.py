@@ -54,10 +54,9 @@ def _beam_step(dtype: str, pointer: str, model: ModelConfig, search: SearchConfi
     types |= dict.fromkeys(("parent_out_ptr", "code_out_ptr", "child_out_ptr"), "*i64")
     size = model.codebook_size
     # from the root there is one beam: Triton compiles numbers that are 1 in
-    forms: list[tuple[str, bool, int, dict[str, int]]] = [
-        ("all", False, search.beam, {}),
-        ("children", True, search.beam, {}),
-        ("root", True, 1, {"num_beams": 1, "num_parents": 1}),
+    forms: list[tuple[str, int, dict[str, int]]] = [
+        ("children", search.beam, {}),
+        ("root", 1, {"num_beams": 1, "num_parents": 1}),
     ]
     return [
         Variant(
@@ -67,15 +66,14 @@ def _beam_step(dtype: str, pointer: str, model: ModelConfig, search: SearchConfi
             what=f"beam {beam}, {size} codes, up to {size} children",
             types=types,
             constants={
-                "OVER_CHILDREN": over_children,
                 "NUM_EXCLUDED": NUM_EXCLUDED,
                 "NUM_HALVINGS": NUM_EXCLUDED.bit_length() - 1,
-                **block_sizes(beam, size, size),
+                **block_sizes(beam, size),
                 **ones,
             },
             num_warps=NUM_WARPS,
         )
-        for form, over_children, beam, ones in forms
+        for form, beam, ones in forms
     ]
 
 

@@ -30,7 +30,6 @@ class Case:
     node_BK: Tensor
     children: Children
     width: int
-    over_children: bool
     excluded: Excluded | None
 
     def run(self, step) -> BeamStep:
@@ -40,7 +39,6 @@ class Case:
             self.node_BK,
             self.children,
             width=self.width,
-            over_children=self.over_children,
             excluded=self.excluded,
         )
 
@@ -109,7 +107,6 @@ def cases(draw: st.DrawFn) -> Case:
         node_BK=torch.randint(-1, num_parents + 1, (batch_size, num_beams), generator=generator),
         children=children_of(codes, live_N.tolist()),
         width=draw(st.sampled_from([1, 2, 5, 40])),
-        over_children=draw(st.booleans()),
         excluded=excluded,
     )
 
@@ -117,21 +114,16 @@ def cases(draw: st.DrawFn) -> Case:
 def exact(case: Case, seed: int) -> Case:
     """The same in quarters that the log-softmax leaves exact: many exact ties.
 
-    One code is certain: over all codes one that is nobody's child, over the children each beam's first."""
+    One code is certain: each beam's first child."""
     generator = torch.Generator().manual_seed(seed)
     quarters = torch.randint(-4, 1, case.logits_BKV.shape, generator=generator).float() / 4
-    batch_size, num_beams, _ = quarters.shape
-    if not case.over_children:
-        logits_BKV = torch.cat([quarters, torch.full((batch_size, num_beams, 1), DOMINANT)], dim=2)
-    else:
-        logits_BKV = quarters
-        for b in range(batch_size):
-            for k, node in enumerate(case.node_BK[b].tolist()):
-                live = live_edges(case, node)
-                if live:
-                    logits_BKV[b, k, live[0][0]] = DOMINANT
+    for b in range(len(quarters)):
+        for k, node in enumerate(case.node_BK[b].tolist()):
+            live = live_edges(case, node)
+            if live:
+                quarters[b, k, live[0][0]] = DOMINANT
     score_BK = torch.randint(-4, 1, case.score_BK.shape, generator=generator).float() / 4
-    return replace(case, logits_BKV=logits_BKV, score_BK=score_BK)
+    return replace(case, logits_BKV=quarters, score_BK=score_BK)
 
 
 def live_edges(case: Case, node: int) -> list[tuple[int, int, int]]:
@@ -156,9 +148,7 @@ def slow_step(case: Case, b: int) -> list[tuple[int, int, int, float]]:
     for k, node in enumerate(case.node_BK[b].tolist()):
         live = live_edges(case, node)
         logits_V = case.logits_BKV[b, k].double()
-        normaliser = (logits_V[[code for code, _, _ in live]] if case.over_children else logits_V).logsumexp(
-            0
-        )
+        normaliser = logits_V[[code for code, _, _ in live]].logsumexp(0)
         for code, child, count in live:
             if count > hidden.get(child, 0):
                 score = float(case.score_BK[b, k] + logits_V[code] - normaliser)
@@ -215,15 +205,13 @@ def flat_case(num_beams: int, codebook_size: int, width: int, **changes) -> Case
         node_BK=torch.arange(num_beams)[None],
         children=children_of([list(range(codebook_size))] * num_beams, [1] * (num_beams * codebook_size)),
         width=width,
-        over_children=False,
         excluded=None,
     )
     return replace(case, **changes)
 
 
-@pytest.mark.parametrize("over_children", [False, True])
-def test_full_size_in_several_tiles(over_children: bool) -> None:
-    case = flat_case(50, 256, 50, over_children=over_children)
+def test_full_size_in_several_tiles() -> None:
+    case = flat_case(50, 256, 50)
     step = case.run(launch_beam_step)
     expected = case.run(beam_step_reference)
     assert torch.equal(step.parent_BW, expected.parent_BW)
@@ -241,8 +229,7 @@ def test_a_single_request_keeps_all_its_beams(run) -> None:
 
 
 @pytest.mark.parametrize("run", [launch_beam_step, beam_step_reference])
-@pytest.mark.parametrize("over_children", [False, True])
-def test_the_least_likely_codes_are_found_where_only_they_exist(run, over_children: bool) -> None:
+def test_the_least_likely_codes_are_found_where_only_they_exist(run) -> None:
     """FlashRec cut to the most likely candidates before masking, which starved beams of valid ones."""
     codebook_size = 64
     logits_V = torch.arange(codebook_size, 0, -1).float()  # the valid codes are the last ones
@@ -252,7 +239,6 @@ def test_the_least_likely_codes_are_found_where_only_they_exist(run, over_childr
         node_BK=torch.tensor([[0, 1, 2]]),
         children=children_of([[62, 63]] * 3, [1] * 6),
         width=6,
-        over_children=over_children,
         excluded=None,
     )
     step = case.run(run)

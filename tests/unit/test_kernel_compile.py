@@ -43,7 +43,7 @@ def report() -> dict:
 def test_all_kernels_are_assembled_and_fit_the_machine(report: dict, arch: str) -> None:
     rows = [row for row in report["rows"] if row["arch"] == arch]
     assert {row["kernel"] for row in rows} == {
-        "beam_step/all", "beam_step/children", "beam_step/root", "embed_items",
+        "beam_step/children", "beam_step/root", "embed_items",
         "hstu_forward", "hstu_backward_queries", "hstu_backward_keys",
     }  # fmt: skip
     for row in rows:
@@ -97,8 +97,7 @@ def test_a_cpu_needs_no_triton() -> None:
         "from models.kernels.beam_step import Children, beam_step\n"
         "one = torch.tensor([0, 1])\n"
         "edges = Children(offset_P1=one, code_R=one[:1], child_R=one[:1], live_N=one[1:], max_children=1)\n"
-        "step = beam_step(torch.zeros(1, 1, 2), torch.zeros(1, 1), one[None, :1], edges, width=1,"
-        " over_children=True)\n"
+        "step = beam_step(torch.zeros(1, 1, 2), torch.zeros(1, 1), one[None, :1], edges, width=1)\n"
         "assert step.child_BW.tolist() == [[0]]\n"
     )
     result = run_python("-c", program)
