@@ -1,0 +1,113 @@
+"""Ranking examples of past events, one request with one candidate each, as they stood right before them.
+
+Owns how they are made and batched; what is fitted to them is others'. The candidate is the event's own item:
+what is asked is how the user will act on it.
+
+Shapes: B examples, T history, F live features, D width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import Candidates, EventBatch, HistoryBatch
+from models.candidates import Source, proposed_by
+from models.features import Float32Array
+from models.ranker import LIKE, RankingBatch, RankingTargets, action_labels
+from models.recommend import Pipeline
+from models.user_histories import Past, pad_pasts
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """B examples with their users' states; `user_B` numbers of users, `label_BA` what the event stood for."""
+
+    past_B: list[Past]
+    candidates_B: list[Candidates]
+    features_BMF: list[Float32Array]
+    state_BD: Tensor
+    label_BA: Tensor
+    user_B: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.past_B)
+
+    @property
+    def liked_B(self) -> np.ndarray:
+        """Bool [B]: whether the event counts as a like."""
+        return self.label_BA[:, LIKE].numpy() > 0
+
+    def batches(
+        self, pipeline: Pipeline, order: np.ndarray, size: int
+    ) -> Iterator[tuple[RankingBatch, RankingTargets]]:
+        """The examples in `order`, `size` at a time."""
+        max_history = pipeline.generator.recommender.config.max_history
+        for begin in range(0, len(order), size):
+            chosen = order[begin : begin + size]
+            batch = pipeline.scorer.batch(
+                pad_pasts([self.past_B[b] for b in chosen], max_history),
+                [self.candidates_B[b] for b in chosen],
+                [self.features_BMF[b] for b in chosen],
+                self.state_BD[torch.from_numpy(chosen)],
+            )
+            yield (
+                batch,
+                RankingTargets(
+                    target_B=torch.zeros(len(chosen), dtype=torch.int64),
+                    chosen_B=torch.zeros(len(chosen), dtype=torch.bool),
+                    action_BA=self.label_BA[torch.from_numpy(chosen)],
+                ),
+            )
+
+
+def follow(pipeline: Pipeline, events: EventBatch, begin: int, end: int) -> Examples:
+    """Examples of the events from `begin` to `end`, in time order; the statistics take in all up to `end`."""
+    catalogue, statistics = pipeline.generator.catalogue, pipeline.scorer.statistics
+    max_history = pipeline.generator.recommender.config.max_history
+    past_of: dict[str, Past] = {}
+    pasts, candidates, features, users = [], [], [], []
+    for n in range(end):
+        user, row, time_ms = events.user_ids[n], int(events.item_N[n]), int(events.time_ms_N[n])
+        past = past_of.get(user, _NOTHING)
+        if n >= begin:
+            one = proposed_by(Source.DENSE, np.asarray([row]))
+            pasts.append(past)
+            candidates.append(one)
+            last_ms = int(past.time_ms_T[-1]) if len(past) else 0
+            features.append(pipeline.scorer.feature_source.features(one.row_M, past.item_T, last_ms, time_ms))
+            users.append(user)
+        statistics.update(user, catalogue.item_ids[row], int(events.action_N[n]), time_ms)
+        past_of[user] = Past(
+            np.append(past.item_T, row)[-max_history:],
+            np.append(past.action_T, events.action_N[n])[-max_history:],
+            np.append(past.time_ms_T, time_ms)[-max_history:],
+        )
+    _, user_B = np.unique(np.asarray(users, dtype=np.str_), return_inverse=True)
+    return Examples(
+        past_B=pasts,
+        candidates_B=candidates,
+        features_BMF=features,
+        state_BD=_states(pipeline, pasts),
+        label_BA=action_labels(
+            torch.from_numpy(events.action_N[begin:end]), torch.from_numpy(events.value_N[begin:end])
+        ),
+        user_B=user_B,
+    )
+
+
+_NOTHING = Past(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@torch.no_grad()
+def _states(pipeline: Pipeline, pasts: list[Past]) -> Tensor:
+    recommender = pipeline.generator.recommender
+    states = []
+    for begin in range(0, len(pasts), _BATCH):
+        history: HistoryBatch = pad_pasts(pasts[begin : begin + _BATCH], recommender.config.max_history)
+        states.append(recommender.last_state(history, pipeline.table.item_ND).float())
+    return torch.cat(states)
