@@ -4,6 +4,11 @@ Owns the network, its input batch and its losses. Its trunk is its own and narro
 dense logits come in detached, so ranking never moves the generator. `models.scoring` builds the input,
 `models.ranker_training` fits it offline, `models.learner` online.
 
+The history is action-oriented: one token for each item and what was done with it. Tried and left out, since
+NDCG@10 on 4,000 validation cases of Beauty did not rise (.085 without): an embedding of the request that an
+event belongs to (breaks of half an hour, counted from the newest; .084 to .085), one of the time since the
+last event on the candidates' tokens (.084), standardised features (.086), dropout (.080 to .084).
+
 Shapes: B requests, T history, M candidates, A actions, F live features, D the generator's width.
 """
 
