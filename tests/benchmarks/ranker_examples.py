@@ -15,11 +15,13 @@ from torch import Tensor
 
 from models.batch import Candidates, EventBatch, HistoryBatch
 from models.candidates import Source, proposed_by
+from models.catalogue import CatalogueIndex
 from models.features import Float32Array
 from models.ranker import LIKE, RankingBatch, RankingTargets, action_labels
 from models.recommend import Pipeline
 from models.user_histories import Past, pad_pasts
 
+DAY_MS = 86_400_000
 _BATCH = 256
 
 
@@ -111,3 +113,21 @@ def _states(pipeline: Pipeline, pasts: list[Past]) -> Tensor:
         history: HistoryBatch = pad_pasts(pasts[begin : begin + _BATCH], recommender.config.max_history)
         states.append(recommender.last_state(history, pipeline.table.item_ND).float())
     return torch.cat(states)
+
+
+def announced_at_first_event(
+    catalogue: CatalogueIndex, events: EventBatch, first_day: int
+) -> tuple[CatalogueIndex, np.ndarray]:
+    """A copy with each item announced at its first event, available if that was before; and the days [N]."""
+    copied = catalogue.copy()
+    first_N = np.full(len(copied), np.iinfo(np.int64).max)
+    np.minimum.at(first_N, events.item_N, events.time_ms_N)
+    for row in np.unique(events.item_N).tolist():
+        copied.insert(
+            copied.item_ids[row],
+            copied.codes_NC[row].tolist(),
+            copied.content_NE[row],
+            available=bool(first_N[row] // DAY_MS < first_day),
+            announced_ms=int(first_N[row]),
+        )
+    return copied, first_N // DAY_MS

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from quality_data import Problem
+from ranker_examples import DAY_MS, announced_at_first_event
 from ranker_statistics import Budget, Row, Tick, Variant, make_pipeline, seen_by
 from torch.nn.utils import clip_grad_norm_
 
 from models.batch import Candidates, EventBatch
-from models.catalogue import CatalogueIndex
 from models.config import LearnerConfig, TrainConfig
 from models.generation import Generation
 from models.learner import OnlineLearner
@@ -42,7 +42,6 @@ STEP_EXAMPLES = 32
 START_SHARE = 0.7
 WARM_UP_ROUNDS = 3
 NUM_ANSWERS = 10
-_DAY_MS = 86_400_000
 SOURCES_ALONE = ("popularity", "co-occurrence neighbours", "dense head", "beam search")
 
 
@@ -62,10 +61,12 @@ class Stream:
     def __init__(self, problem: Problem, budget: Budget) -> None:
         events = problem.events
         self.events = events.select(np.argsort(events.time_ms_N, kind="stable"))
-        self.day_N = self.events.time_ms_N // _DAY_MS
+        self.day_N = self.events.time_ms_N // DAY_MS
         self.first_day = int(self.day_N[int(START_SHARE * len(events))])
         self.days = np.unique(self.day_N[self.day_N >= self.first_day]).tolist()
-        self.catalogue, self.first_day_N = _announced(problem.catalogue, self.events, self.first_day)
+        self.catalogue, self.first_day_N = announced_at_first_event(
+            problem.catalogue, self.events, self.first_day
+        )
         past = self.events.select(self.day_N < self.first_day)
         config = TrainConfig(max_epochs=budget.generator_epochs, align_epochs=0)
         nothing = past.select(np.arange(0))
@@ -103,8 +104,7 @@ class Stream:
         unseen = [n for n in range(len(events)) if events.item_N[n] not in pasts[n].item_T]
         chosen = np.unique(np.linspace(0, len(unseen) - 1, min(MAX_ASKED, len(unseen))).astype(int))
         place_of = {unseen[c]: s for s, c in enumerate(chosen.tolist())}
-        pipeline, asked = self.pipeline, []
-        questions = [pasts[n] for n in place_of]
+        pipeline, asked, questions = self.pipeline, [], [pasts[n] for n in place_of]
         generation = self._generate(pipeline, questions) if questions else None
         for n in range(len(events)):
             if n in place_of and generation is not None:
@@ -152,12 +152,14 @@ class Stream:
 
     def _alone(self, found: Candidates, past: Past, exclude: np.ndarray, row: int) -> dict[str, int]:
         """Where each source alone has the item, -1 for not among the first `NUM_ANSWERS`."""
-        ids, catalogue = self.catalogue.item_ids, self.catalogue
-        recent = [ids[other] for other in past.item_T]
+        catalogue = self.catalogue
+        recent = [catalogue.item_ids[other] for other in past.item_T]
         popular = catalogue.rows(self.statistics.trending(NUM_ANSWERS + len(exclude)))
         neighbours = catalogue.rows(self.statistics.cooccurring(recent, 4 * NUM_ANSWERS))
-        by_dense = found.row_M[np.argsort(-np.nan_to_num(found.dense_M, nan=-np.inf), kind="stable")]
-        by_beam = found.row_M[np.argsort(-np.nan_to_num(found.beam_M, nan=-np.inf), kind="stable")]
+        by_dense, by_beam = (
+            found.row_M[np.argsort(np.nan_to_num(-score_M, nan=np.inf), kind="stable")]
+            for score_M in (found.dense_M, found.beam_M)
+        )
         lists = (popular[~np.isin(popular, exclude)], neighbours[~np.isin(neighbours, exclude)])
         ranks = {}
         for name, listed in zip(SOURCES_ALONE, (*lists, by_dense, by_beam), strict=True):
@@ -281,21 +283,3 @@ def _row(name: str, rank_S: Ranks, about: list[Asked]) -> Row:
         row[f"recall@10_{part}"] = ranking_metrics(rank_S[mask_S])["recall@10"]
         row[f"num_{part}"] = int(mask_S.sum())
     return row
-
-
-def _announced(
-    catalogue: CatalogueIndex, events: EventBatch, first_day: int
-) -> tuple[CatalogueIndex, np.ndarray]:
-    """A copy with each item announced at its first event, available if that was before; and the days [N]."""
-    copied = catalogue.copy()
-    first_N = np.full(len(copied), np.iinfo(np.int64).max)
-    np.minimum.at(first_N, events.item_N, events.time_ms_N)
-    for row in np.unique(events.item_N).tolist():
-        copied.insert(
-            copied.item_ids[row],
-            copied.codes_NC[row].tolist(),
-            copied.content_NE[row],
-            available=bool(first_N[row] // _DAY_MS < first_day),
-            announced_ms=int(first_N[row]),
-        )
-    return copied, first_N // _DAY_MS
