@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,dev]'
+	$(BIN)/python -m models.kernels.precompile
 	@touch $@
 
 protos: setup ## Generate the typed Python stubs from protos/headrace/v1/*.proto

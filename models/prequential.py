@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from models.batch import Candidates, EventBatch, Int64Array
-from models.candidates import Source, proposed_by, unite
 from models.features import Float32Array
 from models.ranker import RankerOutput, RankingTargets, action_labels
 from models.recommend import Pipeline, with_live
@@ -75,25 +74,21 @@ class Forecast:
         self.candidates: list[Candidates] = []
         self._features: list[Float32Array] = []
         self._target_column: list[int] = []
-        self._is_proposed: list[bool] = []
 
     def reach(self, row: int, time_ms: int) -> None:
         """The stream stands right before the next question's event, on item `row`.
 
-        An item that nobody proposed becomes the last candidate, looking as if the dense list had been
-        longer: an example to learn from, never a hit. As all features, its own do not know the event.
+        An item that nobody proposed is a miss, and no example: put among the candidates it would be known
+        by what it lacks (offline that cost a tenth of the NDCG, `models/ranker_training.py`).
         """
         s = len(self.candidates)
         found = with_live(
             self.scorer, self.generation.candidates[s], self.history, s, time_ms, self.questions[s].exclude
         )
-        is_proposed = bool((found.row_M == row).any())
-        if not is_proposed:
-            found = unite([found, proposed_by(Source.DENSE, np.asarray([row]))])
+        column = np.nonzero(found.row_M == row)[0]
         self.candidates.append(found)
         self._features.append(self.scorer.features(self.history, s, found.row_M, time_ms))
-        self._target_column.append(int(np.nonzero(found.row_M == row)[0][0]))
-        self._is_proposed.append(is_proposed)
+        self._target_column.append(int(column[0]) if len(column) else -1)
 
     def rank_all(self) -> RankerOutput:
         """Ranks all candidates of all reached questions in one pass, with a graph."""
@@ -105,7 +100,7 @@ class Forecast:
         """For each question the 0-based rank of the event's item (ties by item id), -1 if not proposed."""
         ranks = []
         for s, candidates in enumerate(self.candidates):
-            if not self._is_proposed[s]:
+            if self._target_column[s] < 0:
                 ranks.append(-1)
                 continue
             ids = [self.scorer.catalogue.item_ids[row] for row in candidates.row_M]

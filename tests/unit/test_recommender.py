@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from models.batch import HistoryBatch
-from models.config import ModelConfig
+from models.config import TRUNKS, ModelConfig
 from models.recommender import NUM_GAP_BUCKETS, GenerativeRecommender, gap_bucket
 
 CONFIG = ModelConfig(content_dim=12, codebook_size=8, d_model=32, num_heads=4, dropout=0.1)
@@ -48,6 +50,21 @@ def test_a_history_is_read_the_same_in_any_batch(recommender, items):
     together = recommender.last_state(histories(), item_ND)
     alone = HistoryBatch.from_lists([[4]], [[0]], [[7]], max_history=50)
     torch.testing.assert_close(recommender.last_state(alone, item_ND)[0], together[1])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_either_trunk_extends_a_state_by_the_events_that_came(items, trunk):
+    torch.manual_seed(0)
+    recommender = GenerativeRecommender(replace(CONFIG, trunk=trunk)).eval()
+    item_ND, whole = recommender.encode_items(*items), histories()
+    known = HistoryBatch.from_lists([[1], [4], []], [[2], [0], []], [[0], [7], []], max_history=50)
+    rest = ([[2, 3], [], []], [[2, 5], [], []], [[1_000, 86_401_000], [], []])
+    new = HistoryBatch.from_lists(*rest, max_history=50)
+    states = recommender.extend(recommender.prefill(known, item_ND), new, item_ND)
+    expected = recommender.user_states(whole, item_ND)[[0, 1], [2, 0]]
+    torch.testing.assert_close(states.state_BD[:2], expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(states.state_BD[2], recommender.empty_state)
+    assert states.length_B.tolist() == [3, 1, 0]
 
 
 def test_a_new_item_needs_only_its_codes_and_content(recommender, items):

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.kernels.beam_step_cpu import log_softmax_inplace
+from models.kernels.attend_cpu import attend_prefix
+from models.kernels.beam_step_cpu import (
+    best_children,
+    branching_beams,
+    log_softmax_inplace,
+    mark_valid_codes,
+)
+from models.kernels.precompile import precompile
 from models.search import CodeLogits, SearchResult, beam_search
 from models.search_reference import Codes, beam_search_reference
 from models.trie import Trie
@@ -202,6 +209,16 @@ def test_the_network_is_asked_only_where_there_is_a_choice() -> None:
     found = beam_search(logits, trie, batch_size=1, k=4, beam=4)
     assert asked == [1, 1, 1]  # the root, (0,) and (1, 2)
     torch.testing.assert_close(found.score_BK.exp(), torch.full((1, 4), 0.25))
+
+
+def test_what_is_precompiled_is_what_a_search_calls() -> None:
+    precompile()
+    compiled = [branching_beams, best_children, attend_prefix, mark_valid_codes]
+    assert [len(function.signatures) for function in compiled] == [1] * len(compiled)
+    codes = [(a, b, c) for a in range(V) for b in range(V) for c in range(2)]
+    search(Case(codes, [True] * 32, 3, 2, k=9, beam=5, seed=5, num_values=3, exclude=[[1], []]))
+    search(Case(codes, [False] * 32, 3, 1, k=9, beam=5, seed=5, num_values=3, exclude=None))
+    assert [len(function.signatures) for function in compiled] == [1] * len(compiled)
 
 
 def test_an_empty_trie_and_an_empty_batch() -> None:
