@@ -121,17 +121,37 @@ class Decoding:
             token_QD, seen_QD = self.start_BD[request_Q], self.value_BD[request_Q]
         else:
             token_QD = self.tables.token_lVD[depth - 1][prefix_Ql[:, -1]]
-            seen_QD = torch.from_numpy(
-                attend_prefix(
-                    prefix_Ql.numpy(),
-                    request_Q.numpy(),
-                    self.key_BD.numpy(),
-                    self.value_BD.numpy(),
-                    *self.tables.arrays,
-                    decoder.block.attention.num_heads,
-                )
-            )
+            seen_QD = self.attend(prefix_Ql, request_Q)
         token_QD = token_QD + decoder.block.attention.project_out(seen_QD)
         hidden_QD = decoder.norm(decoder.block.feed_forward(token_QD))
         weight_DV, bias_V = decoder.output_weight[depth], decoder.output_bias[depth]
         return torch.addmm(bias_V, hidden_QD, weight_DV)
+
+    def attend(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        """What the last of l >= 1 codes sees of the first token and the codes, float32 [Q, D]."""
+        if self.key_BD.device.type != "cpu" or type(self.key_BD) is not Tensor:
+            return self.attend_in_torch(prefix_Ql, request_Q)
+        seen_QD = attend_prefix(
+            np.ascontiguousarray(prefix_Ql.numpy()),
+            request_Q.numpy(),
+            self.key_BD.numpy(),
+            self.value_BD.numpy(),
+            *self.tables.arrays,
+            self.tables.decoder.block.attention.num_heads,
+        )
+        return torch.from_numpy(seen_QD)
+
+    def attend_in_torch(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
+        """`attend` on any device, in static shapes."""
+        tables, num_heads = self.tables, self.tables.decoder.block.attention.num_heads
+        query_QD = tables.query_lVD[prefix_Ql.shape[1] - 1][prefix_Ql[:, -1]]
+        keys, values = [self.key_BD[request_Q]], [self.value_BD[request_Q]]
+        for level, code_Q in enumerate(prefix_Ql.unbind(1)):
+            keys.append(tables.key_lVD[level][code_Q])
+            values.append(tables.value_lVD[level][code_Q])
+        split = (len(prefix_Ql), prefix_Ql.shape[1] + 1, num_heads, -1)
+        key_QsHE, value_QsHE = torch.stack(keys, 1).view(split), torch.stack(values, 1).view(split)
+        score_QsH = (query_QD.view(len(prefix_Ql), 1, num_heads, -1) * key_QsHE).sum(3)
+        weight_QsH = (score_QsH * key_QsHE.shape[3] ** -0.5).softmax(1)
+        seen_QHE: Tensor = (value_QsHE * weight_QsH[..., None]).sum(1)
+        return seen_QHE.flatten(1)

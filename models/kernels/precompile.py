@@ -1,7 +1,7 @@
 """`python -m models.kernels.precompile`: compiles the CPU kernels now, so that no service does later.
 
 It takes some seconds and stays on disk beside the sources; each function has one signature, that of the
-the calls below.
+calls below.
 """
 
 import numpy as np

@@ -29,6 +29,14 @@ def test_every_prefix_is_decoded_for_its_request(decoder):
         torch.testing.assert_close(together[q], alone[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_the_compiled_attention_is_that_of_torch(decoder, length):
+    decoding = decoder.tables().start(torch.randn(3, 32))
+    prefix, request = torch.randint(0, 16, (7, length)), torch.tensor([0, 0, 1, 2, 2, 1, 0])
+    expected = decoding.attend_in_torch(prefix, request)
+    torch.testing.assert_close(decoding.attend(prefix, request), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_code_is_predicted_without_seeing_itself(decoder):
     state, codes = torch.randn(3, 32), torch.randint(0, 8, (3, 4))
     changed = codes.clone()
