@@ -114,9 +114,15 @@ def add_live_candidates(
 
 
 def newly_announced(statistics: LiveStatistics, catalogue: CatalogueIndex, time_ms: int) -> Int64Array:
-    """Rows announced in the last `NEW_FOR_MS` that had few engagements, the newest first."""
+    """Rows announced in the last `NEW_FOR_MS` that had few engagements, the newest first.
+
+    "Now" is `time_ms`, but no later than the newest event or announcement: what is not streamed does not
+    age, as in the features. Items that are announced later than `time_ms` are not known yet.
+    """
     announced_N = np.asarray(catalogue.announced_ms_N)
-    recent = np.nonzero((announced_N > max(0, time_ms - NEW_FOR_MS)) & (announced_N <= time_ms))[0]
+    announced_N = np.where(announced_N <= time_ms, announced_N, 0)
+    now_ms = min(time_ms, max(statistics.newest_ms, int(announced_N.max(initial=0))))
+    recent = np.nonzero(announced_N > max(0, now_ms - NEW_FOR_MS))[0]
     recent = recent[np.lexsort((-recent, -announced_N[recent]))][: 10 * NUM_NEW]
     total_M = statistics.totals(statistics.rows([catalogue.item_ids[row] for row in recent.tolist()]))
     return recent[total_M < NEW_UNTIL_EVENTS].astype(np.int64)

@@ -14,6 +14,9 @@ from protos.headrace.v1.recommend_pb2 import (
 )
 from services.gateway.items import ItemInfo, ItemView
 
+# Of so many places of an answer one is for an item that was announced lately and has few events.
+EXPLORE_EVERY = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -41,17 +44,45 @@ class Policy:
 
 
 def choose(ranked: Iterable[Recommendation], policy: Policy, items: ItemView, k: int) -> list[Recommendation]:
-    """The first k distinct allowed items of `ranked`, in order, with their titles filled in."""
-    chosen: dict[str, Recommendation] = {}
+    """k distinct allowed items of `ranked`, in order, with their titles filled in.
+
+    The first k, but of every `EXPLORE_EVERY` places one is for a new item. What nobody has been shown
+    nobody chooses, and what nobody chooses no ranker puts first: the last places of the answer go to
+    the best new items further down, unless so many are in it already.
+    """
+    first: list[Recommendation] = []
+    later_new: list[Recommendation] = []
+    num_new, taken = k // EXPLORE_EVERY, set[str]()
     for recommendation in ranked:
-        if len(chosen) == k:
-            break
         item_id = recommendation.item_id
+        is_new = CandidateSource.CANDIDATE_SOURCE_NEW in recommendation.sources
+        if len(first) == k:
+            if len(later_new) >= num_new:
+                break
+            if not is_new:
+                continue
         info = items.get(item_id)
-        if item_id not in chosen and policy.allows(item_id, info):
-            recommendation.title = info.title if info else ""
-            chosen[item_id] = recommendation
-    return list(chosen.values())
+        if item_id in taken or not policy.allows(item_id, info):
+            continue
+        recommendation.title = info.title if info else ""
+        taken.add(item_id)
+        if len(first) < k:
+            first.append(recommendation)
+            num_new -= is_new
+        else:
+            later_new.append(recommendation)
+    return _without_last_old(first, len(later_new)) + later_new
+
+
+def _without_last_old(ranked: list[Recommendation], num_left_out: int) -> list[Recommendation]:
+    """`ranked` without the last `num_left_out` items that are not new."""
+    kept = []
+    for recommendation in reversed(ranked):
+        if num_left_out and CandidateSource.CANDIDATE_SOURCE_NEW not in recommendation.sources:
+            num_left_out -= 1
+        else:
+            kept.append(recommendation)
+    return kept[::-1]
 
 
 def popular(popular_ids: Iterable[str], items: ItemView) -> Iterator[str]:

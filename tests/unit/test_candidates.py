@@ -88,4 +88,10 @@ def test_live_sources_exclude_and_can_be_switched_off(
 
 def test_an_item_with_events_is_no_longer_new(catalogue: CatalogueIndex, statistics: LiveStatistics) -> None:
     assert set(newly_announced(statistics, catalogue, NOW).tolist()) == set(range(21, 29))
-    assert len(newly_announced(statistics, catalogue, NOW + 40 * DAY)) == 0
+
+
+def test_what_is_not_streamed_does_not_age(catalogue: CatalogueIndex, statistics: LiveStatistics) -> None:
+    known = newly_announced(statistics, catalogue, NOW + 40 * DAY).tolist()
+    assert known[0] == 29  # by now it was announced, as the last
+    assert set(known) >= set(range(22, 30))
+    assert newly_announced(statistics, catalogue, NOW + 400 * DAY).tolist() == known

@@ -17,6 +17,7 @@ from services.gateway.policy import Policy, choose, fill, popular, shortfall
 
 BEAM = CandidateSource.CANDIDATE_SOURCE_BEAM
 FALLBACK = CandidateSource.CANDIDATE_SOURCE_FALLBACK
+NEW = CandidateSource.CANDIDATE_SOURCE_NEW
 
 
 def view(*items: Item) -> ItemView:
@@ -53,6 +54,21 @@ def test_choose_keeps_the_order_and_answers_each_item_once() -> None:
     answer = choose(ranked("b", "a", "b", "d"), policy(), CATALOGUE, 3)
     assert ids(answer) == ["b", "a", "d"]
     assert [item.title for item in answer] == ["B", "A", "D"]
+
+
+def test_one_place_of_ten_is_for_a_new_item() -> None:
+    model = ranked(*(f"i{n}" for n in range(30)))
+    model[20].sources[:] = [NEW, BEAM]
+    model[25].sources[:] = [NEW]
+    assert ids(choose(model, policy(), CATALOGUE, 9)) == [f"i{n}" for n in range(9)]
+    ten = choose(model, policy(), CATALOGUE, 10)
+    assert ids(ten) == [*(f"i{n}" for n in range(9)), "i20"]
+    assert [item.score for item in ten] == sorted((item.score for item in ten), reverse=True)
+    assert ids(choose(model, policy("i20"), CATALOGUE, 10))[-1] == "i25"
+    assert ids(choose(model, policy("i20", "i25"), CATALOGUE, 10)) == [f"i{n}" for n in range(10)]
+    model[3].sources[:] = [NEW]
+    assert ids(choose(model, policy(), CATALOGUE, 10)) == [f"i{n}" for n in range(10)]
+    assert ids(choose(model, policy(), CATALOGUE, 20)) == [*(f"i{n}" for n in range(19)), "i20"]
 
 
 def test_choose_leaves_out_blocked_and_unavailable_items() -> None:
