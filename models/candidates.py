@@ -39,11 +39,6 @@ class Source(IntEnum):
         return 1 << int(self)
 
 
-def sources_of(mask: int) -> list[Source]:
-    """The sources of one mask, by number."""
-    return [source for source in Source if mask & source.bit]
-
-
 def unite(proposals: Sequence[Candidates]) -> Candidates:
     """The union, each row once, in order of first appearance; of two scores the first known one stays."""
     row_M = np.concatenate([one.row_M for one in proposals])

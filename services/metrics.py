@@ -4,7 +4,9 @@ One process has one registry and one port. No user or item ids in labels. Who ob
 the business of the callers.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -133,3 +135,15 @@ def serve_metrics(host: str, port: int) -> Callable[[], None]:
         thread.join()
 
     return stop
+
+
+@contextmanager
+def stage(name: str, num_requests: int) -> Iterator[None]:
+    """Times a stage that requests go through together: each of them spent all of it."""
+    started_s = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - started_s
+        for _ in range(num_requests):
+            STAGE_SECONDS.labels(name).observe(seconds)

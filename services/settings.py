@@ -135,6 +135,17 @@ class GeneratorSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankerSettings:
+    """At most `max_batch` waiting requests are ranked together; 1 answers each alone."""
+
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError("max_batch must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerServiceSettings:
     """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
 
@@ -159,6 +170,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     gateway: GatewaySettings = GatewaySettings()
     generator: GeneratorSettings = GeneratorSettings()
+    ranker: RankerSettings = RankerSettings()
     learner_service: LearnerServiceSettings = LearnerServiceSettings()
     codebook: CodebookConfig = CodebookConfig()
     model: ModelConfig = ModelConfig()

@@ -1,19 +1,17 @@
 """Messages <-> the arrays and rows of `models`, and nothing else: no validation, no I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.batch import Candidates, EventBatch, HistoryBatch, Int64Array
-from models.candidates import Source, sources_of
+from models.candidates import Source
 from models.catalogue import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
-from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
-from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.release_pb2 import PartitionOffset
 from streaming.records import split_position
 
@@ -65,48 +63,29 @@ def to_sources(numbers: Iterable[int]) -> frozenset[Source]:
     return frozenset(Source(number) for number in numbers if number in Source._value2member_map_)
 
 
-@cache
-def from_mask(mask: int) -> tuple[CandidateSource.ValueType, ...]:
-    """The wire numbers of the sources of one bit mask."""
-    return tuple(CandidateSource.ValueType(int(source)) for source in sources_of(mask))
+def candidates_message(candidates: Candidates, item_ids: Sequence[str]) -> CandidatesMessage:
+    """The candidates as the generator answers them, in order, without their dense scores."""
+    return CandidatesMessage(
+        item_ids=[item_ids[row] for row in candidates.row_M.tolist()],
+        source_masks=candidates.source_M.tolist(),
+        beam_scores=candidates.beam_M.tolist(),
+    )
 
 
-@cache
-def _to_mask(numbers: tuple[int, ...]) -> int:
-    return sum(source.bit for source in to_sources(numbers))
-
-
-def candidate_messages(candidates: Candidates, item_ids: Sequence[str]) -> list[Candidate]:
-    """The candidates as the generator answers them, in order; a score that was not computed is 0."""
-    beam_M, dense_M = np.nan_to_num(candidates.beam_M), np.nan_to_num(candidates.dense_M)
-    return [
-        Candidate(
-            item_id=item_ids[row],
-            sources=from_mask(mask),
-            beam_score=float(beam),
-            dense_score=float(dense),
-        )
-        for row, mask, beam, dense in zip(
-            candidates.row_M.tolist(), candidates.source_M.tolist(), beam_M, dense_M, strict=True
-        )
-    ]
-
-
-def candidates_of(messages: Sequence[Candidate], catalogue: CatalogueIndex) -> Candidates:
+def candidates_of(message: CandidatesMessage, catalogue: CatalogueIndex) -> Candidates:
     """The candidates as the ranker takes them: known, available, each once; dense scores left open."""
-    first: dict[int, Candidate] = {}
-    for row, message in zip(catalogue.rows([m.item_id for m in messages]).tolist(), messages, strict=True):
-        if row >= 0 and catalogue.available_N[row]:
-            first.setdefault(row, message)
-    masks = [_to_mask(tuple(m.sources)) for m in first.values()]
-    beams = [
-        m.beam_score if CandidateSource.CANDIDATE_SOURCE_BEAM in m.sources else np.nan for m in first.values()
-    ]
+    row_M = catalogue.rows(message.item_ids)
+    row_U, first_U = np.unique(row_M, return_index=True)
+    first_U = first_U[row_U >= 0]
+    kept_U = np.sort(first_U[catalogue.available_N[row_M[first_U]]])
+    mask_M = np.array(message.source_masks, dtype=np.int64)[kept_U]
+    beam_M = np.array(message.beam_scores, dtype=np.float32)[kept_U]
+    beam_M[(mask_M & Source.BEAM.bit) == 0] = np.nan
     return Candidates(
-        row_M=np.fromiter(first, dtype=np.int64, count=len(first)),
-        source_M=np.array(masks, dtype=np.int64),
-        beam_M=np.array(beams, dtype=np.float32),
-        dense_M=np.full(len(first), np.nan, dtype=np.float32),
+        row_M=row_M[kept_U],
+        source_M=mask_M,
+        beam_M=beam_M,
+        dense_M=np.full(len(kept_U), np.nan, dtype=np.float32),
     )
 
 

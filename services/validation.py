@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 
 from protos.headrace.v1.events_pb2 import Action, HistoryEvent
-from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from services.errors import InvalidRequest
+from services.source_masks import EVERY_SOURCE, mask_of
 
 MAX_K = 512
 MAX_CANDIDATES = 2_048
@@ -18,6 +19,7 @@ MAX_IDS = 10_000
 MAX_ID_LENGTH = 256
 # Year 2262: what a 64-bit count of nanoseconds can hold, as in Arrow and numpy.
 MAX_TIME_MS = 9_223_372_036_854
+_BEAM = mask_of(CandidateSource.CANDIDATE_SOURCE_BEAM)
 
 
 class Violations:
@@ -55,14 +57,16 @@ class Violations:
             self.check(known, f"history[{i}].action", "is no action")
             self.time(event.event_time_ms, f"history[{i}].event_time_ms")
 
-    def candidates(self, candidates: Sequence[Candidate]) -> None:
+    def candidates(self, candidates: Candidates) -> None:
         """Candidates to be ranked."""
-        problem = f"at most {MAX_CANDIDATES} are taken"
-        self.check(len(candidates) <= MAX_CANDIDATES, "candidates", problem)
-        for i, candidate in enumerate(candidates[:MAX_CANDIDATES]):
-            self._id(candidate.item_id, f"candidates[{i}].item_id")
-            finite = math.isfinite(candidate.beam_score)
-            self.check(finite, f"candidates[{i}].beam_score", "is not a finite number")
+        item_ids, masks, scores = candidates.item_ids, candidates.source_masks, candidates.beam_scores
+        same = len(item_ids) == len(masks) == len(scores)
+        self.check(same, "candidates", "the columns must be of one length")
+        self.ids(item_ids, "candidates.item_ids", MAX_CANDIDATES)
+        for i, (mask, score) in enumerate(zip(masks[:MAX_CANDIDATES], scores, strict=False)):
+            self.check(not mask & ~EVERY_SOURCE, f"candidates.source_masks[{i}]", "names no candidate source")
+            known = not mask & _BEAM or math.isfinite(score)
+            self.check(known, f"candidates.beam_scores[{i}]", "is not a finite number")
 
     def sources(self, sources: Sequence[int]) -> None:
         """Candidate sources to leave out."""

@@ -4,6 +4,7 @@ Turns what the network says into what the answer needs: a ranking, a ranking wit
 None when no model can answer. Knows nothing of policy or fallback.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,13 +15,14 @@ import grpc.aio
 import structlog
 
 from protos.headrace.v1.events_pb2 import HistoryEvent
-from protos.headrace.v1.generator_pb2 import Candidate, GenerateRequest, GenerateResponse
+from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import SemanticId
-from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
-from protos.headrace.v1.recommend_pb2 import CandidateSource, Recommendation
+from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
+from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
 from services.clients import passed_on
 from services.errors import BackendUnavailable, DeadlineExpired, NotFound, WrongRelease
+from services.gateway.ranking import RankedItem, Ranking
 
 if TYPE_CHECKING:
     from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
@@ -49,15 +51,12 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """What one release proposes, best first; `degraded` when the ranker did not order it.
+class Explained:
+    """How a release's ranker sees one item."""
 
-    Made into messages as they are taken: there are some 200, and an answer takes about ten.
-    """
-
-    items: Iterable[Recommendation]
+    item: RankedItem
+    explanation: Explanation
     release_id: str
-    degraded: bool
 
 
 class Backends:
@@ -88,33 +87,31 @@ class Backends:
                 return _unranked(generated)
             except BackendUnavailable:
                 return _unranked(generated)
-            return Ranking(
-                items=map(_recommendation, ranked.items),
-                release_id=ranked.release_id,
-                degraded=False,
-            )
+            return Ranking(items=_items(ranked), release_id=ranked.release_id, degraded=False)
         raise AssertionError("unreachable")
 
-    async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> tuple[RankedItem, str]:
-        """How the ranker sees `item_id` among the user's candidates, and the release that says so.
+    async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> Explained:
+        """How the ranker sees `item_id` among the user's candidates.
 
         Raises NotFound if the release does not hold the item, BackendUnavailable, DeadlineExpired.
         """
         for attempt in range(1, _PAIR_ATTEMPTS + 1):
             generated = await self._generate(ask, left, {})
-            if all(candidate.item_id != item_id for candidate in generated.candidates):
-                generated.candidates.append(Candidate(item_id=item_id))
             request = _rank_request(ask, generated)
-            request.explain = True
+            if item_id not in request.candidates.item_ids:
+                request.candidates.item_ids.append(item_id)
+                request.candidates.source_masks.append(0)
+                request.candidates.beam_scores.append(math.nan)
+            request.explain_item_id = item_id
             try:
                 ranked = await self._rank(request, left, {})
             except WrongRelease as error:
                 if attempt < _PAIR_ATTEMPTS:
                     continue
                 raise BackendUnavailable("generator and ranker serve different releases") from error
-            for item in ranked.items:
+            for item in _items(ranked):
                 if item.item_id == item_id:
-                    return item, ranked.release_id
+                    return Explained(item=item, explanation=ranked.explanation, release_id=ranked.release_id)
             raise NotFound(f"item {item_id} is not in release {ranked.release_id}")
         raise AssertionError("unreachable")
 
@@ -185,14 +182,17 @@ def _rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
     )
 
 
-def _recommendation(item: RankedItem) -> Recommendation:
-    return Recommendation(item_id=item.item_id, score=item.score, sources=item.sources)
+def _items(ranked: RankResponse) -> Iterable[RankedItem]:
+    return map(RankedItem, ranked.item_ids, ranked.scores, ranked.source_masks)
 
 
 def _unranked(generated: GenerateResponse) -> Ranking:
     """The generator's own order; its scores are of different kinds, so the position is the score."""
+    proposed = generated.candidates
     items = (
-        Recommendation(item_id=candidate.item_id, score=1.0 / position, sources=candidate.sources)
-        for position, candidate in enumerate(generated.candidates, start=1)
+        RankedItem(item_id, 1.0 / position, mask)
+        for position, (item_id, mask) in enumerate(
+            zip(proposed.item_ids, proposed.source_masks, strict=True), 1
+        )
     )
     return Ranking(items=items, release_id=generated.release_id, degraded=True)

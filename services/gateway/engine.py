@@ -21,14 +21,16 @@ from protos.headrace.v1.recommend_pb2 import (
     StageLatency,
 )
 from services.errors import BackendUnavailable
-from services.gateway.backends import Ask, Backends, Ranking, TimeLeft
+from services.gateway.backends import Ask, Backends, TimeLeft
 from services.gateway.latency import STAGES, LatencyWindow
 from services.gateway.policy import Policy, choose, fill, popular, shortfall
+from services.gateway.ranking import Ranking
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.validation import DEFAULT_K
 from services.gateway.views import Views
 from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
 from services.settings import Settings
+from services.source_masks import sources_of
 from services.user_key import user_key
 from streaming.fresh_history import FreshHistory
 from streaming.history import DEFAULT_MAX_EVENTS
@@ -95,14 +97,14 @@ class RecommendationEngine:
             RecommendRequest(user_id=user_id), self._history.get(user_id, self._history_limit), (), now_ms
         )
         sid = await self._backends.semantic_id(item_id, left)
-        item, release_id = await self._backends.explain(ask, item_id, left)
+        explained = await self._backends.explain(ask, item_id, left)
         return ExplainResponse(
-            release_id=release_id,
+            release_id=explained.release_id,
             sid=sid,
-            sources=[s for s in item.sources if s != CandidateSource.CANDIDATE_SOURCE_UNSPECIFIED],
-            score=item.score,
-            action_probabilities=item.action_probabilities,
-            features=item.features,
+            sources=sources_of(explained.item.source_mask),
+            score=explained.item.score,
+            action_probabilities=explained.explanation.action_probabilities,
+            features=explained.explanation.features,
         )
 
     async def _ranking(

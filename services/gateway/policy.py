@@ -13,9 +13,13 @@ from protos.headrace.v1.recommend_pb2 import (
     ShortfallReason,
 )
 from services.gateway.items import ItemInfo, ItemView
+from services.gateway.ranking import RankedItem
+from services.source_masks import mask_of, sources_of
 
 # Of so many places of an answer one is for an item that was announced lately and has few events.
 EXPLORE_EVERY = 10
+_NEW = mask_of(CandidateSource.CANDIDATE_SOURCE_NEW)
+_FALLBACK = mask_of(CandidateSource.CANDIDATE_SOURCE_FALLBACK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,46 +47,53 @@ class Policy:
         return not self.categories or (info is not None and not self.categories.isdisjoint(info.categories))
 
 
-def choose(ranked: Iterable[Recommendation], policy: Policy, items: ItemView, k: int) -> list[Recommendation]:
-    """k distinct allowed items of `ranked`, in order, with their titles filled in.
+def choose(ranked: Iterable[RankedItem], policy: Policy, items: ItemView, k: int) -> list[Recommendation]:
+    """k distinct allowed items of `ranked`, in order, with their titles.
 
     The first k, but of every `EXPLORE_EVERY` places one is for a new item. What nobody has been shown
     nobody chooses, and what nobody chooses no ranker puts first: the last places of the answer go to
     the best new items further down, unless so many are in it already.
     """
-    first: list[Recommendation] = []
-    later_new: list[Recommendation] = []
+    first: list[RankedItem] = []
+    later_new: list[RankedItem] = []
     num_new, taken = k // EXPLORE_EVERY, set[str]()
-    for recommendation in ranked:
-        item_id = recommendation.item_id
-        is_new = CandidateSource.CANDIDATE_SOURCE_NEW in recommendation.sources
+    for item in ranked:
+        is_new = bool(item.source_mask & _NEW)
         if len(first) == k:
             if len(later_new) >= num_new:
                 break
             if not is_new:
                 continue
-        info = items.get(item_id)
-        if item_id in taken or not policy.allows(item_id, info):
+        if item.item_id in taken or not policy.allows(item.item_id, items.get(item.item_id)):
             continue
-        recommendation.title = info.title if info else ""
-        taken.add(item_id)
+        taken.add(item.item_id)
         if len(first) < k:
-            first.append(recommendation)
+            first.append(item)
             num_new -= is_new
         else:
-            later_new.append(recommendation)
-    return _without_last_old(first, len(later_new)) + later_new
+            later_new.append(item)
+    chosen = _without_last_old(first, len(later_new)) + later_new
+    return [_recommendation(item, items.get(item.item_id)) for item in chosen]
 
 
-def _without_last_old(ranked: list[Recommendation], num_left_out: int) -> list[Recommendation]:
+def _without_last_old(ranked: list[RankedItem], num_left_out: int) -> list[RankedItem]:
     """`ranked` without the last `num_left_out` items that are not new."""
     kept = []
-    for recommendation in reversed(ranked):
-        if num_left_out and CandidateSource.CANDIDATE_SOURCE_NEW not in recommendation.sources:
+    for item in reversed(ranked):
+        if num_left_out and not item.source_mask & _NEW:
             num_left_out -= 1
         else:
-            kept.append(recommendation)
+            kept.append(item)
     return kept[::-1]
+
+
+def _recommendation(item: RankedItem, info: ItemInfo | None) -> Recommendation:
+    return Recommendation(
+        item_id=item.item_id,
+        score=item.score,
+        sources=sources_of(item.source_mask),
+        title=info.title if info else "",
+    )
 
 
 def popular(popular_ids: Iterable[str], items: ItemView) -> Iterator[str]:
@@ -99,10 +110,7 @@ def fill(
     if missing <= 0:
         return chosen
     taken = Policy(blocked=policy.blocked | {item.item_id for item in chosen}, categories=policy.categories)
-    proposals = (
-        Recommendation(item_id=item_id, sources=[CandidateSource.CANDIDATE_SOURCE_FALLBACK])
-        for item_id in fallback_ids
-    )
+    proposals = (RankedItem(item_id, 0.0, _FALLBACK) for item_id in fallback_ids)
     added = choose(proposals, taken, items, missing)
     lowest = min((item.score for item in chosen), default=float(len(added)))
     for position, item in enumerate(added, start=1):

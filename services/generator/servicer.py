@@ -31,7 +31,7 @@ class GeneratorServicer(GeneratorServiceServicer):
             raise NotReady("no release is loaded yet")
         response = await self._batcher.answer(context, request)
         structlog.contextvars.bind_contextvars(
-            release_id=response.release_id, num_candidates=len(response.candidates)
+            release_id=response.release_id, num_candidates=len(response.candidates.item_ids)
         )
         return response
 

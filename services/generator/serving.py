@@ -4,8 +4,7 @@ Everything here but `load`, `kind_of` and `knows_user` runs in the model thread.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ from services import translate
 from services.errors import NotReady
 from services.generator.user_states import UserStateCache
 from services.live_catalogue import LiveCatalogue
-from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, STAGE_SECONDS
+from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, stage
 from services.translate import PastEvent
 from services.user_key import user_key
 
@@ -161,22 +160,10 @@ class GeneratorServing:
         state_BD, found = self._live.search(keys, pasts, self.kind_of(requests[0]), exclude)
         return [
             GenerateResponse(
-                candidates=translate.candidate_messages(candidates, catalogue.item_ids),
+                candidates=translate.candidates_message(candidates, catalogue.item_ids),
                 release_id=self._live.release_id,
                 num_known_events=len(past),
                 user_state=state_D.tobytes(),
             )
             for candidates, past, state_D in zip(found, pasts, state_BD.numpy().astype("<f4"), strict=True)
         ]
-
-
-@contextmanager
-def stage(name: str, num_requests: int) -> Iterator[None]:
-    """Times a stage that requests go through together: each of them spent all of it."""
-    started_s = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = time.perf_counter() - started_s
-        for _ in range(num_requests):
-            STAGE_SECONDS.labels(name).observe(seconds)

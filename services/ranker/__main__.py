@@ -2,12 +2,14 @@
 
 import asyncio
 from functools import partial
+from operator import attrgetter
 
 from models.release import ReleaseBundle
 from protos.headrace.v1 import ranker_pb2, ranker_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
 from services.follow import follow
 from services.metrics import EVENTS_CONSUMED
+from services.micro_batches import MicroBatcher
 from services.model_thread import ModelThread
 from services.ranker.servicer import RankerServicer
 from services.ranker.serving import RankerServing
@@ -49,7 +51,10 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         await follow(bootstrap, INTERACTIONS, put_events, offsets=await first_offsets)
 
     watcher = ReleaseWatcher(settings, take_up, service=NAME)
-    servicer = RankerServicer(serving, thread, lambda: watcher.wanted_release_id)
+    batcher = MicroBatcher(
+        thread, serving.rank_many, kind_of=attrgetter("release_id"), max_batch=settings.ranker.max_batch
+    )
+    servicer = RankerServicer(serving, batcher, lambda: watcher.wanted_release_id)
     ranker_pb2_grpc.add_RankerServiceServicer_to_server(servicer, server.server)
     await server.start([ranker_pb2.DESCRIPTOR.services_by_name["RankerService"].full_name])
     try:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -12,7 +11,7 @@ from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.ranker_pb2_grpc import RankerServiceServicer
 from services.clients import time_left
 from services.errors import NotReady
-from services.model_thread import ModelThread
+from services.micro_batches import MicroBatcher
 from services.ranker.serving import RankerServing
 from services.validation import Violations
 
@@ -23,9 +22,14 @@ _MAX_WAIT_S = 1.0
 class RankerServicer(RankerServiceServicer):
     """Thin: the work is in `RankerServing`. `loading` names the release that is being taken up, if any."""
 
-    def __init__(self, serving: RankerServing, thread: ModelThread, loading: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        serving: RankerServing,
+        batcher: MicroBatcher[RankRequest, RankResponse],
+        loading: Callable[[], str],
+    ) -> None:
         self._serving = serving
-        self._thread = thread
+        self._batcher = batcher
         self._loading = loading
         self._swapped = asyncio.Event()
 
@@ -44,9 +48,9 @@ class RankerServicer(RankerServiceServicer):
             waiting = asyncio.ensure_future(self._swapped.wait())
             await asyncio.wait([waiting], timeout=min(_MAX_WAIT_S, time_left(context) / 2))
             waiting.cancel()
-        response = await self._thread.answer(context, partial(self._serving.rank, request))
+        response = await self._batcher.answer(context, request)
         structlog.contextvars.bind_contextvars(
-            release_id=response.release_id, num_candidates=len(response.items)
+            release_id=response.release_id, num_candidates=len(response.item_ids)
         )
         return response
 

@@ -20,12 +20,13 @@ from models.scoring import RankResult, Scorer, order_by_score
 from models.statistics import LiveStatistics
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import ItemSid
-from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
+from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import Feature
 from services import translate
 from services.errors import NotReady, WrongRelease
 from services.live_catalogue import LiveCatalogue
-from services.metrics import STAGE_SECONDS
+from services.metrics import stage
+from services.translate import PastEvent
 
 
 @dataclass(frozen=True)
@@ -105,32 +106,22 @@ class RankerServing:
                 self._statistics.update(event.user_id, event.item_id, event.action, event.event_time_ms)
         self._known_events.add_many([event_ids[n] for n in np.nonzero(fresh_N)[0]])
 
-    def rank(self, request: RankRequest) -> RankResponse:
-        """Answers a validated request; raises NotReady, WrongRelease."""
-        release = self._release(request.release_id)
-        scorer, catalogue = release.scorer, release.scorer.catalogue
-        time_ms = request.request_time_ms or int(time.time() * 1e3)
-        with STAGE_SECONDS.labels("rank").time():
-            history = translate.history_batch(
-                request.history, catalogue, scorer.recommender.config.max_history
+    def rank_many(self, requests: Sequence[RankRequest]) -> list[RankResponse]:
+        """Answers validated requests for one release, in order; raises NotReady, WrongRelease."""
+        release = self._release(requests[0].release_id)
+        scorer = release.scorer
+        with stage("rank", len(requests)):
+            asked = [_Asked.of(request, scorer) for request in requests]
+            results = scorer.rank_many(
+                translate.past_batch([one.past for one in asked], scorer.recommender.config.max_history),
+                [one.candidates for one in asked],
+                [one.time_ms for one in asked],
+                _user_states(requests, release),
             )
-            exclude = translate.known_rows(catalogue, request.exclude_item_ids)
-            recent_rows = history.item_BT[0, : int(history.length_B[0])].numpy()
-            candidates = add_live_candidates(
-                translate.candidates_of(request.candidates, catalogue),
-                scorer.statistics,
-                catalogue,
-                recent_rows,
-                time_ms,
-                disabled=translate.to_sources(request.disabled_sources),
-                exclude=exclude,
-            )
-            response = RankResponse(release_id=release.release_id)
-            if len(candidates):
-                state_1D = _user_state(request, release)
-                result = scorer.rank(history, candidates, time_ms, state_1D)
-                _add_items(response, scorer, candidates, result, explain=request.explain)
-        return response
+            return [
+                _response(release, one.candidates, result, request.explain_item_id)
+                for request, one, result in zip(requests, asked, results, strict=True)
+            ]
 
     def _release(self, wanted: str) -> LoadedRelease:
         if self._live is None:
@@ -141,27 +132,68 @@ class RankerServing:
         raise WrongRelease(f"release {wanted} is not live here; {self._live.release_id} is")
 
 
-def _user_state(request: RankRequest, release: LoadedRelease) -> Tensor | None:
-    """The generator's state of this very history, [1, D]; None if it sent none for this release."""
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """One request in the model's terms."""
+
+    past: list[PastEvent]
+    candidates: Candidates
+    time_ms: int
+
+    @classmethod
+    def of(cls, request: RankRequest, scorer: Scorer) -> "_Asked":
+        """With the candidates of the live sources."""
+        catalogue = scorer.catalogue
+        past = translate.known_past(request.history, catalogue)
+        time_ms = request.request_time_ms or int(time.time() * 1e3)
+        recent = past[-scorer.recommender.config.max_history :]
+        candidates = add_live_candidates(
+            translate.candidates_of(request.candidates, catalogue),
+            scorer.statistics,
+            catalogue,
+            np.array([row for row, _, _ in recent], dtype=np.int64),
+            time_ms,
+            disabled=translate.to_sources(request.disabled_sources),
+            exclude=translate.known_rows(catalogue, request.exclude_item_ids),
+        )
+        return cls(past=past, candidates=candidates, time_ms=time_ms)
+
+
+def _user_states(requests: Sequence[RankRequest], release: LoadedRelease) -> Tensor | None:
+    """The generator's states of these very histories, [B, D]; None unless it sent all, for this release."""
     width = release.scorer.recommender.config.d_model
-    if request.release_id != release.release_id or len(request.user_state) != 4 * width:
+    for request in requests:
+        if request.release_id != release.release_id or len(request.user_state) != 4 * width:
+            return None
+    state_BD = np.frombuffer(b"".join(request.user_state for request in requests), dtype="<f4")
+    if not np.isfinite(state_BD).all():
         return None
-    state_D = np.frombuffer(request.user_state, dtype="<f4").astype(np.float32)
-    return torch.from_numpy(state_D)[None] if np.isfinite(state_D).all() else None
+    return torch.from_numpy(state_BD.astype(np.float32).reshape(len(requests), width))
 
 
-def _add_items(
-    response: RankResponse, scorer: Scorer, candidates: Candidates, result: RankResult, *, explain: bool
-) -> None:
-    """The candidates into `response`, best first."""
+def _response(
+    release: LoadedRelease, candidates: Candidates, result: RankResult, explain_item_id: str
+) -> RankResponse:
+    """The candidates, best first, with what is known of the one to explain."""
+    scorer = release.scorer
     item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M.tolist()]
-    scores, masks = result.score_M.tolist(), candidates.source_M.tolist()
-    probabilities = result.action_probability_MA.tolist()
-    for m in order_by_score(result.score_M, item_ids).tolist():
-        item = response.items.add(item_id=item_ids[m], score=scores[m], sources=translate.from_mask(masks[m]))
-        of_action = item.action_probabilities
-        for name, probability in zip(ACTION_NAMES[1:], probabilities[m][1:], strict=True):
-            of_action[name] = probability
-        if explain:
-            features = zip(scorer.feature_names, result.feature_MF[m].tolist(), strict=True)
-            item.features.extend(Feature(name=name, value=value) for name, value in features)
+    order_M = order_by_score(result.score_M, item_ids)
+    explanation = None
+    if explain_item_id in item_ids:
+        explanation = _explanation(scorer, result, item_ids.index(explain_item_id))
+    return RankResponse(
+        release_id=release.release_id,
+        item_ids=[item_ids[m] for m in order_M.tolist()],
+        scores=result.score_M[order_M].tolist(),
+        source_masks=candidates.source_M[order_M].tolist(),
+        explanation=explanation,
+    )
+
+
+def _explanation(scorer: Scorer, result: RankResult, m: int) -> Explanation:
+    features = zip(scorer.feature_names, result.feature_MF[m].tolist(), strict=True)
+    probabilities = zip(ACTION_NAMES[1:], result.action_probability_MA[m, 1:].tolist(), strict=True)
+    return Explanation(
+        action_probabilities=dict(probabilities),
+        features=[Feature(name=name, value=value) for name, value in features],
+    )

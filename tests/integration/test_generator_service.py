@@ -18,6 +18,7 @@ from services.generator.__main__ import serve
 from services.metrics import RELEASE_SWAPS
 from services.release import ReleasePublisher
 from services.settings import Settings
+from services.source_masks import sources_of
 from services.translate import item_sid
 from streaming.topics import SEMANTIC_IDS
 from tests.factories import make_catalogue, make_content, make_history, make_release
@@ -79,7 +80,7 @@ async def test_the_generator_from_start_to_swap(settings: Settings, tmp_path: Pa
 
 
 def item_ids(response: GenerateResponse) -> list[str]:
-    return [candidate.item_id for candidate in response.candidates]
+    return list(response.candidates.item_ids)
 
 
 async def check_answers(stub: GeneratorServiceStub) -> None:
@@ -91,11 +92,12 @@ async def check_answers(stub: GeneratorServiceStub) -> None:
     assert len(found) == len(set(found)) >= 10
     assert {"item-4", "item-5"}.isdisjoint(found)
     assert set(found) <= {f"item-{n}" for n in range(50)}
-    beams = [c.beam_score for c in response.candidates if CANDIDATE_SOURCE_BEAM in c.sources]
+    scored = zip(response.candidates.source_masks, response.candidates.beam_scores, strict=True)
+    beams = [score for mask, score in scored if CANDIDATE_SOURCE_BEAM in sources_of(mask)]
     assert len(beams) == 10
     assert beams == sorted(beams, reverse=True)
     request.disabled_sources.append(CANDIDATE_SOURCE_DENSE)
-    assert len((await stub.Generate(request)).candidates) == 10
+    assert len(item_ids(await stub.Generate(request))) == 10
     # all of a catalogue of 50, and no more
     everything = item_ids(await stub.Generate(GenerateRequest(k=512, beam=512)))
     assert sorted(everything) == sorted(f"item-{n}" for n in range(50))

@@ -1,6 +1,7 @@
 """The ranker against a real broker: live statistics, live sources, the release a request began with."""
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import grpc.aio
 import pytest
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
-from protos.headrace.v1.generator_pb2 import Candidate
-from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
+from protos.headrace.v1.generator_pb2 import Candidates
+from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.ranker_pb2_grpc import RankerServiceStub
 from protos.headrace.v1.recommend_pb2 import (
     CANDIDATE_SOURCE_BEAM,
@@ -23,6 +24,7 @@ from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.ranker.__main__ import serve
 from services.release import ReleasePublisher
 from services.settings import Settings
+from services.source_masks import mask_of, sources_of
 from streaming.topics import INTERACTIONS
 from tests.factories import TIME_MS, make_history, make_release
 from tests.integration.serving import (
@@ -61,16 +63,12 @@ def click(user_id: str, number: int, event_id: str) -> tuple[str, Event]:
     )
 
 
-def by_id(response: RankResponse) -> dict[str, RankedItem]:
-    return {item.item_id: item for item in response.items}
-
-
 def make_request(**fields: object) -> RankRequest:
-    candidates = [
-        Candidate(item_id="item-3", sources=[CANDIDATE_SOURCE_BEAM], beam_score=-2.0),
-        Candidate(item_id="item-7", sources=[CANDIDATE_SOURCE_DENSE], dense_score=1.0),
-        Candidate(item_id="unheard-of", sources=[CANDIDATE_SOURCE_DENSE]),
-    ]
+    candidates = Candidates(
+        item_ids=["item-3", "item-7", "unheard-of"],
+        source_masks=[mask_of(s) for s in (CANDIDATE_SOURCE_BEAM, *[CANDIDATE_SOURCE_DENSE] * 2)],
+        beam_scores=[-2.0, math.nan, math.nan],
+    )
     return RankRequest(
         history=make_history(1, 2),
         candidates=candidates,
@@ -101,34 +99,33 @@ async def test_the_ranker_from_start_to_swap(settings: Settings) -> None:
         # a request that began on the release before is still answered by it
         assert (await stub.Rank(make_request(release_id="rank-1"))).release_id == "rank-1"
         # and the statistics went on
-        ranked = by_id(await stub.Rank(make_request(explain=True)))
-        assert features(ranked["item-30"])["log_count_total"] > 0
+        ranked = await stub.Rank(make_request(explain_item_id="item-30"))
+        assert features(ranked)["log_count_total"] > 0
 
 
-def features(item: RankedItem) -> dict[str, float]:
-    return {feature.name: feature.value for feature in item.features}
+def features(response: RankResponse) -> dict[str, float]:
+    return {feature.name: feature.value for feature in response.explanation.features}
 
 
 async def check_answers(stub: RankerServiceStub) -> None:
     only_given = [CANDIDATE_SOURCE_COOCCURRENCE, CANDIDATE_SOURCE_TRENDING, CANDIDATE_SOURCE_NEW]
     response = await stub.Rank(make_request(disabled_sources=only_given, release_id="rank-1"))
     assert response.release_id == "rank-1"
-    assert sorted(item.item_id for item in response.items) == ["item-3", "item-7"]
-    scores = [item.score for item in response.items]
-    assert scores == sorted(scores, reverse=True)
-    probabilities = response.items[0].action_probabilities
+    assert sorted(response.item_ids) == ["item-3", "item-7"]
+    assert list(response.scores) == sorted(response.scores, reverse=True)
+    # the release's own statistics know one event, on item-0
+    ranked = await stub.Rank(make_request(explain_item_id="item-0"))
+    mask = ranked.source_masks[list(ranked.item_ids).index("item-0")]
+    assert sources_of(mask) == (CANDIDATE_SOURCE_TRENDING,)
+    assert features(ranked)["log_count_total"] > 0
+    probabilities = ranked.explanation.action_probabilities
     assert {"click", "purchase"} <= set(probabilities)
     assert all(0 <= p <= 1 for p in probabilities.values())
-    assert not response.items[0].features
-    # the release's own statistics know one event, on item-0
-    ranked = by_id(await stub.Rank(make_request(explain=True)))
-    assert list(ranked["item-0"].sources) == [CANDIDATE_SOURCE_TRENDING]
-    assert features(ranked["item-0"])["log_count_total"] > 0
-    assert features(ranked["item-3"])["no_event_yet"] == 1
-    ranked = by_id(await stub.Rank(make_request(exclude_item_ids=["item-0", "item-3"])))
-    assert {"item-0", "item-3"}.isdisjoint(ranked)
+    assert features(await stub.Rank(make_request(explain_item_id="item-3")))["no_event_yet"] == 1
+    ranked = await stub.Rank(make_request(exclude_item_ids=["item-0", "item-3"]))
+    assert {"item-0", "item-3"}.isdisjoint(ranked.item_ids)
     empty = await stub.Rank(RankRequest(disabled_sources=only_given))
-    assert not empty.items
+    assert not empty.item_ids
 
 
 async def check_refused_requests(stub: RankerServiceStub) -> None:
@@ -136,12 +133,12 @@ async def check_refused_requests(stub: RankerServiceStub) -> None:
         await stub.Rank(make_request(release_id="another"))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     request = make_request(disabled_sources=[77])
-    request.candidates[1].beam_score = float("nan")
+    request.candidates.beam_scores[0] = math.nan
     request.history[0].item_id = ""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Rank(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    fields = ["history[0].item_id", "candidates[1].beam_score", "disabled_sources[0]"]
+    fields = ["history[0].item_id", "candidates.beam_scores[0]", "disabled_sources[0]"]
     assert violated_fields(caught.value) == fields
 
 
@@ -150,12 +147,17 @@ async def check_live_statistics(stub: RankerServiceStub, settings: Settings) -> 
     clicks = [click("u0", 2, "e1"), click("u0", 30, "e2"), click("u0", 30, "e2"), click("u0", 31, "e3")]
     await asyncio.to_thread(send, settings, INTERACTIONS, *clicks)
 
-    async def ranked_with_it() -> dict[str, RankedItem]:
-        ranked = by_id(await stub.Rank(make_request(explain=True)))
-        return ranked if "item-31" in ranked else {}
+    async def explained(item_id: str) -> RankResponse:
+        return await stub.Rank(make_request(explain_item_id=item_id))
+
+    async def ranked_with_it() -> RankResponse | None:
+        ranked = await explained("item-31")
+        return ranked if "item-31" in ranked.item_ids else None
 
     ranked = await until(ranked_with_it)
-    assert CANDIDATE_SOURCE_COOCCURRENCE in ranked["item-30"].sources
+    mask = ranked.source_masks[list(ranked.item_ids).index("item-30")]
+    assert CANDIDATE_SOURCE_COOCCURRENCE in sources_of(mask)
     # sent twice, counted once
-    assert features(ranked["item-30"])["log_count_total"] == features(ranked["item-31"])["log_count_total"]
-    assert "item-9" not in ranked
+    counted = features(await explained("item-30"))["log_count_total"]
+    assert counted == features(await explained("item-31"))["log_count_total"]
+    assert "item-9" not in ranked.item_ids

@@ -10,9 +10,9 @@ import grpc.aio
 import pytest
 
 from protos.headrace.v1.events_pb2 import Action, Event
-from protos.headrace.v1.generator_pb2 import Candidate, GenerateRequest, GenerateResponse
+from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import Item, SemanticId
-from protos.headrace.v1.ranker_pb2 import RankedItem, RankRequest, RankResponse
+from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import (
     CandidateSource,
     FallbackReason,
@@ -29,6 +29,7 @@ from services.gateway.engine import RecommendationEngine
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.views import Views
 from services.settings import Settings
+from services.source_masks import mask_of
 from services.user_key import user_key
 from streaming.fresh_history import FreshHistory
 from streaming.history import HistoryStore
@@ -36,6 +37,7 @@ from streaming.producer import AsyncProducer
 from streaming.records import Record
 
 CODE = grpc.StatusCode
+BEAM = CandidateSource.CANDIDATE_SOURCE_BEAM
 FALLBACK = CandidateSource.CANDIDATE_SOURCE_FALLBACK
 
 
@@ -60,7 +62,11 @@ class FakeModel:
         if self.generator_failure:
             raise failure(self.generator_failure)
         return GenerateResponse(
-            candidates=[Candidate(item_id=item_id, sources=[1]) for item_id in self.items],
+            candidates=Candidates(
+                item_ids=self.items,
+                source_masks=[mask_of(BEAM)] * len(self.items),
+                beam_scores=[-1.0] * len(self.items),
+            ),
             release_id=(release_id := next(self.generator_releases)),
             user_state=f"state in {release_id}".encode(),
         )
@@ -72,12 +78,14 @@ class FakeModel:
         release_id = next(self.ranker_releases)
         if request.release_id != release_id:
             raise failure(CODE.FAILED_PRECONDITION)
-        known = [candidate for candidate in request.candidates if candidate.item_id != "unknown"]
-        ranked = [
-            RankedItem(item_id=candidate.item_id, score=float(place), sources=candidate.sources)
-            for place, candidate in enumerate(known)
-        ]
-        return RankResponse(items=reversed(ranked), release_id=release_id)
+        known = [n for n, item_id in enumerate(request.candidates.item_ids) if item_id != "unknown"][::-1]
+        return RankResponse(
+            item_ids=[request.candidates.item_ids[n] for n in known],
+            scores=[float(n) for n in known],
+            source_masks=[request.candidates.source_masks[n] for n in known],
+            release_id=release_id,
+            explanation=Explanation(action_probabilities={"click": 0.5}) if request.explain_item_id else None,
+        )
 
     async def Tokenize(self, request: TokenizeRequest, **_: float) -> TokenizeResponse:
         return TokenizeResponse(sids={request.item_ids[0]: SemanticId(codes=[1, 2, 3, 0])})
@@ -218,8 +226,9 @@ async def test_explain_asks_the_ranker_about_the_one_item(history: HistoryStore)
     here = world(history, model)
     answer = await here.engine.explain("known", "f", lambda: 1.0)
     assert (answer.release_id, list(answer.sid.codes), list(answer.sources)) == ("r1", [1, 2, 3, 0], [])
-    assert model.ranked[0].explain
-    assert [candidate.item_id for candidate in model.ranked[0].candidates][-1] == "f"
+    assert dict(answer.action_probabilities) == {"click": 0.5}
+    assert model.ranked[0].explain_item_id == "f"
+    assert model.ranked[0].candidates.item_ids[-1] == "f"
     assert list((await here.engine.explain("known", "a", lambda: 1.0)).sources) == [1]
     with pytest.raises(NotFound):
         await here.engine.explain("known", "unknown", lambda: 1.0)

@@ -14,6 +14,8 @@ from protos.headrace.v1.recommend_pb2 import (
 )
 from services.gateway.items import ItemView
 from services.gateway.policy import Policy, choose, fill, popular, shortfall
+from services.gateway.ranking import RankedItem
+from services.source_masks import mask_of
 
 BEAM = CandidateSource.CANDIDATE_SOURCE_BEAM
 FALLBACK = CandidateSource.CANDIDATE_SOURCE_FALLBACK
@@ -27,9 +29,9 @@ def view(*items: Item) -> ItemView:
     return catalogue
 
 
-def ranked(*item_ids: str) -> list[Recommendation]:
+def ranked(*item_ids: str, new: Sequence[str] = ()) -> list[RankedItem]:
     return [
-        Recommendation(item_id=item_id, score=10.0 - place, sources=[BEAM])
+        RankedItem(item_id, 10.0 - place, mask_of(BEAM, NEW) if item_id in new else mask_of(BEAM))
         for place, item_id in enumerate(item_ids)
     ]
 
@@ -57,16 +59,16 @@ def test_choose_keeps_the_order_and_answers_each_item_once() -> None:
 
 
 def test_one_place_of_ten_is_for_a_new_item() -> None:
-    model = ranked(*(f"i{n}" for n in range(30)))
-    model[20].sources[:] = [NEW, BEAM]
-    model[25].sources[:] = [NEW]
+    thirty = [f"i{n}" for n in range(30)]
+    model = ranked(*thirty, new=["i20", "i25"])
     assert ids(choose(model, policy(), CATALOGUE, 9)) == [f"i{n}" for n in range(9)]
     ten = choose(model, policy(), CATALOGUE, 10)
     assert ids(ten) == [*(f"i{n}" for n in range(9)), "i20"]
+    assert [NEW in item.sources for item in ten] == [False] * 9 + [True]
     assert [item.score for item in ten] == sorted((item.score for item in ten), reverse=True)
     assert ids(choose(model, policy("i20"), CATALOGUE, 10))[-1] == "i25"
     assert ids(choose(model, policy("i20", "i25"), CATALOGUE, 10)) == [f"i{n}" for n in range(10)]
-    model[3].sources[:] = [NEW]
+    model = ranked(*thirty, new=["i3", "i20"])
     assert ids(choose(model, policy(), CATALOGUE, 10)) == [f"i{n}" for n in range(10)]
     assert ids(choose(model, policy(), CATALOGUE, 20)) == [*(f"i{n}" for n in range(19)), "i20"]
 
@@ -92,7 +94,7 @@ def test_seen_items_are_blocked_unless_asked_for() -> None:
 
 
 def test_fill_adds_popular_items_below_the_chosen_ones() -> None:
-    chosen = ranked("b")
+    chosen = choose(ranked("b"), policy(), CATALOGUE, 3)
     answer = fill(chosen, popular(["ghost", "b", "d"], CATALOGUE), policy(), CATALOGUE, 3)
     assert ids(answer) == ["b", "d", "a"]
     assert [list(item.sources) for item in answer[1:]] == [[FALLBACK], [FALLBACK]]

@@ -1,15 +1,18 @@
 """The ranker as it is served: the generator's state of the user, excluded items, what is answered."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from models.release import ReleaseBundle
-from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services import translate
 from services.ranker.serving import RankerServing
+from services.source_masks import mask_of
 from tests.factories import MODEL, TIME_MS, make_history, make_release
 
 
@@ -26,15 +29,23 @@ def serving(bundle: ReleaseBundle) -> RankerServing:
 
 
 def make_request(**fields: object) -> RankRequest:
-    beam = [Candidate(item_id=f"item-{n}", sources=[CANDIDATE_SOURCE_BEAM], beam_score=-n) for n in (3, 4, 5)]
-    dense = [Candidate(item_id=f"item-{n}", sources=[CANDIDATE_SOURCE_DENSE]) for n in range(5, 30)]
-    return RankRequest(
-        history=make_history(1, 2, 7), candidates=[*beam, *dense], request_time_ms=TIME_MS, **fields
+    candidates = Candidates(
+        item_ids=[f"item-{n}" for n in range(3, 30)],
+        source_masks=[mask_of(CANDIDATE_SOURCE_BEAM)] * 3 + [mask_of(CANDIDATE_SOURCE_DENSE)] * 24,
+        beam_scores=[-3.0, -4.0, -5.0] + [math.nan] * 24,
     )
+    defaults: dict[str, object] = {
+        "history": make_history(1, 2, 7), "candidates": candidates, "request_time_ms": TIME_MS
+    }  # fmt: skip
+    return RankRequest(**defaults | fields)  # type: ignore[arg-type]
+
+
+def rank(serving: RankerServing, request: RankRequest) -> RankResponse:
+    return serving.rank_many([request])[0]
 
 
 def scores(response: RankResponse) -> dict[str, float]:
-    return {item.item_id: item.score for item in response.items}
+    return dict(zip(response.item_ids, response.scores, strict=True))
 
 
 def state_bytes(bundle: ReleaseBundle, scale: float = 1.0) -> bytes:
@@ -49,15 +60,15 @@ def state_bytes(bundle: ReleaseBundle, scale: float = 1.0) -> bytes:
 def test_the_generators_state_takes_the_place_of_our_own(
     serving: RankerServing, bundle: ReleaseBundle
 ) -> None:
-    own = scores(serving.rank(make_request()))
-    given = scores(serving.rank(make_request(release_id="r1", user_state=state_bytes(bundle))))
+    own = scores(rank(serving, make_request()))
+    given = scores(rank(serving, make_request(release_id="r1", user_state=state_bytes(bundle))))
     assert given == pytest.approx(own, abs=1e-5)
-    other = scores(serving.rank(make_request(release_id="r1", user_state=state_bytes(bundle, -1.0))))
+    other = scores(rank(serving, make_request(release_id="r1", user_state=state_bytes(bundle, -1.0))))
     assert other != pytest.approx(own, abs=1e-2)
 
 
 def test_a_state_that_does_not_fit_is_not_used(serving: RankerServing, bundle: ReleaseBundle) -> None:
-    own = scores(serving.rank(make_request()))
+    own = scores(rank(serving, make_request()))
     flipped = state_bytes(bundle, -1.0)
     not_finite = np.full(MODEL.d_model, np.nan, dtype="<f4").tobytes()
     for fields in (
@@ -65,22 +76,42 @@ def test_a_state_that_does_not_fit_is_not_used(serving: RankerServing, bundle: R
         {"release_id": "r1", "user_state": flipped[:-4]},
         {"release_id": "r1", "user_state": not_finite},
     ):
-        assert scores(serving.rank(make_request(**fields))) == own
+        assert scores(rank(serving, make_request(**fields))) == own
 
 
 def test_excluded_items_are_never_answered(serving: RankerServing) -> None:
-    response = serving.rank(make_request(exclude_item_ids=["item-3", "item-12", "item-0", "unheard-of"]))
+    response = rank(serving, make_request(exclude_item_ids=["item-3", "item-12", "item-0", "unheard-of"]))
     assert {"item-3", "item-12", "item-0"}.isdisjoint(scores(response))
     assert {"item-4", "item-29"} <= set(scores(response))
 
 
-def test_every_item_comes_with_probabilities_and_features_only_on_demand(serving: RankerServing) -> None:
-    plain, explained = serving.rank(make_request()), serving.rank(make_request(explain=True))
+def test_only_the_item_in_question_is_explained(serving: RankerServing) -> None:
+    plain, explained = rank(serving, make_request()), rank(serving, make_request(explain_item_id="item-4"))
+    assert not plain.HasField("explanation")
     assert scores(plain) == scores(explained)
-    values = [item.score for item in plain.items]
-    assert values == sorted(values, reverse=True)
-    for item, other in zip(plain.items, explained.items, strict=True):
-        assert len(item.action_probabilities) == 7
-        assert all(0 < p < 1 for p in item.action_probabilities.values())
-        assert not item.features
-        assert len(other.features) > 10
+    assert list(plain.scores) == sorted(plain.scores, reverse=True)
+    assert len(explained.explanation.action_probabilities) == 7
+    assert all(0 < p < 1 for p in explained.explanation.action_probabilities.values())
+    assert len(explained.explanation.features) > 10
+    assert not rank(serving, make_request(explain_item_id="unheard-of")).HasField("explanation")
+
+
+def test_each_answer_of_a_batch_is_its_own(serving: RankerServing, bundle: ReleaseBundle) -> None:
+    few = Candidates(item_ids=["item-8"], source_masks=[4], beam_scores=[math.nan])
+    requests = [
+        make_request(),
+        make_request(history=make_history(*range(9)), exclude_item_ids=["item-3"]),
+        make_request(history=[], candidates=few, explain_item_id="item-8"),
+        make_request(candidates=None, disabled_sources=[3, 4, 5]),
+    ]
+    together = serving.rank_many(requests)
+    for request, response in zip(requests, together, strict=True):
+        alone = rank(serving, request)
+        assert scores(response) == pytest.approx(scores(alone), abs=1e-5)
+        assert list(response.source_masks) == list(alone.source_masks)
+        assert response.HasField("explanation") == alone.HasField("explanation")
+    assert not together[3].item_ids
+    assert "item-3" not in together[1].item_ids
+    with_states = [make_request(release_id="r1", user_state=state_bytes(bundle, s)) for s in (1.0, -1.0)]
+    for request, response in zip(with_states, serving.rank_many(with_states), strict=True):
+        assert scores(response) == pytest.approx(scores(rank(serving, request)), abs=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 
 from protos.headrace.v1.events_pb2 import HistoryEvent
-from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.generator_pb2 import Candidates
 from services.errors import InvalidRequest
 from services.validation import MAX_IDS, MAX_TIME_MS, Violations
 
@@ -19,7 +19,7 @@ def test_a_good_request_passes() -> None:
     found.size(0, "k", 512)
     found.size(512, "beam", 512)
     found.history([HistoryEvent(item_id="a", action=2, event_time_ms=1)])
-    found.candidates([Candidate(item_id="a", beam_score=-1.0)])
+    found.candidates(Candidates(item_ids=["a", "b"], source_masks=[2, 4], beam_scores=[-1.0, float("nan")]))
     found.ids(["a"] * MAX_IDS, "exclude_item_ids")
     found.sources([1, 6])
     found.time(0, "request_time_ms")
@@ -30,7 +30,7 @@ def test_all_violations_are_named() -> None:
     found = Violations()
     found.size(-1, "k", 512)
     found.history([HistoryEvent(item_id="a" * 257, action=0, event_time_ms=-1)])
-    found.candidates([Candidate(item_id="", beam_score=float("inf"))])
+    found.candidates(Candidates(item_ids=["", "b"], source_masks=[2, 1], beam_scores=[float("inf"), 0.0]))
     found.sources([0])
     found.time(MAX_TIME_MS + 1, "request_time_ms")
     assert fields(found) == [
@@ -38,11 +38,18 @@ def test_all_violations_are_named() -> None:
         "history[0].item_id",
         "history[0].action",
         "history[0].event_time_ms",
-        "candidates[0].item_id",
-        "candidates[0].beam_score",
+        "candidates.item_ids[0]",
+        "candidates.beam_scores[0]",
+        "candidates.source_masks[1]",
         "disabled_sources[0]",
         "request_time_ms",
     ]
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    found = Violations()
+    found.candidates(Candidates(item_ids=["a", "b"], source_masks=[2]))
+    assert fields(found) == ["candidates"]
 
 
 def test_an_endless_list_gives_few_violations() -> None:

@@ -4,9 +4,10 @@ import numpy as np
 
 from models.batch import Candidates
 from models.candidates import Source
-from protos.headrace.v1.generator_pb2 import Candidate
+from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services import translate
+from services.source_masks import sources_of
 from tests.factories import make_catalogue, make_history
 
 
@@ -27,15 +28,30 @@ def test_candidates_round_trip() -> None:
         beam_M=np.array([-2.5, np.nan], dtype=np.float32),
         dense_M=np.array([1.5, 0.5], dtype=np.float32),
     )
-    messages = translate.candidate_messages(sent, index.item_ids)
-    assert list(messages[0].sources) == [CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE]
+    message = translate.candidates_message(sent, index.item_ids)
+    assert list(message.item_ids) == ["item-4", "item-7"]
+    assert sources_of(message.source_masks[0]) == (CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE)
     index.set_available(7, False)
-    messages += [Candidate(item_id="item-4"), Candidate(item_id="nobody")]
-    got = translate.candidates_of(messages, index)
+    message.item_ids.extend(["item-4", "nobody"])
+    message.source_masks.extend([0, 0])
+    message.beam_scores.extend([-1.0, -1.0])
+    got = translate.candidates_of(message, index)
     assert got.row_M.tolist() == [4]
     assert got.source_M.tolist() == [Source.BEAM.bit | Source.DENSE.bit]
     assert got.beam_M.tolist() == [-2.5]
     assert np.isnan(got.dense_M).all()
+    assert len(translate.candidates_of(CandidatesMessage(), index)) == 0
+
+
+def test_candidates_keep_their_order_and_a_beam_score_needs_the_beam() -> None:
+    message = CandidatesMessage(
+        item_ids=["item-9", "item-2", "item-5"],
+        source_masks=[Source.BEAM.bit, Source.DENSE.bit, Source.BEAM.bit],
+        beam_scores=[-1.0, -2.0, -3.0],
+    )
+    got = translate.candidates_of(message, make_catalogue())
+    assert got.row_M.tolist() == [9, 2, 5]
+    np.testing.assert_array_equal(got.beam_M, np.array([-1.0, np.nan, -3.0], dtype=np.float32))
 
 
 def test_offsets_become_messages_in_order() -> None:

@@ -66,37 +66,40 @@ class GenerateRequest(_message.Message):
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
-class Candidate(_message.Message):
-    """An item proposed to the ranker, with the generator's scores."""
+class Candidates(_message.Message):
+    """The items proposed for one request, in columns of one length: there are some hundred, and a message for
+    each cost more than ranking them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEM_ID_FIELD_NUMBER: _builtins.int
-    SOURCES_FIELD_NUMBER: _builtins.int
-    BEAM_SCORE_FIELD_NUMBER: _builtins.int
-    DENSE_SCORE_FIELD_NUMBER: _builtins.int
-    item_id: _builtins.str
-    beam_score: _builtins.float
-    """Log-probability of the SID under the beam search; meaningful only with source BEAM."""
-    dense_score: _builtins.float
-    """Logit of the dense head: scaled cosine of user state and item."""
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    SOURCE_MASKS_FIELD_NUMBER: _builtins.int
+    BEAM_SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def sources(self) -> _containers.RepeatedScalarFieldContainer[_recommend_pb2.CandidateSource.ValueType]: ...
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def source_masks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each item the sum of 1 << CandidateSource over the sources that proposed it."""
+
+    @_builtins.property
+    def beam_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Log-probability of the SID under the beam search; NaN where BEAM did not propose the item."""
+
     def __init__(
         self,
         *,
-        item_id: _builtins.str = ...,
-        sources: _abc.Iterable[_recommend_pb2.CandidateSource.ValueType] | None = ...,
-        beam_score: _builtins.float = ...,
-        dense_score: _builtins.float = ...,
+        item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        source_masks: _abc.Iterable[_builtins.int] | None = ...,
+        beam_scores: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_score", b"beam_score", "dense_score", b"dense_score", "item_id", b"item_id", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_scores", b"beam_scores", "item_ids", b"item_ids", "source_masks", b"source_masks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+Global___Candidates: _TypeAlias = Candidates  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
@@ -112,16 +115,18 @@ class GenerateResponse(_message.Message):
     user_state: _builtins.bytes
     """The trunk's state of the user in this release: little-endian float32, as many as the model is wide."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    def candidates(self) -> Global___Candidates:
+        """The beam's from the best down, then what only the dense head proposed."""
+
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: Global___Candidates | None = ...,
         release_id: _builtins.str = ...,
         num_known_events: _builtins.int = ...,
         user_state: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "num_known_events", b"num_known_events", "release_id", b"release_id", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

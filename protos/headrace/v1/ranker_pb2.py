@@ -27,23 +27,23 @@ from protos.headrace.v1 import generator_pb2 as headrace_dot_v1_dot_generator__p
 from protos.headrace.v1 import recommend_pb2 as headrace_dot_v1_dot_recommend__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/ranker.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x1bheadrace/v1/generator.proto\x1a\x1bheadrace/v1/recommend.proto\"\x89\x02\n\x0bRankRequest\x12*\n\x07history\x18\x01 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent\x12*\n\ncandidates\x18\x02 \x03(\x0b\x32\x16.headrace.v1.Candidate\x12\x36\n\x10\x64isabled_sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x17\n\x0frequest_time_ms\x18\x05 \x01(\x03\x12\x12\n\nrelease_id\x18\x06 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x12\n\nuser_state\x18\x08 \x01(\x0c\"\x8f\x02\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12-\n\x07sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12N\n\x14\x61\x63tion_probabilities\x18\x04 \x03(\x0b\x32\x30.headrace.v1.RankedItem.ActionProbabilitiesEntry\x12&\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\x14.headrace.v1.Feature\x1a:\n\x18\x41\x63tionProbabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"J\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.headrace.v1.RankedItem\x12\x12\n\nrelease_id\x18\x02 \x01(\t2L\n\rRankerService\x12;\n\x04Rank\x12\x18.headrace.v1.RankRequest\x1a\x19.headrace.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/ranker.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x1bheadrace/v1/generator.proto\x1a\x1bheadrace/v1/recommend.proto\"\x9e\x02\n\x0bRankRequest\x12*\n\x07history\x18\x01 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent\x12+\n\ncandidates\x18\t \x01(\x0b\x32\x17.headrace.v1.Candidates\x12\x36\n\x10\x64isabled_sources\x18\x03 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x17\n\x0frequest_time_ms\x18\x05 \x01(\x03\x12\x12\n\nrelease_id\x18\x06 \x01(\t\x12\x17\n\x0f\x65xplain_item_id\x18\n \x01(\t\x12\x12\n\nuser_state\x18\x08 \x01(\x0cJ\x04\x08\x02\x10\x03J\x04\x08\x07\x10\x08\"\xc2\x01\n\x0b\x45xplanation\x12O\n\x14\x61\x63tion_probabilities\x18\x01 \x03(\x0b\x32\x31.headrace.v1.Explanation.ActionProbabilitiesEntry\x12&\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x14.headrace.v1.Feature\x1a:\n\x18\x41\x63tionProbabilitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8f\x01\n\x0cRankResponse\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x14\n\x0csource_masks\x18\x05 \x03(\r\x12\x12\n\nrelease_id\x18\x02 \x01(\t\x12-\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x18.headrace.v1.ExplanationJ\x04\x08\x01\x10\x02\x32L\n\rRankerService\x12;\n\x04Rank\x12\x18.headrace.v1.RankRequest\x1a\x19.headrace.v1.RankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.headrace.v1.ranker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RANKEDITEM_ACTIONPROBABILITIESENTRY']._loaded_options = None
-  _globals['_RANKEDITEM_ACTIONPROBABILITIESENTRY']._serialized_options = b'8\001'
+  _globals['_EXPLANATION_ACTIONPROBABILITIESENTRY']._loaded_options = None
+  _globals['_EXPLANATION_ACTIONPROBABILITIESENTRY']._serialized_options = b'8\001'
   _globals['_RANKREQUEST']._serialized_start=126
-  _globals['_RANKREQUEST']._serialized_end=391
-  _globals['_RANKEDITEM']._serialized_start=394
-  _globals['_RANKEDITEM']._serialized_end=665
-  _globals['_RANKEDITEM_ACTIONPROBABILITIESENTRY']._serialized_start=607
-  _globals['_RANKEDITEM_ACTIONPROBABILITIESENTRY']._serialized_end=665
-  _globals['_RANKRESPONSE']._serialized_start=667
-  _globals['_RANKRESPONSE']._serialized_end=741
-  _globals['_RANKERSERVICE']._serialized_start=743
-  _globals['_RANKERSERVICE']._serialized_end=819
+  _globals['_RANKREQUEST']._serialized_end=412
+  _globals['_EXPLANATION']._serialized_start=415
+  _globals['_EXPLANATION']._serialized_end=609
+  _globals['_EXPLANATION_ACTIONPROBABILITIESENTRY']._serialized_start=551
+  _globals['_EXPLANATION_ACTIONPROBABILITIESENTRY']._serialized_end=609
+  _globals['_RANKRESPONSE']._serialized_start=612
+  _globals['_RANKRESPONSE']._serialized_end=755
+  _globals['_RANKERSERVICE']._serialized_start=757
+  _globals['_RANKERSERVICE']._serialized_end=833
 # @@protoc_insertion_point(module_scope)

@@ -31,13 +31,13 @@ class RankRequest(_message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_MS_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
-    EXPLAIN_FIELD_NUMBER: _builtins.int
+    EXPLAIN_ITEM_ID_FIELD_NUMBER: _builtins.int
     USER_STATE_FIELD_NUMBER: _builtins.int
     request_time_ms: _builtins.int
     release_id: _builtins.str
     """Refuse with FAILED_PRECONDITION unless this release is live here; empty accepts any."""
-    explain: _builtins.bool
-    """Return the live statistics of each candidate as well."""
+    explain_item_id: _builtins.str
+    """Say of this item how the score came about."""
     user_state: _builtins.bytes
     """`GenerateResponse.user_state` of the same history and of the release `release_id`; empty if there is none."""
     @_builtins.property
@@ -45,7 +45,7 @@ class RankRequest(_message.Message):
         """Oldest first."""
 
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.Candidate]: ...
+    def candidates(self) -> _generator_pb2.Candidates: ...
     @_builtins.property
     def disabled_sources(self) -> _containers.RepeatedScalarFieldContainer[_recommend_pb2.CandidateSource.ValueType]:
         """Live sources the ranker adds by itself (co-occurrence, trending, new) unless disabled."""
@@ -56,24 +56,26 @@ class RankRequest(_message.Message):
         self,
         *,
         history: _abc.Iterable[_events_pb2.HistoryEvent] | None = ...,
-        candidates: _abc.Iterable[_generator_pb2.Candidate] | None = ...,
+        candidates: _generator_pb2.Candidates | None = ...,
         disabled_sources: _abc.Iterable[_recommend_pb2.CandidateSource.ValueType] | None = ...,
         exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
         request_time_ms: _builtins.int = ...,
         release_id: _builtins.str = ...,
-        explain: _builtins.bool = ...,
+        explain_item_id: _builtins.str = ...,
         user_state: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "explain", b"explain", "history", b"history", "release_id", b"release_id", "request_time_ms", b"request_time_ms", "user_state", b"user_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "explain_item_id", b"explain_item_id", "history", b"history", "release_id", b"release_id", "request_time_ms", b"request_time_ms", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RankRequest: _TypeAlias = RankRequest  # noqa: Y015
 
 @_typing.final
-class RankedItem(_message.Message):
+class Explanation(_message.Message):
+    """What the ranker saw of one item, and what it expects the user to do with it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -96,15 +98,8 @@ class RankedItem(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ITEM_ID_FIELD_NUMBER: _builtins.int
-    SCORE_FIELD_NUMBER: _builtins.int
-    SOURCES_FIELD_NUMBER: _builtins.int
     ACTION_PROBABILITIES_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
-    item_id: _builtins.str
-    score: _builtins.float
-    @_builtins.property
-    def sources(self) -> _containers.RepeatedScalarFieldContainer[_recommend_pb2.CandidateSource.ValueType]: ...
     @_builtins.property
     def action_probabilities(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -112,40 +107,53 @@ class RankedItem(_message.Message):
     def __init__(
         self,
         *,
-        item_id: _builtins.str = ...,
-        score: _builtins.float = ...,
-        sources: _abc.Iterable[_recommend_pb2.CandidateSource.ValueType] | None = ...,
         action_probabilities: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         features: _abc.Iterable[_recommend_pb2.Feature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_probabilities", b"action_probabilities", "features", b"features", "item_id", b"item_id", "score", b"score", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_probabilities", b"action_probabilities", "features", b"features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RankedItem: _TypeAlias = RankedItem  # noqa: Y015
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class RankResponse(_message.Message):
+    """Columns of one length, best first; ties by item_id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    SOURCE_MASKS_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     release_id: _builtins.str
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedItem]:
-        """Best first; ties by item_id."""
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def source_masks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As `Candidates.source_masks`, with the live sources that the ranker added."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Of `explain_item_id`, if it was ranked."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[Global___RankedItem] | None = ...,
+        item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+        source_masks: _abc.Iterable[_builtins.int] | None = ...,
         release_id: _builtins.str = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "release_id", b"release_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "item_ids", b"item_ids", "release_id", b"release_id", "scores", b"scores", "source_masks", b"source_masks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RankerServiceStub:
-    """History and candidates in, one score and the action probabilities for each out, in one pass.
+    """History and candidates in, one score for each out, in one pass.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class RankerServiceStub:
 
 
 class RankerServiceServicer:
-    """History and candidates in, one score and the action probabilities for each out, in one pass.
+    """History and candidates in, one score for each out, in one pass.
     """
 
     def Rank(self, request, context):
@@ -69,7 +69,7 @@ def add_RankerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RankerService:
-    """History and candidates in, one score and the action probabilities for each out, in one pass.
+    """History and candidates in, one score for each out, in one pass.
     """
 
     @staticmethod

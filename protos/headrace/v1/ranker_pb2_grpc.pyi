@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RankerServiceStub:
-    """History and candidates in, one score and the action probabilities for each out, in one pass."""
+    """History and candidates in, one score for each out, in one pass."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,13 +37,13 @@ class RankerServiceStub:
 
 @_typing.type_check_only
 class RankerServiceAsyncStub(RankerServiceStub):
-    """History and candidates in, one score and the action probabilities for each out, in one pass."""
+    """History and candidates in, one score for each out, in one pass."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Rank: _aio.UnaryUnaryMultiCallable[_ranker_pb2.RankRequest, _ranker_pb2.RankResponse]  # type: ignore[assignment]
 
 class RankerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """History and candidates in, one score and the action probabilities for each out, in one pass."""
+    """History and candidates in, one score for each out, in one pass."""
 
     @_abc_1.abstractmethod
     def Rank(
