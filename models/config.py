@@ -32,8 +32,10 @@ class CodebookConfig:
 class ModelConfig:
     """The network. `content_dim` is the width of the content embeddings it was made for.
 
-    The ranker has its own, narrower trunk of one layer and `ranker_dim`. `trunk` is "softmax" (attention with
-    ALiBi distances and a feed-forward, `models.trunk`) or "hstu" (`models.hstu`).
+    At most `num_identities` items have a vector of their own (`models.item_identities`); training takes no
+    more slots than its catalogue needs. The ranker has its own, narrower trunk of one layer and `ranker_dim`.
+    `dropout` is the trunk's, `decoder_dropout` the decoder's. `trunk` is "softmax" (attention with ALiBi
+    distances and a feed-forward, `models.trunk`) or "hstu" (`models.hstu`).
     """
 
     content_dim: int = 384
@@ -45,6 +47,9 @@ class ModelConfig:
     num_heads: int = 4
     max_history: int = 50
     dropout: float = 0.2
+    decoder_dropout: float = 0.1
+    num_identities: int = 65_536
+    identity_dropout: float = 0.1
     ranker_dim: int = 64
 
     def __post_init__(self) -> None:
@@ -52,7 +57,9 @@ class ModelConfig:
         _require(self.d_model % self.num_heads == 0, "d_model must be a multiple of num_heads")
         _require(self.ranker_dim % self.num_heads == 0, "ranker_dim must be a multiple of num_heads")
         _require(self.max_history >= 1, "max_history must be at least 1")
-        _require(0.0 <= self.dropout < 1.0, "dropout must be in [0, 1)")
+        _require(self.num_identities >= 0, "num_identities must not be negative")
+        for name in ("dropout", "decoder_dropout", "identity_dropout"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.decoder import DecoderTables
 from models.device import autocast, compute_dtype
+from models.item_identities import ItemIdentities
 from models.recommender import GenerativeRecommender
 
 
@@ -21,7 +22,10 @@ class Inference:
     def __init__(self, recommender: GenerativeRecommender, dtype: torch.dtype | None = None) -> None:
         self.device = recommender.empty_state.device
         self.dtype = compute_dtype(self.device) if dtype is None else dtype
-        self.recommender = copy.deepcopy(recommender).eval().requires_grad_(False)
+        # items are encoded before they come here, so what is known of single ones is not copied
+        width = recommender.config.d_model
+        without = {id(recommender.identities): ItemIdentities(0, width, 0.0)}
+        self.recommender = copy.deepcopy(recommender, without).eval().requires_grad_(False)
         self.tables: DecoderTables = self.recommender.decoder.tables()
         if self.dtype != torch.float32:
             decoder = self.recommender.decoder

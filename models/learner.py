@@ -312,6 +312,9 @@ class OnlineLearner:
         windows += [(past, 1) for past in replayed]
         groups = group_by_length(windows, len(self.catalogue))
         batches = [training_batch(group, max_history) for group in groups]
+        targets = [rows.flatten() for batch in batches for rows in (batch.target_BT, batch.first_B)]
+        row_X = np.unique(torch.cat(targets).numpy())
+        self.recommender.identities.add(self.catalogue.codes_NC[torch.from_numpy(row_X[row_X >= 0])])
         step = self.trainer.step(batches, ranker_loss, self.catalogue)
         self.pipeline.table.refresh()
         return step

@@ -1,8 +1,8 @@
 """The generative recommender: items to vectors, histories to user states, and the two heads on them.
 
-Owns every weight that the generator serves. Works on item *rows*' codes and content only, so an item
-that was announced a moment ago is represented at once; there is no table of ids. Does not know the
-catalogue, the search or how it is trained.
+Owns every weight that the generator serves. Works on item *rows*' codes and content, so an item that was
+announced a moment ago is represented at once; one that was learned from has a vector of its own as well.
+Does not know the catalogue, the search or how it is trained.
 
 Shapes: B batch, T history, N items, X states, C codes of an item, V codebook size, D width, E content.
 """
@@ -17,6 +17,7 @@ from models.batch import NUM_ACTIONS, HistoryBatch
 from models.config import ModelConfig
 from models.decoder import DepthDecoder
 from models.hstu import HstuTrunk
+from models.item_identities import ItemIdentities
 from models.trunk import Trunk
 from models.trunk_cache import TrunkCache
 from models.user_state import UserStates
@@ -46,6 +47,7 @@ class GenerativeRecommender(nn.Module):
         width, num_codes = config.d_model, config.num_levels + 1
         self.code_embedding = nn.Parameter(torch.randn(num_codes, config.codebook_size, width) * 0.02)
         self.content = nn.Linear(config.content_dim, width)
+        self.identities = ItemIdentities(config.num_identities, width, config.identity_dropout)
         self.action_embedding = nn.Embedding(NUM_ACTIONS, width)
         self.gap_embedding = nn.Embedding(NUM_GAP_BUCKETS, width)
         nn.init.normal_(self.action_embedding.weight, std=0.02)
@@ -62,16 +64,16 @@ class GenerativeRecommender(nn.Module):
             num_codes=num_codes,
             codebook_size=config.codebook_size,
             num_heads=config.num_heads,
-            dropout=config.dropout,
+            dropout=config.decoder_dropout,
         )
 
     def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:
-        """Item representations [N, D]: the sum of the code embeddings + the projected content."""
+        """Item representations [N, D]: the sum of the code embeddings + the projected content + their own."""
         num_codes, codebook_size, _ = self.code_embedding.shape
         first_C = torch.arange(num_codes, device=codes_NC.device) * codebook_size
         table = self.code_embedding.flatten(0, 1)
         codes_ND = functional.embedding_bag(codes_NC + first_C, table, mode="sum")
-        item_ND: Tensor = codes_ND + self.content(content_NE)
+        item_ND: Tensor = codes_ND + self.content(content_NE) + self.identities(codes_NC)
         return item_ND
 
     def embed_history(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ order `models/sequences.py`'s. Does not know where events come from, and draws n
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from models.config import ModelConfig, TrainConfig
 from models.device import autocast, compute_dtype
 from models.errors import NonFiniteLoss
 from models.holdout import HoldoutCases, dense_ranks
+from models.item_identities import room_for
 from models.metrics import ranking_metrics
 from models.objective import GeneratorLoss, Objective
 from models.recommender import GenerativeRecommender
@@ -57,7 +59,8 @@ def train_recommender(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config_train.seed)
-        recommender = make_recommender(config_model)
+        num_identities = min(config_model.num_identities, room_for(len(catalogue)))
+        recommender = make_recommender(replace(config_model, num_identities=num_identities))
         run = _Run(recommender, catalogue, events, validation, config_train, progress, time_share)
         if config_train.align_epochs:
             run.align()
@@ -90,6 +93,8 @@ class _Run:
         self.cases = HoldoutCases.from_events(events, validation)
         popularity_N = torch.from_numpy(np.bincount(events.item_N, minlength=len(catalogue)))
         self.objective = Objective(catalogue, popularity_N, seed=config.seed)
+        by_popularity_N = popularity_N.argsort(descending=True, stable=True)[: int((popularity_N > 0).sum())]
+        recommender.identities.add(catalogue.codes_NC[by_popularity_N])
         self.metrics: dict[str, float] = {}
 
     def align(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc.aio
 import structlog
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -139,4 +140,5 @@ def run_service(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None
     async def body() -> None:
         await serve(settings)
 
-    asyncio.run(body())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(body())

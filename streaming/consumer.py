@@ -31,9 +31,10 @@ _MAX_BACKOFF_S = 5.0
 _CONNECT_TIMEOUT_S = 5.0
 _FETCH_MAX_WAIT_MS = 100
 # The embedded broker answers an empty fetch at once, and kafka-python asks again at once: a wait inside its
-# poll took 40% of a core. Short polls with a pause between take a tenth of that; a record waits 30 ms more.
+# poll took 40% of a core. Short polls with a pause between take a tenth of a core at 30 ms, and at 100 ms a
+# thirtieth, which is what a record waits at most.
 _POLL_S = 0.005
-_EMPTY_PAUSE_S = 0.03
+_EMPTY_PAUSE_S = 0.1
 
 
 class PartitionConsumer:

@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka.consumer.fetcher import Fetcher
 
 # What a new record waits for at most; a broker that does hold fetches back is never waited for.
-EMPTY_FETCH_S = 0.05
+EMPTY_FETCH_S = 0.1
 
 
 def pause_after_empty_fetches() -> None:

@@ -74,7 +74,10 @@ ABLATIONS: dict[str, Ablation] = {
     "4x256": Ablation(question="tokens: 4 levels of 256", codebook={"num_levels": 4}),
     "3x64": Ablation(question="tokens: 3 levels of 64", codebook={"codebook_size": 64}),
     "no-content": Ablation(question="no content projection", recommender=variants.without_content),
-    "item-ids": Ablation(question="an embedding of the item's id, too", recommender=variants.with_item_ids),
+    "no-identities": Ablation(question="no vector of the item's own", model={"num_identities": 0}),
+    "identities-always": Ablation(
+        question="the item's own vector never left out in training", model={"identity_dropout": 0.0}
+    ),
     "code-loss-only": Ablation(
         question="no dense head: code loss alone reaches the trunk", recommender=variants.code_loss_only
     ),

@@ -62,26 +62,6 @@ def _silenced(config: ModelConfig, name: str) -> GenerativeRecommender:
     return recommender
 
 
-def with_item_ids(catalogue: CatalogueIndex) -> MakeRecommender:
-    """Each item also has a vector of its own, found by its codes."""
-    return lambda config: _WithItemIds(config, catalogue.codes_NC.clone())
-
-
-class _WithItemIds(GenerativeRecommender):
-    def __init__(self, config: ModelConfig, codes_NC: Tensor) -> None:
-        super().__init__(config)
-        self._place_C = config.codebook_size ** torch.arange(codes_NC.shape[1])
-        self._key_N, self._row_N = (codes_NC * self._place_C).sum(1).sort()
-        self.item_ids = nn.Embedding(len(codes_NC), config.d_model)
-        nn.init.normal_(self.item_ids.weight, std=0.02)
-
-    def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:
-        """As before, plus the item's own vector."""
-        at_N = torch.searchsorted(self._key_N, (codes_NC * self._place_C).sum(1))
-        own_ND: Tensor = self.item_ids(self._row_N[at_N])
-        return super().encode_items(codes_NC, content_NE) + own_ND
-
-
 def code_loss_only(catalogue: CatalogueIndex) -> MakeRecommender:
     """The dense head learns from states and items that it does not change, so it is only a measure."""
     return _CodeLossOnly

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from models.batch import HistoryBatch
-from models.candidates import Source, sources_of
+from models.candidates import Source
 from models.catalogue import CatalogueIndex
 from models.config import CodebookConfig, ModelConfig, SearchConfig
 from models.generation import Generator
@@ -38,8 +38,8 @@ def test_both_sources_give_distinct_available_items(generator: Generator, histor
         rows = found.row_M.tolist()
         assert len(set(rows)) == len(rows)
         assert not {5, *exclude[b].tolist()} & set(rows)
-        of_beam = [Source.BEAM in sources_of(int(mask)) for mask in found.source_M]
-        of_dense = [Source.DENSE in sources_of(int(mask)) for mask in found.source_M]
+        of_beam = [bool(mask & Source.BEAM.bit) for mask in found.source_M]
+        of_dense = [bool(mask & Source.DENSE.bit) for mask in found.source_M]
         assert sum(of_beam) == sum(of_dense) == 10
         assert np.isnan(found.beam_M).tolist() == [not one for one in of_beam]
         assert np.isnan(found.dense_M).tolist() == [not one for one in of_dense]

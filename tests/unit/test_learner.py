@@ -255,3 +255,15 @@ def test_observed_events_count_but_do_not_train() -> None:
 def test_another_directory_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleCheckpoint):
         OnlineLearner.load(tmp_path / "nothing")
+
+
+def test_items_that_were_learned_from_get_a_vector_of_their_own() -> None:
+    learner = make_learner()
+    assert len(learner.recommender.identities) == 0
+    events = make_events(0, 12)
+    learner.learn_many(events)
+    with torch.no_grad():
+        own_ND = learner.recommender.identities(learner.catalogue.codes_NC)
+    with_own = set((own_ND.abs().sum(1) > 0).nonzero()[:, 0].tolist())
+    assert len(with_own) == len(learner.recommender.identities) > len(events) / 2
+    assert with_own <= set(events.item_N.tolist())
