@@ -46,7 +46,7 @@ class ModelConfig:
     num_layers: int = 2
     num_heads: int = 4
     max_history: int = 50
-    dropout: float = 0.2
+    dropout: float = 0.3
     decoder_dropout: float = 0.1
     num_identities: int = 65_536
     identity_dropout: float = 0.1
@@ -83,7 +83,7 @@ class TrainConfig:
     """
 
     align_epochs: int = 1
-    max_epochs: int = 15
+    max_epochs: int = 10
     patience_epochs: int = 3
     batch_positions: int = 1_536
     learning_rate: float = 1e-3
