@@ -32,10 +32,9 @@ def gap_bucket(time_ms_BT: Tensor) -> Tensor:
     0 for the first event, 1 for no gap (or a step back in time), then one bucket for each doubling:
     1 ms -> 2, 2-3 ms -> 3, one day -> 28.
     """
-    gap_ms = time_ms_BT.diff(dim=1).clamp(min=0)
-    doublings = (gap_ms.double() + 0.5).log2().floor().long() + 2
-    bucket = functional.pad(doublings.clamp(1, NUM_GAP_BUCKETS - 1), (1, 0))
-    return bucket
+    power_P = 2 ** torch.arange(NUM_GAP_BUCKETS - 2, device=time_ms_BT.device)
+    doublings = torch.bucketize(time_ms_BT.diff(dim=1), power_P, right=True)
+    return functional.pad(doublings + 1, (1, 0))
 
 
 class GenerativeRecommender(nn.Module):
