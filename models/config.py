@@ -83,7 +83,7 @@ class TrainConfig:
     """
 
     align_epochs: int = 1
-    max_epochs: int = 10
+    max_epochs: int = 8
     patience_epochs: int = 3
     batch_positions: int = 1_536
     learning_rate: float = 1e-3
