@@ -17,6 +17,7 @@ from models.release import ReleaseBundle
 from protos.headrace.v1.items_pb2 import ItemSid
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
+from services import metrics
 from services.learner import report
 from services.learner.checkpoints import CheckpointStore
 from services.learner.ledger import Ledger
@@ -62,6 +63,7 @@ class LearnerWork:
             self._ledger = resources.enter_context(Ledger(path, num_bytes=position.ledger_bytes))
         self._figures = report.Figures()
         self._checkpointed_s = -float("inf")
+        self._saved: tuple[object, ...] | None = None
         self._lag_asked_s = -float("inf")
         self._rate_since_s, self._rate_learned = time.monotonic(), position.num_learned
         self._stream.catch_up()
@@ -91,12 +93,20 @@ class LearnerWork:
         if self._ledger is not None:
             position.ledger_bytes = self._ledger.flush()
         self._store.save(self.learner, position)
+        self._saved = self._progress()
         self._checkpointed_s = time.monotonic()
         log.info("checkpoint", num_learned=position.num_learned, num_deferred=len(position.deferred))
 
     def checkpoint_if_due(self) -> None:
-        """A checkpoint, if the last one is older than the interval; a full disk is an alarm, not an end."""
+        """A checkpoint, if the last one is older than the interval; a full disk is an alarm, not an end.
+
+        Where nothing has changed since the last one, that one is as good as new.
+        """
         if time.monotonic() - self._checkpointed_s < self._settings.learner_service.checkpoint_interval_s:
+            return
+        if self._progress() == self._saved:
+            self._checkpointed_s = time.monotonic()
+            metrics.CHECKPOINT_SUCCESS.set_to_current_time()
             return
         try:
             self.write_checkpoint()
@@ -104,6 +114,12 @@ class LearnerWork:
             # The old one is intact, and `headrace_checkpoint_last_success_timestamp_seconds` stands still.
             self._checkpointed_s = time.monotonic()
             log.error("checkpoint failed", exc_info=error)
+
+    def _progress(self) -> tuple[object, ...]:
+        """What changes whenever a checkpoint would be another."""
+        offsets = tuple(sorted(self._stream.offsets.items()))
+        counts = (self.position.num_learned, self.position.num_since_release, len(self.learner.catalogue))
+        return offsets, len(self._stream.deferred()), counts, self.position.live_release_id
 
     def release_if_due(self, desk: ReleaseDesk) -> None:
         """A release, if enough events were learned since the last one."""

@@ -129,6 +129,28 @@ def test_kill_9_loses_nothing_and_repeats_nothing(bootstrap: str, tmp_path: Path
     assert (len(missing), len(twice), len(ledger)) == (0, 0, len(world.events))
 
 
+def test_without_anything_new_no_checkpoint_is_written(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path, checkpoint_interval_s=0.1, release_interval_events=5_000)
+    world = make_world(NUM_TRAINED + 200)
+    train(settings, world)
+
+    def newest() -> str:
+        return max(path.name for path in settings.store.checkpoint_path.iterdir() if path.is_dir())
+
+    with learner_process(settings):
+        wait_learned(settings, NUM_TRAINED)
+        time.sleep(1.0)
+        idle = newest()
+        time.sleep(1.0)
+        assert newest() == idle
+        send(settings, world.events[NUM_TRAINED:])
+        wait_learned(settings, len(world.events))
+        deadline = time.monotonic() + 10
+        while newest() == idle and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert newest() > idle
+
+
 def test_an_unknown_item_goes_to_the_dead_letters_and_holds_nobody_up(bootstrap: str, tmp_path: Path) -> None:
     settings = small_settings(bootstrap, tmp_path, unknown_item_grace_s=0.5)
     world = make_world(NUM_TRAINED + 200)
