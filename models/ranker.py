@@ -80,12 +80,8 @@ class Ranker(nn.Module):
     """Candidate output of a masked trunk + scores + live features -> relevance and action logits.
 
     A blank ranker orders by the dense logit plus a small bonus for the beam's favourites: the network
-    adds to that, and its last layer starts at zero. Action logits are scaled and shifted as `calibrate` was
-    told last, so that their sigmoids are probabilities.
+    adds to that, and its last layer starts at zero.
     """
-
-    action_scale_A: Tensor
-    action_shift_A: Tensor
 
     def __init__(self, config: ModelConfig, num_features: int) -> None:
         super().__init__()
@@ -108,8 +104,6 @@ class Ranker(nn.Module):
         self.output = nn.Linear(NUM_HIDDEN, 1 + NUM_ACTIONS)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        self.register_buffer("action_scale_A", torch.ones(NUM_ACTIONS))
-        self.register_buffer("action_shift_A", torch.zeros(NUM_ACTIONS))
         self.dense_weight = nn.Parameter(torch.tensor(1.0))
         self.beam_weight = nn.Parameter(torch.tensor(0.5))
 
@@ -130,13 +124,7 @@ class Ranker(nn.Module):
             out_BMO[:, :, 0] + self.dense_weight * batch.dense_BM + self.beam_weight * scaled_beam(batch)
         )
         relevance_BM = relevance_BM.masked_fill(batch.row_BM < 0, PADDING_LOGIT)
-        action_logit_BMA = out_BMO[:, :, 1:] * self.action_scale_A + self.action_shift_A
-        return RankerOutput(relevance_BM=relevance_BM, action_logit_BMA=action_logit_BMA)
-
-    def calibrate(self, scale_A: Tensor, shift_A: Tensor) -> None:
-        """Scales and shifts the action logits as they are now, float32 [A] each."""
-        self.action_scale_A *= scale_A
-        self.action_shift_A.mul_(scale_A).add_(shift_A)
+        return RankerOutput(relevance_BM=relevance_BM, action_logit_BMA=out_BMO[:, :, 1:])
 
 
 def scaled_beam(batch: RankingBatch) -> Tensor:

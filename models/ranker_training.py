@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Candidates, EventBatch, HistoryBatch
-from models.calibration import platt_scaling
 from models.device import autocast, compute_dtype
 from models.features import Float32Array
 from models.holdout import HoldoutCases
@@ -74,8 +73,7 @@ def fit_ranker(
 
     `held_out` holds events that are wishes for their items, of items that the user did not have in `known`
     (others are left out); at most `MAX_EXAMPLES` of them are drawn. Every seventh or so is kept for
-    validation; the averaged weights of the round with the best NDCG@10 there stay, their action logits
-    calibrated there (Platt scaling). The metrics are that
+    validation; the averaged weights of the round with the best NDCG@10 there stay. The metrics are that
     round's recall and NDCG, `blank_ndcg@10` before any fitting, and `candidate_recall`: how often the
     sources together proposed the right item.
     """
@@ -123,7 +121,6 @@ def fit_examples(
         if num_worse > PATIENCE_ROUNDS:
             break
     ranker.load_state_dict(best_weights)
-    _calibrate(pipeline, ranker, [example for example in validation if example is not None])
     return {**best, **figures}
 
 
@@ -244,22 +241,6 @@ class AveragedTraining:
         with torch.no_grad():
             for average, weight in zip(self.average.parameters(), self._ranker.parameters(), strict=True):
                 average.lerp_(weight, 1.0 - decay)
-
-
-@torch.no_grad()
-def _calibrate(pipeline: Pipeline, ranker: Ranker, examples: list[Example]) -> None:
-    """Makes the action probabilities of the examples' items as frequent as they say."""
-    if not examples:
-        return
-    logits = []
-    for begin in range(0, len(examples), BATCH_SIZE):
-        batch, targets = example_batch(pipeline, examples[begin : begin + BATCH_SIZE])
-        action_logit_BMA = ranker(batch, pipeline.table.item_ND).action_logit_BMA
-        logits.append(action_logit_BMA[torch.arange(len(batch)), targets.target_B])
-    logit_NA = torch.cat(logits).numpy()
-    label_NA = torch.cat([example.action_1A for example in examples]).numpy() > 0.5
-    fitted = [platt_scaling(logit_NA[:, a], label_NA[:, a]) for a in range(logit_NA.shape[1])]
-    ranker.calibrate(*torch.tensor(fitted).T)
 
 
 @torch.no_grad()

@@ -185,13 +185,3 @@ def test_features_are_the_same_for_serving_and_learning() -> None:
 
 def test_order_breaks_ties_by_item_id() -> None:
     assert order_by_score(np.float32([1, 2, 1]), ["b", "c", "a"]).tolist() == [1, 2, 0]
-
-
-def test_calibrations_add_up() -> None:
-    config = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, ranker_dim=16)
-    ranker = Ranker(config, 3)
-    logit_A = torch.linspace(-2, 2, len(ranker.action_scale_A))
-    ranker.calibrate(torch.full_like(logit_A, 2.0), torch.full_like(logit_A, 1.0))
-    ranker.calibrate(torch.full_like(logit_A, 0.5), torch.full_like(logit_A, -3.0))
-    found_A = logit_A * ranker.action_scale_A + ranker.action_shift_A
-    torch.testing.assert_close(found_A, 0.5 * (2.0 * logit_A + 1.0) - 3.0)
