@@ -106,7 +106,8 @@ class Bench:
 
     async def pause_learner(self) -> None:
         """The learner learns nothing more, however much it has to read."""
-        await learner_pb2_grpc.LearnerServiceStub(self.learner).Pause(learner_pb2.PauseRequest(), timeout=30.0)
+        stub = learner_pb2_grpc.LearnerServiceStub(self.learner)
+        await stub.Pause(learner_pb2.PauseRequest(), timeout=30.0)
         await asyncio.sleep(self.plan.seconds / 2)
 
     async def catch_up(self) -> None:
