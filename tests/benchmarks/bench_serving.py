@@ -70,11 +70,11 @@ async def measure(world: World, plan: Plan) -> dict[str, Any]:
             async with learning(bench):
                 payload["recommend"] += await recommend_rows(bench, "learning")
                 payload["change"].append(await change_row(bench, "learning"))
-            console.print("Track")
-            payload["track"] = await track_rows(bench)
-            # last, since it restarts the generator
             console.print("the generator alone, with and without micro-batching")
             payload["batching"] = await batching_rows(bench)
+            # last: all services read for a while what it wrote
+            console.print("Track")
+            payload["track"] = await track_rows(bench)
     return payload
 
 

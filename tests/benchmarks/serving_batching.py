@@ -21,9 +21,8 @@ _SETTLE_S = 1.0
 async def batching_rows(bench: Bench) -> list[Row]:
     """The generator alone, with and without micro-batching, at ever more concurrent callers.
 
-    The learner pauses: what was tracked before would keep it busy through the first half.
+    Leaves the generator without micro-batching.
     """
-    await bench.pause_learner()
     bodies = _generate_bodies(bench)
     usual = bench.settings
     rows = []

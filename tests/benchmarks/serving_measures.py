@@ -104,12 +104,6 @@ class Bench:
         status = await stub.Status(learner_pb2.StatusRequest(), timeout=30.0)
         return int(status.num_events_learned)
 
-    async def pause_learner(self) -> None:
-        """The learner learns nothing more, however much it has to read."""
-        stub = learner_pb2_grpc.LearnerServiceStub(self.learner)
-        await stub.Pause(learner_pb2.PauseRequest(), timeout=30.0)
-        await asyncio.sleep(self.plan.seconds / 2)
-
     async def catch_up(self) -> None:
         """Returns when the learner has read all that was tracked."""
         stub = learner_pb2_grpc.LearnerServiceStub(self.learner)
