@@ -33,13 +33,6 @@ def past_batch(pasts: Sequence[Sequence[PastEvent]], max_history: int) -> Histor
     return HistoryBatch.from_lists(items, actions, times_ms, max_history=max_history)
 
 
-def history_batch(
-    history: Sequence[HistoryEvent], catalogue: CatalogueIndex, max_history: int
-) -> HistoryBatch:
-    """One user's history, oldest first, without the items that the catalogue does not know."""
-    return past_batch([known_past(history, catalogue)], max_history)
-
-
 def event_batch(events: Sequence[Event], row_N: Int64Array) -> EventBatch:
     """Events with the catalogue row of each one's item."""
     return EventBatch(

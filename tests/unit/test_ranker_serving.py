@@ -50,7 +50,8 @@ def scores(response: RankResponse) -> dict[str, float]:
 
 def state_bytes(bundle: ReleaseBundle, scale: float = 1.0) -> bytes:
     request = make_request()
-    history = translate.history_batch(request.history, bundle.catalogue, MODEL.max_history)
+    past = translate.known_past(request.history, bundle.catalogue)
+    history = translate.past_batch([past], MODEL.max_history)
     with torch.no_grad():
         item_ND = bundle.recommender.encode_items(bundle.catalogue.codes_NC, bundle.catalogue.content_NE)
         state_1D = bundle.recommender.last_state(history, item_ND)

@@ -14,10 +14,10 @@ from tests.factories import make_catalogue, make_history
 def test_history_keeps_only_known_items_and_the_newest() -> None:
     index = make_catalogue()
     history = make_history(1, 999, 2, 3)
-    batch = translate.history_batch(history, index, max_history=2)
-    assert batch.item_BT.tolist() == [[2, 3]]
-    assert batch.time_ms_BT.tolist() == [[history[2].event_time_ms, history[3].event_time_ms]]
-    assert translate.history_batch([], index, max_history=2).length_B.tolist() == [0]
+    batch = translate.past_batch([translate.known_past(history, index), []], max_history=2)
+    assert batch.item_BT[0].tolist() == [2, 3]
+    assert batch.time_ms_BT[0].tolist() == [history[2].event_time_ms, history[3].event_time_ms]
+    assert batch.length_B.tolist() == [2, 0]
 
 
 def test_candidates_round_trip() -> None:
