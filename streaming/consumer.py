@@ -32,7 +32,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _FETCH_MAX_WAIT_MS = 100
 # The embedded broker answers an empty fetch at once, and kafka-python asks again at once: a wait inside its
 # poll took 40% of a core, and all of the time that the poll may last. Short polls with a pause between take a
-# fiftieth of a core; a record waits for two of the pauses at most.
+# fortieth of a core; a record waits for two of the pauses at most.
 _POLL_S = 0.002
 _EMPTY_PAUSE_S = 0.1
 
