@@ -34,7 +34,8 @@ class ModelConfig:
 
     At most `num_identities` items have a vector of their own (`models.item_identities`); training takes no
     more slots than its catalogue needs. The ranker has its own, narrower trunk of one layer and `ranker_dim`.
-    `dropout` is the trunk's, `decoder_dropout` the decoder's. `trunk` is "softmax" (attention with ALiBi
+    `dropout` is the trunk's, `decoder_dropout` the decoder's, whose feed-forward is `decoder_ffn_ratio`
+    times as wide as the model: a search runs it for every prefix. `trunk` is "softmax" (attention with ALiBi
     distances and a feed-forward, `models.trunk`) or "hstu" (`models.hstu`).
     """
 
@@ -48,6 +49,7 @@ class ModelConfig:
     max_history: int = 50
     dropout: float = 0.3
     decoder_dropout: float = 0.1
+    decoder_ffn_ratio: int = 4
     num_identities: int = 65_536
     identity_dropout: float = 0.1
     ranker_dim: int = 64
@@ -58,6 +60,7 @@ class ModelConfig:
         _require(self.ranker_dim % self.num_heads == 0, "ranker_dim must be a multiple of num_heads")
         _require(self.max_history >= 1, "max_history must be at least 1")
         _require(self.num_identities >= 0, "num_identities must not be negative")
+        _require(1 <= self.decoder_ffn_ratio <= 8, "decoder_ffn_ratio must be 1 to 8")
         for name in ("dropout", "decoder_dropout", "identity_dropout"):
             _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1)")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.kernels.attend_cpu import Float32Array, attend_prefix
-from models.trunk import Block, ByteDropout
+from models.trunk import FFN_RATIO, Block, ByteDropout
 
 
 class DepthDecoder(nn.Module):
@@ -30,7 +30,14 @@ class DepthDecoder(nn.Module):
     causal_CC: Tensor
 
     def __init__(
-        self, *, d_model: int, num_codes: int, codebook_size: int, num_heads: int, dropout: float
+        self,
+        *,
+        d_model: int,
+        num_codes: int,
+        codebook_size: int,
+        num_heads: int,
+        dropout: float,
+        ffn_ratio: int = FFN_RATIO,
     ) -> None:
         super().__init__()
         self.start = nn.Linear(d_model, d_model)
@@ -38,7 +45,7 @@ class DepthDecoder(nn.Module):
         self.code_embedding = nn.Parameter(torch.randn(num_codes - 1, codebook_size, d_model) * 0.02)
         self.level_embedding = nn.Parameter(torch.zeros(num_codes, d_model))
         self.input_dropout = ByteDropout(dropout)
-        self.block = Block(d_model, num_heads, dropout)
+        self.block = Block(d_model, num_heads, dropout, ffn_ratio)
         self.norm = nn.LayerNorm(d_model)
         self.output_weight = nn.Parameter(torch.randn(num_codes, d_model, codebook_size) * d_model**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(num_codes, codebook_size))

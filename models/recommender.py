@@ -64,6 +64,7 @@ class GenerativeRecommender(nn.Module):
             codebook_size=config.codebook_size,
             num_heads=config.num_heads,
             dropout=config.decoder_dropout,
+            ffn_ratio=config.decoder_ffn_ratio,
         )
 
     def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from calibration import expected_calibration_error, platt_scaling
 from quality_data import Problem
 from ranker_examples import Examples, follow
 from torch import nn
 
 from models.baselines.din import DinRanker
 from models.batch import EventBatch
-from models.calibration import expected_calibration_error, platt_scaling
 from models.config import SearchConfig, StatisticsConfig, TrainConfig
 from models.device import autocast, compute_dtype
 from models.features import feature_names
