@@ -163,25 +163,17 @@ class Generator:
 
     def _nearest(self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None) -> list[Candidates]:
         """The `k` available items with the highest dense logit for each state."""
-        logits_BN = self.recommender.dense_logits(state_BD, self.table.vector_ND).float()
-        available_N = torch.from_numpy(np.asarray(self.catalogue.available_N))
-        logits_BN.masked_fill_(~available_N, -torch.inf)
-        for b, rows in enumerate(exclude or ()):
-            logits_BN[b, torch.from_numpy(rows[rows >= 0])] = -torch.inf
-        top_BK = logits_BN.topk(min(k, logits_BN.shape[1]), dim=1)
-        found = []
-        for row_tensor, score_tensor in zip(top_BK.indices, top_BK.values, strict=True):
-            rows, scores = row_tensor.numpy(), score_tensor.numpy()
-            rows, scores = rows[np.isfinite(scores)], scores[np.isfinite(scores)]
-            found.append(
-                Candidates(
-                    row_M=rows,
-                    source_M=np.full(len(rows), Source.DENSE.bit, dtype=np.int64),
-                    beam_M=np.full(len(rows), np.nan, dtype=np.float32),
-                    dense_M=scores,
-                )
+        queries_BD = self.recommender.dense_queries(state_BD).float()
+        nearest = self.table.nearest(queries_BD, k, allowed_N=self.catalogue.available_N, exclude=exclude)
+        return [
+            Candidates(
+                row_M=row_M,
+                source_M=np.full(len(row_M), Source.DENSE.bit, dtype=np.int64),
+                beam_M=np.full(len(row_M), np.nan, dtype=np.float32),
+                dense_M=dense_M,
             )
-        return found
+            for row_M, dense_M in nearest
+        ]
 
 
 def _nothing() -> Candidates:

@@ -5,10 +5,15 @@ Owns when rows are encoded: a new row when it is first needed, all of them after
 Shapes: N items, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from models.batch import Int64Array
 from models.catalogue import CatalogueIndex
+from models.kernels.nearest_cpu import BoolArray, Float32Array
+from models.nearest import NearestIndex
 from models.recommender import GenerativeRecommender
 
 
@@ -23,6 +28,7 @@ class ItemTable:
         self._num_encoded = 0
         self._item_ND = torch.empty(0, width)  # with room for more rows than are encoded
         self._vector_ND = torch.empty(0, width)
+        self._nearest: NearestIndex | None = None  # made when it is first asked
 
     @property
     def item_ND(self) -> Tensor:
@@ -36,23 +42,41 @@ class ItemTable:
         self._sync()
         return self._vector_ND[: self._num_encoded]
 
+    def nearest(
+        self, query_BD: Tensor, k: int, *, allowed_N: BoolArray, exclude: Sequence[Int64Array] | None = None
+    ) -> list[tuple[Int64Array, Float32Array]]:
+        """For each query the rows of the `k` dense vectors with the highest products, and those products.
+
+        See `models.nearest.NearestIndex.search`.
+        """
+        vector_ND = self.vector_ND
+        if self._nearest is None:
+            self._nearest = NearestIndex(vector_ND.shape[1])
+        if len(self._nearest) < len(vector_ND):
+            self._nearest.put(len(self._nearest), vector_ND[len(self._nearest) :])
+        return self._nearest.search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
+
     def set(self, item_ND: Tensor, vector_ND: Tensor) -> None:
         """Takes what a training step has just computed for all rows, instead of encoding them again."""
         self.weights_version += 1
         self._item_ND = item_ND.detach().float()
         self._vector_ND = vector_ND.detach().float()
         self._num_encoded = len(item_ND)
+        self._nearest = None
 
     def refresh(self) -> None:
         """Forgets everything: the weights changed."""
         self.weights_version += 1
         self._num_encoded = 0
+        self._nearest = None
 
     def forget(self, row: int) -> None:
         """Encodes one row again: its content changed."""
         if row < self._num_encoded:
             item_1D, vector_1D = self._encode(slice(row, row + 1))
             self._item_ND[row], self._vector_ND[row] = item_1D[0], vector_1D[0]
+            if self._nearest is not None and row < len(self._nearest):
+                self._nearest.put(row, vector_1D)
 
     @torch.no_grad()
     def _encode(self, rows: slice) -> tuple[Tensor, Tensor]:

@@ -9,17 +9,21 @@ import torch
 
 from models.decoder import DepthDecoder
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.nearest import NearestIndex
 from models.search import beam_search
 from models.trie import Trie
 
 
 def precompile() -> None:
-    """One search among three items, and the mask that training asks for."""
+    """One search of each kind among three items, and the mask that training asks for."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(d_model=8, num_codes=3, codebook_size=4, num_heads=2, dropout=0.0).eval()
     decoding = decoder.tables().start(torch.zeros(1, 8))
     beam_search(decoding.logits, trie, batch_size=1, k=2, beam=2, exclude=[np.array([0])])
+    nearest = NearestIndex(2)
+    nearest.put(0, torch.eye(3, 2))
+    nearest.search(torch.ones(1, 2), torch.eye(3, 2), 1, allowed_N=np.ones(3, np.bool_))
     node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
 
