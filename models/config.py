@@ -49,7 +49,7 @@ class ModelConfig:
     max_history: int = 50
     dropout: float = 0.3
     decoder_dropout: float = 0.1
-    decoder_ffn_ratio: int = 4
+    decoder_ffn_ratio: int = 1
     num_identities: int = 65_536
     identity_dropout: float = 0.1
     ranker_dim: int = 64

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.kernels.attend_cpu import Float32Array, attend_prefix
-from models.trunk import FFN_RATIO, Block, ByteDropout
+from models.trunk import Block, ByteDropout
 
 
 class DepthDecoder(nn.Module):
@@ -37,7 +37,7 @@ class DepthDecoder(nn.Module):
         codebook_size: int,
         num_heads: int,
         dropout: float,
-        ffn_ratio: int = FFN_RATIO,
+        ffn_ratio: int,
     ) -> None:
         super().__init__()
         self.start = nn.Linear(d_model, d_model)

@@ -18,7 +18,9 @@ def precompile() -> None:
     """One search of each kind among three items, and the mask that training asks for."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
-    decoder = DepthDecoder(d_model=8, num_codes=3, codebook_size=4, num_heads=2, dropout=0.0).eval()
+    decoder = DepthDecoder(
+        d_model=8, num_codes=3, codebook_size=4, num_heads=2, dropout=0.0, ffn_ratio=1
+    ).eval()
     decoding = decoder.tables().start(torch.zeros(1, 8))
     beam_search(decoding.logits, trie, batch_size=1, k=2, beam=2, exclude=[np.array([0])])
     nearest = NearestIndex(2)

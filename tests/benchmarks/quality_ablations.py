@@ -73,10 +73,10 @@ ABLATIONS: dict[str, Ablation] = {
     "2x256": Ablation(question="tokens: 2 levels of 256", codebook={"num_levels": 2}),
     "4x256": Ablation(question="tokens: 4 levels of 256", codebook={"num_levels": 4}),
     "3x64": Ablation(question="tokens: 3 levels of 64", codebook={"codebook_size": 64}),
-    "decoder-ffn-1": Ablation(
-        question="the decoder's feed-forward as wide as the model", model={"decoder_ffn_ratio": 1}
+    "decoder-ffn-2": Ablation(
+        question="decoder: feed-forward of twice the width", model={"decoder_ffn_ratio": 2}
     ),
-    "decoder-ffn-2": Ablation(question="twice as wide", model={"decoder_ffn_ratio": 2}),
+    "decoder-ffn-4": Ablation(question="decoder: of four times the width", model={"decoder_ffn_ratio": 4}),
     "no-content": Ablation(question="no content projection", recommender=variants.without_content),
     "no-identities": Ablation(question="no vector of the item's own", model={"num_identities": 0}),
     "identities-always": Ablation(

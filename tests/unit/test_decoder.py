@@ -7,7 +7,9 @@ from models.decoder import DepthDecoder
 @pytest.fixture
 def decoder() -> DepthDecoder:
     torch.manual_seed(0)
-    return DepthDecoder(d_model=32, num_codes=4, codebook_size=16, num_heads=4, dropout=0.1).eval()
+    return DepthDecoder(
+        d_model=32, num_codes=4, codebook_size=16, num_heads=4, dropout=0.1, ffn_ratio=2
+    ).eval()
 
 
 def test_step_by_step_equals_teacher_forcing(decoder):

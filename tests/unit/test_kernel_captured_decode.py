@@ -24,7 +24,9 @@ TOLERANCE = 1e-4
 
 def make_decoder(seed: int) -> DepthDecoder:
     torch.manual_seed(seed)
-    decoder = DepthDecoder(d_model=D, num_codes=C, codebook_size=V, num_heads=2, dropout=0.0).eval()
+    decoder = DepthDecoder(
+        d_model=D, num_codes=C, codebook_size=V, num_heads=2, dropout=0.0, ffn_ratio=2
+    ).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(3)  # far apart, so that rounding changes no order
