@@ -150,7 +150,7 @@ class LearnerServiceSettings:
     """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
 
     batch_events: int = 256
-    batch_wait_s: float = 0.5
+    batch_wait_s: float = 1.0
     checkpoint_interval_s: float = 20.0
     release_interval_events: int = 5_000
     unknown_item_grace_s: float = 5.0

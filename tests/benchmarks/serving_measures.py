@@ -45,13 +45,14 @@ _STREAM_MESSAGE_EVENTS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured: seconds for each load, callers, users and events."""
+    """How much is measured: seconds for each load, callers, users, calls after a pause, and events."""
 
     seconds: float = 15.0
     num_clients: Sequence[int] = (8, 32)
     num_callers: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     caller_seconds: float = 6.0
     num_users: int = 500
+    num_calls: int = 300
     num_cold_users: int = 300
     num_changes: int = 60
     num_stream_singles: int = 20_000
@@ -64,6 +65,7 @@ QUICK = Plan(
     num_callers=(1, 4),
     caller_seconds=0.7,
     num_users=40,
+    num_calls=20,
     num_cold_users=20,
     num_changes=3,
     num_stream_singles=500,
