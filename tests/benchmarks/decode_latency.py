@@ -1,4 +1,7 @@
-"""The timing itself: all systems of a setting in turn, so that what disturbs one disturbs all.
+"""The timing itself: all systems of a setting take turns, so that what disturbs one disturbs all.
+
+A turn is some calls in a row: of a single call between others' work the caches would be timed (what a
+pause costs a service is in `serving_pauses.py`).
 
 Knows calls and durations, not what is called.
 """
@@ -9,6 +12,8 @@ from typing import Any
 
 from decode_worlds import Cell
 from harness import percentiles, seconds_of
+
+_MAX_TURN = 10
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,17 @@ def measure(
     """A row for each cell: `facts`, `latency_ms_p50`, `latency_ms_p99`, `requests_per_s` and `num_calls`.
 
     Every cell is called once to warm up and to see how often it can be called; those calls are then
-    spread evenly over rounds in which the cells take turns. `tick` is called after each cell.
+    spread evenly over rounds in which the cells take turns. All calls count. `tick` is called after each cell.
     """
     for cell in cells:
         cell.work()
     wanted = [effort.num_calls(seconds_of(cell.work)) for cell in cells]
-    num_rounds = max(wanted, default=0)
+    num_rounds = -(-max(wanted, default=0) // _MAX_TURN)
     durations: list[list[float]] = [[] for _ in cells]
     for round_ in range(num_rounds):
         for n, cell in enumerate(cells):
-            is_due = (round_ + 1) * wanted[n] // num_rounds > round_ * wanted[n] // num_rounds
-            if is_due:
-                durations[n].append(seconds_of(cell.work))
+            num_calls = (round_ + 1) * wanted[n] // num_rounds - round_ * wanted[n] // num_rounds
+            durations[n] += [seconds_of(cell.work) for _ in range(num_calls)]
     rows = []
     for cell, seconds in zip(cells, durations, strict=True):
         found = percentiles(seconds)

@@ -87,9 +87,9 @@ def test_systems_take_turns(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPa
         bench.worlds.Cell(facts={"system": name, "batch": 2}, work=lambda name=name: calls.append(name))
         for name in duration_s
     ]
-    rows = bench.latency.measure(cells, bench.latency.Effort(budget_s=1.0, min_calls=1, max_calls=9))
-    assert calls[4:] == ["fast", "slow", "fast", "fast", "slow", "fast"]
-    assert [row["num_calls"] for row in rows] == [2, 4]
+    rows = bench.latency.measure(cells, bench.latency.Effort(budget_s=5.0, min_calls=1, max_calls=30))
+    assert calls[4:] == (["slow"] * 5 + ["fast"] * 10) * 2
+    assert [row["num_calls"] for row in rows] == [10, 20]
     assert rows[0]["latency_ms_p50"] == pytest.approx(500)
     assert rows[1]["requests_per_s"] == pytest.approx(8)
 
