@@ -24,6 +24,7 @@ from models.user_state import UserStates
 
 NUM_GAP_BUCKETS = 48
 MIN_TEMPERATURE = 0.01
+_POWERS_OF_2 = 2 ** torch.arange(NUM_GAP_BUCKETS - 2)
 
 
 def gap_bucket(time_ms_BT: Tensor) -> Tensor:
@@ -32,8 +33,7 @@ def gap_bucket(time_ms_BT: Tensor) -> Tensor:
     0 for the first event, 1 for no gap (or a step back in time), then one bucket for each doubling:
     1 ms -> 2, 2-3 ms -> 3, one day -> 28.
     """
-    power_P = 2 ** torch.arange(NUM_GAP_BUCKETS - 2, device=time_ms_BT.device)
-    doublings = torch.bucketize(time_ms_BT.diff(dim=1), power_P, right=True)
+    doublings = torch.bucketize(time_ms_BT.diff(dim=1), _POWERS_OF_2.to(time_ms_BT.device), right=True)
     return functional.pad(doublings + 1, (1, 0))
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Int64Array
-from models.kernels.beam_step_cpu import Float32Array, Hidden, best_children, branching_beams
+from models.kernels.beam_step_cpu import Float32Array, Hidden, best_children, branching_beams, count_hidden
 from models.trie import Trie
 
 CodeLogits = Callable[[Tensor, Tensor], Tensor]
@@ -34,26 +34,36 @@ _NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """The best items of B requests, best first; ties are in ascending order of their codes.
-
-    `row_BK` int64, -1 where fewer than k were found; `score_BK` float32 log-probabilities, -inf there.
-    `prefixes[l - 1]` int64 [B, K_l, l]: the beams kept after l codes, in ascending order, -1 padded;
-    the share of requests whose true prefix is among them is the hierarchical recall at level l.
-    """
-
-    row_BK: Tensor
-    score_BK: Tensor
-    prefixes: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Beams:
+class Beams:
     """At most K prefixes of each request; padding has the score -inf, and comes last."""
 
     prefix_BKl: Int64Array
     node_BK: Int64Array
     score_BK: Float32Array
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best items of B requests, best first; ties are in ascending order of their codes.
+
+    `row_BK` int64, -1 where fewer than k were found; `score_BK` float32 log-probabilities, -inf there.
+    `beams[l - 1]` are those kept after l codes.
+    """
+
+    row_BK: Tensor
+    score_BK: Tensor
+    beams: tuple[Beams, ...]
+
+    @property
+    def prefixes(self) -> tuple[Tensor, ...]:
+        """Int64 [B, K_l, l] for each l: the beams kept after l codes, in ascending order, -1 padded.
+
+        The share of requests whose true prefix is among them is the hierarchical recall at level l.
+        """
+        return tuple(
+            torch.from_numpy(np.where(one.score_BK[:, :, None] == -np.inf, -1, one.prefix_BKl))
+            for one in self.beams
+        )
 
 
 def beam_search(
@@ -81,23 +91,20 @@ def beam_search(
     if exclude is not None and len(exclude) != batch_size:
         raise ValueError(f"{len(exclude)} lists of excluded rows for a batch of {batch_size}")
     hidden = _hidden(trie, exclude or ())
-    beams = _Beams(
+    beams = Beams(
         prefix_BKl=np.zeros((batch_size, 1, 0), np.int64),
         node_BK=np.zeros((batch_size, 1), np.int64),
         score_BK=np.zeros((batch_size, 1), np.float32),
     )
-    prefixes = []
+    kept = []
     for depth in range(trie.num_codes):
         width = k if depth == trie.num_codes - 1 else beam
         beams = _step(code_logits, trie, depth, beams, hidden[depth], width)
-        is_padding_BK = beams.score_BK == -np.inf
-        prefixes.append(torch.from_numpy(np.where(is_padding_BK[:, :, None], -1, beams.prefix_BKl)))
-    return _finish(trie, beams, k, tuple(prefixes))
+        kept.append(beams)
+    return _finish(trie, k, tuple(kept))
 
 
-def _step(
-    code_logits: CodeLogits, trie: Trie, depth: int, beams: _Beams, hidden: Hidden, width: int
-) -> _Beams:
+def _step(code_logits: CodeLogits, trie: Trie, depth: int, beams: Beams, hidden: Hidden, width: int) -> Beams:
     """The best `width` children of each request's beams."""
     level, size = trie.levels[depth], trie.codebook_size
     batch_size, num_beams = beams.node_BK.shape
@@ -114,12 +121,10 @@ def _step(
     if used < width:
         beam_BK, code_BK = beam_BK[:, :used], code_BK[:, :used]
         node_BK, score_BK = np.ascontiguousarray(node_BK[:, :used]), np.ascontiguousarray(score_BK[:, :used])
-    before_BKl = np.take_along_axis(beams.prefix_BKl, beam_BK[:, :, None], axis=1)
-    return _Beams(
-        prefix_BKl=np.concatenate([before_BKl, code_BK[:, :, None]], axis=2),
-        node_BK=node_BK,
-        score_BK=score_BK,
-    )
+    prefix_BKl = np.empty((*beam_BK.shape, depth + 1), np.int64)
+    prefix_BKl[:, :, :depth] = beams.prefix_BKl[np.arange(batch_size)[:, None], beam_BK]
+    prefix_BKl[:, :, depth] = code_BK
+    return Beams(prefix_BKl=prefix_BKl, node_BK=node_BK, score_BK=score_BK)
 
 
 def _hidden(trie: Trie, exclude: Sequence[Int64Array]) -> list[Hidden]:
@@ -128,28 +133,26 @@ def _hidden(trie: Trie, exclude: Sequence[Int64Array]) -> list[Hidden]:
         return [Hidden(_NOTHING, _NOTHING, 0)] * trie.num_codes
     request_X = np.repeat(np.arange(len(exclude)), [len(rows) for rows in exclude])
     row_X = np.concatenate([np.asarray(rows, np.int64) for rows in exclude])
-    counts = np.zeros(len(row_X), np.bool_)
-    counts[row_X >= 0] = trie.available_N[row_X[row_X >= 0]]
-    # a row that is named twice counts once
-    pair_X = np.unique(request_X[counts] * len(trie) + row_X[counts])
-    request_X, row_X = np.divmod(pair_X, max(1, len(trie)))
-    levels = []
-    for depth in range(trie.num_codes):
-        num_nodes = len(trie.levels[depth].live_N)
-        key_X, count_X = np.unique(request_X * num_nodes + trie.node_NC[row_X, depth], return_counts=True)
-        levels.append(Hidden(key_X, count_X, num_nodes))
-    return levels
+    num_nodes_C = np.array([len(level.live_N) for level in trie.levels], np.int64)
+    key_CX, count_CX, used_C = count_hidden(request_X, row_X, trie.available_N, trie.node_NC, num_nodes_C)
+    return [
+        Hidden(key_X[:used], count_X[:used], num_nodes)
+        for key_X, count_X, used, num_nodes in zip(
+            key_CX, count_CX, used_C.tolist(), num_nodes_C.tolist(), strict=True
+        )
+    ]
 
 
-def _finish(trie: Trie, beams: _Beams, k: int, prefixes: tuple[Tensor, ...]) -> SearchResult:
+def _finish(trie: Trie, k: int, beams: tuple[Beams, ...]) -> SearchResult:
     """Rows of the leaves, best first, padded to k columns."""
+    leaves = beams[-1]
     # stable, so that equal scores stay in order of their codes, and padding stays last
-    order_BK = np.argsort(-beams.score_BK, axis=1, kind="stable")
-    leaf_BK = np.take_along_axis(beams.node_BK, order_BK, axis=1)
-    score_BK = np.take_along_axis(beams.score_BK, order_BK, axis=1)
+    order_BK = np.argsort(-leaves.score_BK, axis=1, kind="stable")
+    request_B1 = np.arange(len(order_BK))[:, None]
+    leaf_BK, score_BK = leaves.node_BK[request_B1, order_BK], leaves.score_BK[request_B1, order_BK]
     row_Bk = np.full((len(leaf_BK), k), -1, np.int64)
     padded_Bk = np.full((len(leaf_BK), k), -np.inf, np.float32)
     if leaf_BK.size:
         row_Bk[:, : leaf_BK.shape[1]] = np.where(score_BK > -np.inf, trie.row_N[leaf_BK], -1)
         padded_Bk[:, : leaf_BK.shape[1]] = score_BK
-    return SearchResult(torch.from_numpy(row_Bk), torch.from_numpy(padded_Bk), prefixes)
+    return SearchResult(torch.from_numpy(row_Bk), torch.from_numpy(padded_Bk), beams)

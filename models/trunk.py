@@ -125,6 +125,8 @@ class Trunk(nn.Module):
     """
 
     slope_H: Tensor
+    causal_HTT: Tensor
+    append_PHT: Tensor
 
     def __init__(self, d_model: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -134,19 +136,31 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         slopes = 2.0 ** (-8.0 * torch.arange(1, num_heads + 1) / num_heads)
         self.register_buffer("slope_H", slopes, persistent=False)
+        # what the two functions below slice, with room for longer histories than there were
+        self.register_buffer("causal_HTT", torch.empty(num_heads, 0, 0), persistent=False)
+        self.register_buffer("append_PHT", torch.empty(1, num_heads, 0), persistent=False)
 
     def _causal_bias(self, width: int) -> Tensor:
         """[H, T, T]: -slope x distance to earlier positions, -inf for later ones."""
-        position_T = torch.arange(width, device=self.slope_H.device)
-        distance_TT = position_T[:, None] - position_T[None, :]
-        bias_HTT = -self.slope_H[:, None, None] * distance_TT
-        return bias_HTT.masked_fill(distance_TT < 0, -torch.inf)
+        self._make_room(width)
+        return self.causal_HTT[:, :width, :width]
 
     def _append_bias(self, position_B: Tensor, width: int) -> Tensor:
-        """[B, H, T]: from an event at `position_B` to those before it, -inf to the others."""
-        distance_BT = position_B[:, None] - torch.arange(width, device=position_B.device)
-        bias_BHT = -self.slope_H[:, None] * distance_BT[:, None, :]
-        return bias_BHT.masked_fill(distance_BT[:, None, :] <= 0, -torch.inf)
+        """[B, H, T]: from an event at `position_B` <= T to those before it, -inf to the others."""
+        self._make_room(width)
+        return self.append_PHT[:, :, :width][position_B]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _make_room(self, width: int) -> None:
+        """Biases of histories up to `width`; they are few operations, but of every request."""
+        if self.causal_HTT.shape[1] >= width:
+            return
+        position_P = torch.arange(2 * width + 1, device=self.slope_H.device)
+        distance_PT = position_P[:, None] - position_P[None, :-1]
+        bias_HPT = -self.slope_H[:, None, None] * distance_PT
+        self.causal_HTT = bias_HPT[:, :-1].masked_fill(distance_PT[:-1] < 0, -torch.inf)
+        self.append_PHT = bias_HPT.masked_fill(distance_PT <= 0, -torch.inf).transpose(0, 1).contiguous()
 
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
         """The state after each event, [B, T, D]; zero past a history's length.

@@ -100,6 +100,45 @@ def branching_beams(
 
 
 @compiled
+def count_hidden(
+    request_X: Int64Array,
+    row_X: Int64Array,
+    available_N: npt.NDArray[np.bool_],
+    node_NC: Int64Array,
+    num_nodes_C: Int64Array,
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """For each level the keys and counts of `Hidden`, [C, X], and how many of them there are, [C].
+
+    Rows that are not available are hidden anyway, and -1 is no row; one that is named twice counts once.
+    """
+    num_items, num_levels = len(available_N), len(num_nodes_C)
+    pair_X = np.empty(len(row_X), np.int64)
+    found = 0
+    for x in range(len(row_X)):
+        if row_X[x] >= 0 and available_N[row_X[x]]:
+            pair_X[found] = request_X[x] * num_items + row_X[x]
+            found += 1
+    pair_X = np.unique(pair_X[:found])
+    key_CX = np.empty((num_levels, len(pair_X)), np.int64)
+    count_CX = np.zeros((num_levels, len(pair_X)), np.int64)
+    used_C = np.zeros(num_levels, np.int64)
+    for level in range(num_levels):
+        key_X = np.empty(len(pair_X), np.int64)
+        for x in range(len(pair_X)):
+            request, row = pair_X[x] // num_items, pair_X[x] % num_items
+            key_X[x] = request * num_nodes_C[level] + node_NC[row, level]
+        key_X.sort()
+        used = 0
+        for x in range(len(key_X)):
+            if x == 0 or key_X[x] != key_X[x - 1]:
+                key_CX[level, used] = key_X[x]
+                used += 1
+            count_CX[level, used - 1] += 1
+        used_C[level] = used
+    return key_CX, count_CX, used_C
+
+
+@compiled
 def _is_hidden(hidden: Hidden, request: int, child: int, live: int) -> bool:
     key = request * hidden.num_nodes + child
     at = np.searchsorted(hidden.key_X, key)

@@ -35,7 +35,8 @@ def measure(
     """A row for each cell: `facts`, `latency_ms_p50`, `latency_ms_p99`, `requests_per_s` and `num_calls`.
 
     Every cell is called once to warm up and to see how often it can be called; those calls are then
-    spread evenly over rounds in which the cells take turns. All calls count. `tick` is called after each cell.
+    spread evenly over rounds in which the cells take turns. All of these count. `tick` is called after
+    each cell.
     """
     for cell in cells:
         cell.work()

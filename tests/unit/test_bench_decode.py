@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.baselines.hf_decode import history_tokens, tiger_t5
 from models.baselines.torch_decode import TorchDecoder
-from models.search import SearchResult
+from models.search import Beams, SearchResult
 
 V = 4
 
@@ -50,7 +51,11 @@ def test_work_is_counted_where_a_prefix_has_a_choice(bench: SimpleNamespace) -> 
         torch.tensor([[[0, 0], [0, 2], [1, 3]], [[1, 3], [-1, -1], [-1, -1]]]),
         torch.zeros(2, 1, 3, dtype=torch.int64),
     )
-    search = SearchResult(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1), prefixes)
+    beams = tuple(
+        Beams(prefix.numpy(), np.zeros(0, np.int64), np.where(prefix[:, :, 0] < 0, -np.inf, 0))
+        for prefix in prefixes
+    )
+    search = SearchResult(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1), beams)
     # two roots of 3 children; (0) has 2, (1) twice 1; (0, 0) has 2, (0, 2) one, (1, 3) twice 1
     assert branching.needed(search) == (4, 3 + 3 + 2 + 2, 10 + 1 + 1 + 1 + 1 + 1)
 

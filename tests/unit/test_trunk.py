@@ -101,3 +101,13 @@ def test_gradients_flow_through_the_kept_elements_only():
     out = ByteDropout(0.5)(x)
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
+
+
+def test_what_serving_keeps_can_be_trained_with(trunk):
+    x, length = torch.randn(2, 5, 32), torch.tensor([5, 3])
+    with torch.inference_mode():
+        served = run(trunk, x, length)
+    states = run(trunk, x, length)
+    states.sum().backward()
+    torch.testing.assert_close(states.detach(), served.clone())
+    assert all(parameter.grad is not None for parameter in trunk.blocks.parameters())
