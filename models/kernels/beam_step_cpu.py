@@ -104,7 +104,7 @@ def count_hidden(
     request_X: Int64Array,
     row_X: Int64Array,
     available_N: npt.NDArray[np.bool_],
-    node_NC: Int64Array,
+    node_NC: npt.NDArray[np.int32],
     num_nodes_C: Int64Array,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """For each level the keys and counts of `Hidden`, [C, X], and how many of them there are, [C].
