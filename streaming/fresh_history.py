@@ -30,8 +30,10 @@ class FreshHistory:
         self._written.append(written)
         if len(self._written) > self._max_waiting:
             oldest = self._written.popleft()
-            others = self._waiting.get(oldest.event.user_id, ())
-            self._keep(oldest.event.user_id, [one for one in others if one is not oldest])
+            others = self._waiting.get(oldest.event.user_id, [])
+            # among the first of its user's, unless it was applied meanwhile
+            at = next((n for n, one in enumerate(others) if one is oldest), len(others))
+            self._keep(oldest.event.user_id, others[:at] + others[at + 1 :])
 
     def get(self, user_id: str, limit: int) -> list[HistoryEvent]:
         """The newest `limit` events of a user, newest last; empty for an unknown user."""
