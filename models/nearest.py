@@ -18,8 +18,8 @@ from models.kernels.nearest_cpu import BoolArray, Float32Array, Int8Array, dot_p
 _MAX_CODE = 127
 # So many times k products are computed at first; where the bounds leave a doubt, four times as many.
 _SHORT_LIST, _LONGER = 4, 4
-# What a sum of rounded products may be off by, as a share of the bound.
-_ROUNDING = 1e-5
+# What a float32 sum of products may be off by, as a share of both lengths: enough for 800 numbers.
+_ROUNDING = 1e-4
 
 
 class NearestIndex:
@@ -70,8 +70,10 @@ class NearestIndex:
 
         `vector_ND` are the vectors that were put in, float32. Of rows that `allowed_N` forbids or a query's
         `exclude` names (-1 is nobody) none is found, so there may be fewer than k. A query's result does
-        not depend on the others.
+        not depend on the others. Raises ValueError for a k below 1.
         """
+        if k < 1:
+            raise ValueError("k must be at least 1")
         queries_BD, vectors_ND = np.ascontiguousarray(query_BD.numpy()), vector_ND.numpy()
         used = slice(0, self._num_rows)
         bound_BN = upper_bounds(

@@ -79,3 +79,8 @@ def test_rows_are_added_and_replaced() -> None:
     assert row_K.tolist() == vector_ND.sum(1).topk(3).indices.tolist()
     with pytest.raises(IndexError, match="after 300 rows"):
         index.put(301, vector_ND[:1])
+
+
+def test_k_is_checked() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        index_of(torch.eye(3)).search(torch.eye(3), torch.eye(3), 0, allowed_N=np.ones(3, np.bool_))
