@@ -16,6 +16,8 @@ from models.trunk_cache import TrunkCache
 
 FFN_RATIO = 4
 _INT64_MIN = -(2**63)
+# Biases are kept for histories up to a multiple of this.
+_BIAS_ROOM = 64
 
 
 class ByteDropout(nn.Module):
@@ -156,11 +158,12 @@ class Trunk(nn.Module):
         """Biases of histories up to `width`; they are few operations, but of every request."""
         if self.causal_HTT.shape[1] >= width:
             return
-        position_P = torch.arange(2 * width + 1, device=self.slope_H.device)
+        room = -(-width // _BIAS_ROOM) * _BIAS_ROOM
+        position_P = torch.arange(room + 1, device=self.slope_H.device)
         distance_PT = position_P[:, None] - position_P[None, :-1]
         bias_HPT = -self.slope_H[:, None, None] * distance_PT
-        self.causal_HTT = bias_HPT[:, :-1].masked_fill(distance_PT[:-1] < 0, -torch.inf)
         self.append_PHT = bias_HPT.masked_fill(distance_PT <= 0, -torch.inf).transpose(0, 1).contiguous()
+        self.causal_HTT = bias_HPT[:, :-1].masked_fill(distance_PT[:-1] < 0, -torch.inf)
 
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
         """The state after each event, [B, T, D]; zero past a history's length.

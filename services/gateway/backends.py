@@ -80,7 +80,7 @@ class Backends:
             except BackendUnavailable:
                 return None
             try:
-                ranked = await self._rank(_rank_request(ask, generated), left, latency_ms)
+                ranked = await self._rank(rank_request(ask, generated), left, latency_ms)
             except WrongRelease:
                 if attempt < _PAIR_ATTEMPTS:
                     continue
@@ -97,7 +97,7 @@ class Backends:
         """
         for attempt in range(1, _PAIR_ATTEMPTS + 1):
             generated = await self._generate(ask, left, {})
-            request = _rank_request(ask, generated)
+            request = rank_request(ask, generated)
             if item_id not in request.candidates.item_ids:
                 request.candidates.item_ids.append(item_id)
                 request.candidates.source_masks.append(0)
@@ -128,15 +128,7 @@ class Backends:
         return response.sids[item_id]
 
     async def _generate(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> GenerateResponse:
-        request = GenerateRequest(
-            history=ask.history,
-            k=ask.num_candidates,
-            beam=ask.beam,
-            exclude_item_ids=ask.exclude_item_ids,
-            disabled_sources=ask.disabled_sources,
-            request_time_ms=ask.request_time_ms,
-            user_key=ask.user_key,
-        )
+        request = generate_request(ask)
         start = perf_counter()
         try:
             return await self._generator.Generate(request, timeout=left(), metadata=passed_on())
@@ -170,7 +162,21 @@ def _failure(
     return BackendUnavailable(f"the {backend} does not answer")
 
 
-def _rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
+def generate_request(ask: Ask) -> GenerateRequest:
+    """What the generator is asked."""
+    return GenerateRequest(
+        history=ask.history,
+        k=ask.num_candidates,
+        beam=ask.beam,
+        exclude_item_ids=ask.exclude_item_ids,
+        disabled_sources=ask.disabled_sources,
+        request_time_ms=ask.request_time_ms,
+        user_key=ask.user_key,
+    )
+
+
+def rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
+    """What the ranker of the same release is asked then."""
     return RankRequest(
         history=ask.history,
         candidates=generated.candidates,

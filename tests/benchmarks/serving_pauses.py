@@ -10,20 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from serving_world import World
+from serving_world import World, settings_for
 
 from models.config import SearchConfig
 from models.release import load_release
-from protos.headrace.v1.events_pb2 import HistoryEvent
-from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
-from protos.headrace.v1.ranker_pb2 import RankRequest
+from services.gateway.backends import Ask, generate_request, rank_request
 from services.generator.serving import GeneratorServing
 from services.ranker.serving import RankerServing
 from services.user_key import user_key
+from streaming.history import HistoryStore
 
 PAUSES_MS = (0, 5, 40)
 _NUM_CANDIDATES = _BEAM = 50
-_NOW_MS = 1_760_000_000_000
+_MAX_HISTORY = 50
 
 
 def pause_rows(world: World, num_calls: int) -> list[dict[str, Any]]:
@@ -33,9 +32,12 @@ def pause_rows(world: World, num_calls: int) -> list[dict[str, Any]]:
     generator.swap(generator.load(load_release(release)))
     ranker = RankerServing(dedupe_window=1)
     ranker.swap(ranker.load(load_release(release)))
-    asked = _generate_requests(world, num_calls)
-    answers = [generator.generate_many([request])[0] for request in asked]
-    to_rank = [_rank_request(*pair) for pair in zip(asked, answers, strict=True)]
+    asks = _asks(world, num_calls)
+    asked = [generate_request(ask) for ask in asks]
+    to_rank = [
+        rank_request(ask, generator.generate_many([request])[0])
+        for ask, request in zip(asks, asked, strict=True)
+    ]
     for request in to_rank[:10]:
         ranker.rank_many([request])
     rows = []
@@ -59,39 +61,19 @@ def _cpu_ms(work: Callable[[list[Any]], object], requests: Sequence[Any], pause_
     return taken
 
 
-def _generate_requests(world: World, num_users: int) -> list[GenerateRequest]:
-    users = world.user_ids
-    chosen = set(random.Random(3).sample(users, min(num_users, len(users))))
-    histories: dict[str, list[HistoryEvent]] = {user: [] for user in sorted(chosen)}
-    data = world.dataset
-    for n in np.argsort(data.time_ms_N, kind="stable"):
-        if (user := data.user_id_N[n]) in chosen:
-            histories[user].append(
-                HistoryEvent(
-                    item_id=data.item_id_N[n],
-                    action=int(data.action_N[n]),  # type: ignore[arg-type]
-                    event_time_ms=int(data.time_ms_N[n]),
-                )
-            )
+def _asks(world: World, num_users: int) -> list[Ask]:
+    users = random.Random(3).sample(world.user_ids, min(num_users, len(world.user_ids)))
+    with HistoryStore.open(settings_for(world.root).store.history_path, read_only=True) as store:
+        histories = {user: store.get(user, _MAX_HISTORY) for user in users}
     return [
-        GenerateRequest(
+        Ask(
             history=history,
-            k=_NUM_CANDIDATES,
+            num_candidates=_NUM_CANDIDATES,
             beam=_BEAM,
             exclude_item_ids=[event.item_id for event in history],
+            disabled_sources=(),
+            request_time_ms=history[-1].event_time_ms + 1,
             user_key=user_key(user),
-            request_time_ms=_NOW_MS,
         )
         for user, history in histories.items()
     ]
-
-
-def _rank_request(request: GenerateRequest, answer: GenerateResponse) -> RankRequest:
-    return RankRequest(
-        history=request.history,
-        candidates=answer.candidates,
-        exclude_item_ids=request.exclude_item_ids,
-        request_time_ms=request.request_time_ms,
-        release_id=answer.release_id,
-        user_state=answer.user_state,
-    )
