@@ -8,7 +8,7 @@ ONCE ?=
 DATA ?=
 ARGS ?=
 
-.PHONY: help setup protos format check test test-unit test-integration demo kernels up down clean
+.PHONY: help setup protos format check test test-unit test-integration cases demo kernels up down clean
 .PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-trends bench-quick
 
 help: ## This list
@@ -46,6 +46,9 @@ test-unit: setup ## The unit tests: no network, no broker
 
 test-integration: setup ## Integration tests on the embedded broker only
 	$(BIN)/pytest -m "integration and not container"
+
+cases: setup ## Situations that went wrong once, on real brokers: one table with the outcome of each
+	deploy/with-test-tools $(BIN)/pytest --cases
 
 demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
