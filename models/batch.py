@@ -17,6 +17,10 @@ from torch import Tensor
 
 ACTION_NAMES = ("unspecified", "impression", "click", "like", "cart", "purchase", "skip", "rating")
 NUM_ACTIONS = len(ACTION_NAMES)
+IMPRESSION, SKIP = ACTION_NAMES.index("impression"), ACTION_NAMES.index("skip")
+# No wish for the item: it was shown, or turned down. Whoever makes a batch gives a rating of few stars as a
+# skip, and one without stars as an impression (`streaming.meaning`).
+PASSIVE_ACTIONS = frozenset((IMPRESSION, SKIP))
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -46,6 +50,22 @@ class EventBatch:
         }
         if len(lengths) != 1:
             raise ValueError(f"columns of different lengths: {sorted(lengths)}")
+
+    @property
+    def is_wish_N(self) -> npt.NDArray[np.bool_]:
+        """Which events are wishes for their items."""
+        return ~np.isin(self.action_N, list(PASSIVE_ACTIONS))
+
+    @property
+    def is_aversion_N(self) -> npt.NDArray[np.bool_]:
+        """Which events turn their items down."""
+        is_aversion_N: npt.NDArray[np.bool_] = self.action_N == SKIP
+        return is_aversion_N
+
+    @property
+    def keys(self) -> list[str]:
+        """What tells the events apart: each one's user and id. Ids have no line breaks."""
+        return [f"{user}\n{event}" for user, event in zip(self.user_ids, self.event_ids, strict=True)]
 
     def select(self, index_N: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "EventBatch":
         """The events at `index_N` (positions or a mask), in that order."""

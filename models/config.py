@@ -67,14 +67,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What a request gets when it does not ask otherwise."""
+    """What a request gets when it does not ask otherwise.
+
+    `aversion_weight` scales what is taken off the logits of items like those that the user turned down
+    (`models.aversion`); 0 takes nothing off.
+    """
 
     beam: int = 50
     num_dense: int = 50
+    aversion_weight: float = 3.0
 
     def __post_init__(self) -> None:
         _require(1 <= self.beam <= 512, "beam must be 1 to 512")
         _require(0 <= self.num_dense <= 512, "num_dense must be 0 to 512")
+        _require(self.aversion_weight >= 0, "aversion_weight must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,8 @@ class StatisticsConfig:
     `trending_half_life` is a position in `half_lives_s`. An item keeps `max_neighbours` ties; an item
     `n` events before the newest weighs `recency_decay ** n`, and a tie from the later to the earlier
     item `backward_weight` of the forward one. The `max_users` users with the newest events are known.
+    An item counts once for each user in a window of `count_window_s`; the newest `max_counted` such counts
+    are remembered.
     """
 
     half_lives_s: tuple[float, ...] = (3_600.0, 86_400.0, 604_800.0, 2_592_000.0)
@@ -115,6 +123,8 @@ class StatisticsConfig:
     backward_weight: float = 0.5
     cooccurrence_half_life_s: float = 7_776_000.0
     max_users: int = 1_000_000
+    count_window_s: float = 86_400.0
+    max_counted: int = 200_000
 
     def __post_init__(self) -> None:
         _require(len(self.half_lives_s) > 0, "there must be a half-life")
@@ -128,6 +138,8 @@ class StatisticsConfig:
         _require(self.max_neighbours >= self.num_recent_items, "max_neighbours must hold the recent items")
         _require(0 < self.recency_decay <= 1, "recency_decay must be in (0, 1]")
         _require(self.max_users >= 1, "max_users must be at least 1")
+        _require(self.count_window_s > 0, "count_window_s must be positive")
+        _require(self.max_counted >= 1, "max_counted must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

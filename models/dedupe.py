@@ -4,6 +4,7 @@ Ids are remembered as 64-bit hashes, the newest `size` of them: an id that comes
 others is learned again.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.statistics import hash_id
+
+def hash_id(text: str) -> int:
+    """The signed 64-bit BLAKE2b hash under which users and events are remembered."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class DedupeWindow:
@@ -34,6 +38,13 @@ class DedupeWindow:
             fresh_N[n] = self.size == 0 or (hashed not in self._known and hashed not in seen_now)
             seen_now.add(hashed)
         return fresh_N
+
+    def admit(self, text: str) -> bool:
+        """Whether it is not in the window; then it is from now on."""
+        is_fresh = bool(self.fresh([text])[0])
+        if is_fresh:
+            self.add_many([text])
+        return is_fresh
 
     def add_many(self, ids: Sequence[str]) -> None:
         """Remembers fresh ids, each of them pushing out the oldest one when the window is full."""

@@ -27,7 +27,7 @@ from models.ranker_training import fit_ranker
 from models.recommend import Answer, Pipeline, take_best, with_live
 from models.scoring import Scorer
 from models.search import SearchResult
-from models.statistics import PASSIVE_ACTIONS, LiveStatistics
+from models.statistics import LiveStatistics
 from models.statistics_follower import StatisticsFollower
 from models.training import train_recommender
 
@@ -81,10 +81,10 @@ class SystemRanks:
 def split_leave_one_out(events: EventBatch) -> LeaveOneOutSplit:
     """Each user's last event is the test, the one before it validation, the rest training.
 
-    The order within a user is time, then stream order. Impressions and skips are left out: they are no
-    wish for an item. A user of two events has no validation event, a user of one only that to train on.
+    The order within a user is time, then stream order. What is no wish for an item is left out. A user of two
+    events has no validation event, a user of one only that to train on.
     """
-    events = events.select(~np.isin(events.action_N, list(PASSIVE_ACTIONS)))
+    events = events.select(events.is_wish_N)
     _, user_N = np.unique(np.asarray(events.user_ids, dtype=np.str_), return_inverse=True)
     order_N = np.lexsort((events.time_ms_N, user_N))
     num_U = np.bincount(user_N)

@@ -28,7 +28,6 @@ def feature_names(config: StatisticsConfig) -> tuple[str, ...]:
     return (
         *counts,
         "log_count_total",
-        "log_count_passive",
         "momentum",
         "tie_sum",
         "tie_max",
@@ -89,8 +88,8 @@ class FeatureSource:
         birth_M = np.where(announced_M > 0, announced_M, items.first_ms_M)
         num_half_lives = items.count_MH.shape[1]
         out_FM = np.empty((len(self.names), len(row_M)))
-        counts, momentum = out_FM[: num_half_lives + 2], num_half_lives + 2
-        counts[:num_half_lives], counts[-2], counts[-1] = items.count_MH.T, items.total_M, items.passive_M
+        counts, momentum = out_FM[: num_half_lives + 1], num_half_lives + 1
+        counts[:num_half_lives], counts[-1] = items.count_MH.T, items.total_M
         np.log1p(counts, out=counts)
         np.subtract(counts[0], counts[num_half_lives - 1], out=out_FM[momentum])
         live = out_FM[momentum + 1 : momentum + 8]

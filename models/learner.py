@@ -22,6 +22,7 @@ from models.batch import EventBatch
 from models.catalogue import CatalogueIndex
 from models.checkpoint import JsonValue, Manifest
 from models.config import LearnerConfig, SearchConfig
+from models.dedupe import hash_id
 from models.device import autocast, compute_dtype
 from models.errors import IncompatibleCheckpoint
 from models.gate import GateDecision, gate
@@ -34,11 +35,11 @@ from models.recommend import Answer, Pipeline, recommend_many
 from models.recommender import GenerativeRecommender
 from models.rehearsal import Rehearsal
 from models.release import ReleaseBundle, ReleaseMeta, config_hash
-from models.statistics import PASSIVE_ACTIONS, LiveStatistics, hash_id
+from models.statistics import LiveStatistics
 from models.stories import Story, tell
 from models.trainer import OnlineTrainer, StepReport, frozen_copy
 from models.user_histories import Past, pad_pasts
-from models.windows import cut_windows, group_by_length, training_batch
+from models.windows import cut_windows, group_by_length, training_batch, whole_window
 
 _CPU = torch.device("cpu")
 
@@ -225,50 +226,61 @@ class OnlineLearner:
 
     def recommend_many(self, user_ids: Sequence[str], k: int, time_ms: int) -> list[Answer]:
         """What the services would answer these users at `time_ms`, from the present weights."""
-        pasts = [self.memory.histories.get(hash_id(user_id)) for user_id in user_ids]
+        users = [hash_id(user_id) for user_id in user_ids]
+        pasts = [self.memory.histories.get(user) for user in users]
+        averse = [self.memory.aversions.get(user).item_T for user in users]
         return recommend_many(
             self.pipeline,
             pad_pasts(pasts, self.recommender.config.max_history),
             k=k,
             time_ms_B=[time_ms] * len(pasts),
-            exclude=[np.unique(past.item_T) for past in pasts],
+            exclude=[
+                np.unique(np.concatenate([past.item_T, averse_A]))
+                for past, averse_A in zip(pasts, averse, strict=True)
+            ],
+            averse=averse,
         )
 
     def observe_many(self, events: EventBatch) -> LearnReport:
         """Remembers events (histories, statistics, reservoir) without predicting or learning them."""
         learned_N, events = self._fresh(events)
         if len(events):
-            stories, _ = tell(events, self.memory.histories)
-            for n in range(len(events)):
-                self._count(events, n)
+            wishes = events.select(events.is_wish_N)
+            stories, _ = tell(wishes, self.memory.histories)
+            for n in range(len(wishes)):
+                self._count(wishes, n)
             self._remember(events, stories)
         return LearnReport(learned_N=learned_N)
 
     def learn_many(self, events: EventBatch) -> LearnReport:
         """Predicts, then learns a micro-batch in stream order; duplicates are left out.
 
+        Wishes are predicted and learned. What was turned down is remembered, what was only shown is not.
         Raises ValueError, before anything changed, for a row that is not in the catalogue.
         """
         learned_N, events = self._fresh(events)
         if not len(events):
             return LearnReport(learned_N=learned_N)
-        stories, pasts = tell(events, self.memory.histories)
-        questions = choose(events, pasts, self.config.num_scored_events, self.memory.num_asked)
-        self.memory.num_asked += min(self.config.num_scored_events, len(events))
+        wishes = events.select(events.is_wish_N)
+        stories, pasts = tell(wishes, self.memory.histories)
+        questions = choose(
+            wishes, pasts, self.memory.aversions, self.config.num_scored_events, self.memory.num_asked
+        )
+        self.memory.num_asked += min(self.config.num_scored_events, len(wishes))
         replayed = self.memory.reservoir.draw(
-            round(len(events) * self.config.replay_ratio), self.memory.random
+            round(len(wishes) * self.config.replay_ratio), self.memory.random
         )
         ranker_loss = None
         with autocast(_CPU, self.dtype):
-            rehearsal = self._rehearse(events, questions)
-            for n in range(len(events)):
+            rehearsal = self._rehearse(wishes, questions)
+            for n in range(len(wishes)):
                 if rehearsal is not None:
                     rehearsal.reach(n, self.memory)
-                self._count(events, n)
+                self._count(wishes, n)
             if rehearsal is not None:
                 ranker_loss = rehearsal.score(self.memory)
         self._remember(events, stories)
-        step = self._learn(stories, replayed, ranker_loss)
+        step = self._learn(stories, replayed, ranker_loss) if len(wishes) else None
         self.memory.quality.mark(self.memory.num_learned)
         return LearnReport(learned_N=learned_N, num_scored=len(questions), step=step)
 
@@ -282,34 +294,39 @@ class OnlineLearner:
     def _fresh(self, events: EventBatch) -> tuple[npt.NDArray[np.bool_], EventBatch]:
         if len(events) and not 0 <= events.item_N.min() <= events.item_N.max() < len(self.catalogue):
             raise ValueError("an event's row is not in the catalogue")
-        fresh_N = self.memory.dedupe.fresh(events.event_ids)
+        fresh_N = self.memory.dedupe.fresh(events.keys)
         return fresh_N, events.select(fresh_N)
 
     def _count(self, events: EventBatch, n: int) -> None:
         """Event n happened: statistics and popularity."""
         row, action = int(events.item_N[n]), int(events.action_N[n])
-        self.statistics.update(
-            events.user_ids[n], self.catalogue.item_ids[row], action, int(events.time_ms_N[n])
-        )
-        if action not in PASSIVE_ACTIONS:
+        item_id, time_ms = self.catalogue.item_ids[row], int(events.time_ms_N[n])
+        if self.statistics.update(events.user_ids[n], item_id, action, time_ms):
             self.memory.popularity.add(row)
 
     def _remember(self, events: EventBatch, stories: list[Story]) -> None:
         for story in stories:
-            self.memory.histories.append(story.user, story.new)
+            self.memory.histories.add(story.user, story.new)
             if len(story.past) > 1:
                 newest = story.newest(self.recommender.config.max_history + 1)
                 self.memory.reservoir.offer(newest, self.memory.random)
-        self.memory.dedupe.add_many(events.event_ids)
+        self._remember_aversions(events.select(events.is_aversion_N))
+        self.memory.dedupe.add_many(events.keys)
         self.memory.num_learned += len(events)
+
+    def _remember_aversions(self, events: EventBatch) -> None:
+        for n, user_id in enumerate(events.user_ids):
+            one = slice(n, n + 1)
+            past = Past(events.item_N[one], events.action_N[one], events.time_ms_N[one])
+            self.memory.aversions.add(hash_id(user_id), past)
 
     def _learn(self, stories: list[Story], replayed: list[Past], ranker_loss: Tensor | None) -> StepReport:
         """The optimiser steps: the batch's events and replayed sequences, and the ranker's examples."""
         max_history = self.recommender.config.max_history
         windows = [
-            window for story in stories for window in cut_windows(story.past, story.num_known, max_history)
+            window for story in stories for window in cut_windows(story.past, story.is_new_T, max_history)
         ]
-        windows += [(past, 1) for past in replayed]
+        windows += map(whole_window, replayed)
         groups = group_by_length(windows, len(self.catalogue))
         batches = [training_batch(group, max_history) for group in groups]
         targets = [rows.flatten() for batch in batches for rows in (batch.target_BT, batch.first_B)]

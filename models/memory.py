@@ -19,10 +19,14 @@ from models.user_histories import UserHistories
 
 @dataclass(kw_only=True)
 class Memory:
-    """Windows, histories, reservoir, figures, counters and the random numbers' state."""
+    """Windows, histories, reservoir, figures, counters and the random numbers' state.
+
+    `histories` are the users' wishes, `aversions` what they turned down.
+    """
 
     dedupe: DedupeWindow
     histories: UserHistories
+    aversions: UserHistories
     reservoir: Reservoir
     popularity: WindowedPopularity
     quality: PrequentialQuality
@@ -37,6 +41,7 @@ class Memory:
         return cls(
             dedupe=DedupeWindow(config.dedupe_window),
             histories=UserHistories(config.max_seen_events),
+            aversions=UserHistories(config.max_seen_events),
             reservoir=Reservoir(config.reservoir_size),
             popularity=WindowedPopularity(config.popularity_window),
             quality=PrequentialQuality(config.quality_window, num_codes),
@@ -49,6 +54,7 @@ class Memory:
         tensors = {
             "dedupe": self.dedupe.state(),
             "histories": self.histories.state(),
+            "aversions": self.aversions.state(),
             "reservoir": self.reservoir.state(),
             "popularity": self.popularity.state(),
             "quality": self.quality.state(),
@@ -75,6 +81,7 @@ class Memory:
         return cls(
             dedupe=DedupeWindow.from_state(config.dedupe_window, tensors["dedupe"]),
             histories=UserHistories.from_state(config.max_seen_events, tensors["histories"]),
+            aversions=UserHistories.from_state(config.max_seen_events, tensors["aversions"]),
             reservoir=Reservoir.from_state(config.reservoir_size, tensors["reservoir"]),
             popularity=WindowedPopularity.from_state(config.popularity_window, tensors["popularity"]),
             quality=PrequentialQuality.from_state(config.quality_window, num_codes, tensors["quality"]),

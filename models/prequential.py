@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from models.batch import Candidates, EventBatch, Int64Array
+from models.dedupe import hash_id
 from models.features import Float32Array
 from models.ranker import RankerOutput, RankingTargets, action_labels
 from models.recommend import Pipeline, with_live
 from models.scoring import order_by_score
-from models.statistics import PASSIVE_ACTIONS
-from models.user_histories import Past, pad_pasts
+from models.user_histories import Past, UserHistories, pad_pasts
 
 INCLUDE_SEEN_EVERY = 8
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -32,30 +32,44 @@ _NOTHING = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Question:
-    """One event to predict: its place in the batch, the user's past, and whether that may be answered."""
+    """One wish to predict: its place among the batch's, what the user wished for and turned down before,
+    and whether that may be answered."""
 
     position: int
     past: Past
+    averse_A: Int64Array
     include_seen: bool
 
     @property
     def exclude(self) -> Int64Array:
         """Rows that must not be answered."""
-        return _NOTHING if self.include_seen else np.unique(self.past.item_T)
+        if self.include_seen:
+            return _NOTHING
+        return np.unique(np.concatenate([self.past.item_T, self.averse_A]))
 
 
-def choose(events: EventBatch, pasts: Sequence[Past], num_scored: int, num_before: int) -> list[Question]:
+def choose(
+    events: EventBatch,
+    pasts: Sequence[Past],
+    aversions: UserHistories,
+    num_scored: int,
+    num_before: int,
+) -> list[Question]:
     """At most `num_scored` evenly spaced events of the batch, `num_before` having been looked at before.
 
-    `pasts[n]` is what was known of event n's user right before it.
+    `pasts[n]` is what event n's user had wished for right before it. `aversions` are those of the batches
+    before.
     """
-    questions = []
+    questions: list[Question] = []
+    if not len(events):
+        return questions
     positions = np.unique(np.linspace(0, len(events) - 1, min(num_scored, len(events))).astype(np.int64))
     for ordinal, position in enumerate(positions.tolist(), start=num_before):
         include_seen = ordinal % INCLUDE_SEEN_EVERY == INCLUDE_SEEN_EVERY - 1
         is_repeat = bool((pasts[position].item_T == events.item_N[position]).any())
         if include_seen or not is_repeat:
-            questions.append(Question(position, pasts[position], include_seen))
+            averse_A = aversions.get(hash_id(events.user_ids[position])).item_T
+            questions.append(Question(position, pasts[position], averse_A, include_seen))
     return questions
 
 
@@ -97,14 +111,19 @@ class Forecast:
         return output
 
     def target_ranks(self, relevance_BM: Tensor) -> list[int]:
-        """For each question the 0-based rank of the event's item (ties by item id), -1 if not proposed."""
+        """For each question the 0-based rank of the event's item (ties by item id), -1 if not proposed.
+
+        As served: with what the user turned down taken off.
+        """
         ranks = []
         for s, candidates in enumerate(self.candidates):
             if self._target_column[s] < 0:
                 ranks.append(-1)
                 continue
             ids = [self.scorer.catalogue.item_ids[row] for row in candidates.row_M]
-            order = order_by_score(relevance_BM[s, : len(ids)].numpy(), ids)
+            averse_A = self.questions[s].averse_A
+            penalty_M = self.scorer.penalty(self.history, s, candidates.row_M, averse_A)
+            order = order_by_score(relevance_BM[s, : len(ids)].numpy() - penalty_M, ids)
             ranks.append(int(np.nonzero(order == self._target_column[s])[0][0]))
         return ranks
 
@@ -114,7 +133,7 @@ class Forecast:
         action_S = events.action_N[position_S]
         return RankingTargets(
             target_B=torch.tensor(self._target_column),
-            chosen_B=torch.from_numpy(~np.isin(action_S, list(PASSIVE_ACTIONS))),
+            chosen_B=torch.ones(len(action_S), dtype=torch.bool),
             action_BA=action_labels(torch.from_numpy(action_S), torch.from_numpy(events.value_N[position_S])),
         )
 

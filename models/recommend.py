@@ -54,7 +54,9 @@ class Pipeline:
         table = ItemTable(recommender, catalogue)
         return cls(
             generator=Generator(recommender, catalogue, search, table),
-            scorer=Scorer(recommender, ranker, catalogue, statistics, table),
+            scorer=Scorer(
+                recommender, ranker, catalogue, statistics, table, aversion_weight=search.aversion_weight
+            ),
             table=table,
         )
 
@@ -66,9 +68,12 @@ def recommend_many(
     k: int,
     time_ms_B: Sequence[int],
     exclude: Sequence[Int64Array],
+    averse: Sequence[Int64Array] | None = None,
     disabled: Collection[Source] = (),
 ) -> list[Answer]:
     """The `k` best items for each of B histories at its time; rows in `exclude` are never answered.
+
+    What is like the rows that a user turned down (`averse`) loses places.
 
     Fewer only where the sources propose fewer. All other sizes are `generator.config`'s.
     """
@@ -86,7 +91,7 @@ def recommend_many(
         with_live(scorer, candidates, history, b, int(time_ms_B[b]), exclude[b], disabled)
         for b, candidates in enumerate(found.candidates)
     ]
-    results = scorer.rank_many(history, united, time_ms_B, found.state_BD)
+    results = scorer.rank_many(history, united, time_ms_B, found.state_BD, averse)
     return [
         take_best(scorer.catalogue, candidates, result, k)
         for candidates, result in zip(united, results, strict=True)

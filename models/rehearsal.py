@@ -16,7 +16,6 @@ from models.prequential import Forecast, Question
 from models.quality import COLD_USER_EVENTS, NEW_ITEM_EVENTS, K, ScoredEvent
 from models.ranker import ranking_loss
 from models.recommend import Pipeline
-from models.statistics import PASSIVE_ACTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class _Circumstance:
 
 
 class Rehearsal:
-    """Questions about `events`, of which there must be one, put to both models."""
+    """Questions about the wishes `events`, of which there must be one, put to both models."""
 
     def __init__(
         self, events: EventBatch, questions: list[Question], ours: Pipeline, live: Pipeline, live_every: int
@@ -66,9 +65,7 @@ class Rehearsal:
         ranks = self._ours.target_ranks(output.relevance_BM.detach())
         with torch.no_grad():
             live_ranks = self._live.target_ranks(self._live.rank_all().relevance_BM)
-        for s, question in enumerate(self.questions):
-            if int(self.events.action_N[question.position]) in PASSIVE_ACTIONS:
-                continue
+        for s in range(len(self.questions)):
             memory.quality.add(self._scored_event(s, ranks[s]))
             if s % self._live_every == 0:
                 live_rank = live_ranks[s // self._live_every]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.aversion import aversion_penalty
 from models.batch import Candidates, HistoryBatch, Int64Array
 from models.catalogue import CatalogueIndex
 from models.features import FeatureSource, Float32Array
@@ -43,12 +44,15 @@ class Scorer:
         catalogue: CatalogueIndex,
         statistics: LiveStatistics,
         table: ItemTable | None = None,
+        *,
+        aversion_weight: float = 0.0,
     ) -> None:
         self.recommender = recommender.eval()
         self.ranker = ranker.eval()
         self.catalogue = catalogue
         self.statistics = statistics
         self.table = ItemTable(recommender, catalogue) if table is None else table
+        self.aversion_weight = aversion_weight
         self.feature_source = FeatureSource(statistics, catalogue)
         if len(self.feature_source.names) != ranker.num_features:
             raise ValueError(
@@ -67,6 +71,11 @@ class Scorer:
         last_ms = int(history.time_ms_BT[b, length - 1]) if length else 0
         return self.feature_source.features(row_M, history.item_BT[b, :length].numpy(), last_ms, time_ms)
 
+    def penalty(self, history: HistoryBatch, b: int, row_M: Int64Array, averse_A: Int64Array) -> Float32Array:
+        """What request `b`'s user, who turned down the rows `averse_A`, makes each candidate's score lose."""
+        wished_W = history.item_BT[b, : int(history.length_B[b])].numpy()
+        return aversion_penalty(self.catalogue, row_M, averse_A, wished_W, self.aversion_weight)
+
     def rank(
         self, history: HistoryBatch, candidates: Candidates, time_ms: int, state_1D: Tensor | None = None
     ) -> RankResult:
@@ -79,13 +88,17 @@ class Scorer:
         candidates: Sequence[Candidates],
         time_ms_B: Sequence[int],
         state_BD: Tensor | None = None,
+        averse: Sequence[Int64Array] | None = None,
     ) -> list[RankResult]:
-        """Scores the candidates of B histories. `state_BD`: the user states, where already known."""
+        """Scores the candidates of B histories. `state_BD`: the user states, where already known.
+
+        `averse`: the rows that each user turned down.
+        """
         feature_BMF = [
             self.features(history, b, one.row_M, time_ms)
             for b, (one, time_ms) in enumerate(zip(candidates, time_ms_B, strict=True))
         ]
-        return self.score_many(history, candidates, feature_BMF, state_BD)
+        return self.score_many(history, candidates, feature_BMF, state_BD, averse)
 
     def score_many(
         self,
@@ -93,6 +106,7 @@ class Scorer:
         candidates: Sequence[Candidates],
         feature_BMF: Sequence[Float32Array],
         state_BD: Tensor | None = None,
+        averse: Sequence[Int64Array] | None = None,
     ) -> list[RankResult]:
         """`rank_many` with features that were taken before, each at a stream position of its own."""
         batch = self.batch(history, candidates, feature_BMF, state_BD)
@@ -101,6 +115,9 @@ class Scorer:
             output = self.ranker(batch, item_ND)
         probability_BMA = output.action_logit_BMA.sigmoid().numpy()
         relevance_BM = output.relevance_BM.numpy()
+        for b, averse_A in enumerate(averse or ()):
+            row_M = candidates[b].row_M
+            relevance_BM[b, : len(row_M)] -= self.penalty(history, b, row_M, averse_A)
         return [
             RankResult(
                 score_M=relevance_BM[b, : len(one)],

@@ -1,4 +1,4 @@
-"""Events grouped into one sequence per user, and the windows of them that training reads.
+"""Wishes grouped into one sequence per user, and the windows of them that training reads.
 
 Owns the order inside a user (time, then stream order) and which position is supervised by which
 event. Knows nothing of models or losses.
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from models.batch import EventBatch, HistoryBatch, Int64Array
-from models.statistics import PASSIVE_ACTIONS
 
 LENGTH_BLUR = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserSequences:
-    """N events sorted by user, each user's oldest first; user u owns [`begin_U[u]`, `begin_U[u + 1]`)."""
+    """N wishes sorted by user, each user's oldest first; user u owns [`begin_U[u]`, `begin_U[u + 1]`)."""
 
     user_ids: Sequence[str]
     begin_U: Int64Array
@@ -31,7 +30,11 @@ class UserSequences:
 
     @classmethod
     def from_events(cls, events: EventBatch) -> "UserSequences":
-        """Groups events by user; equal times keep their stream order. Users come sorted by id."""
+        """Groups the wishes by user; equal times keep their stream order. Users come sorted by id.
+
+        What was shown or turned down is left out: the model reads what people chose.
+        """
+        events = events.select(events.is_wish_N)
         users, user_N = np.unique(np.asarray(events.user_ids, dtype=np.str_), return_inverse=True)
         order_N = np.lexsort((events.time_ms_N, user_N))
         counts_U = np.bincount(user_N, minlength=len(users))
@@ -97,7 +100,6 @@ class TrainingBatch:
 class TrainingWindows:
     """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once.
 
-    Impressions and skips are context and no targets: nobody wished for them.
     Windows of a long sequence overlap by half; the overlap is context only. With `max_history` 4 and six
     events a..f: [a b c d] predicting b c d e, then [c d e] predicting f at its last position.
     """
@@ -121,7 +123,6 @@ class TrainingWindows:
         self.end_W = np.array(end, dtype=np.int64)
         self._supervised_W = np.array(first, dtype=np.int64)
         self._opening_W = np.isin(self.begin_W, sequences.begin_U[:-1])
-        self._target_N = np.where(np.isin(sequences.action_N, list(PASSIVE_ACTIONS)), -1, sequences.item_N)
 
     def __len__(self) -> int:
         return len(self.begin_W)
@@ -132,8 +133,9 @@ class TrainingWindows:
         history = self._sequences.histories(begin_B, end_B)
         at_BT = begin_B[:, None] + np.arange(history.item_BT.shape[1])
         supervised_BT = (at_BT >= self._supervised_W[window_B][:, None]) & (at_BT < end_B[:, None])
-        target_BT = np.where(supervised_BT, self._target_N[np.where(supervised_BT, at_BT + 1, 0)], -1)
-        first_B = np.where(self._opening_W[window_B], self._target_N[begin_B], -1)
+        item_N = self._sequences.item_N
+        target_BT = np.where(supervised_BT, item_N[np.where(supervised_BT, at_BT + 1, 0)], -1)
+        first_B = np.where(self._opening_W[window_B], item_N[begin_B], -1)
         return TrainingBatch(
             history=history, target_BT=torch.from_numpy(target_BT), first_B=torch.from_numpy(first_B)
         )

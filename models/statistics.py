@@ -6,10 +6,13 @@ order of the first event, so a statistic outlives the release (and the catalogue
 with. Users are known by a 64-bit hash and their last few items. There is no clock: time is the
 event's, and the "now" of a request is data. `models.features` turns these numbers into a ranker's input.
 
+Only wishes count: neither what was shown nor what was turned down moves a number. Nor does one user alone
+move much: an item counts once for each user and window of `count_window_s`.
+
 Extra shape letters: U users, R recent items, J neighbours kept per item, H half-lives.
 """
 
-import hashlib
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,33 +22,26 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from models.batch import ACTION_NAMES, Float64Array, Int64Array
+from models.batch import PASSIVE_ACTIONS, Float64Array, Int64Array
 from models.config import StatisticsConfig
+from models.dedupe import DedupeWindow, hash_id
 from models.hottest import COLD, Hottest
 
-# An impression or a skip is not a wish for the item: it is counted apart and makes no neighbours.
-PASSIVE_ACTIONS = frozenset(ACTION_NAMES.index(name) for name in ("impression", "skip"))
 _MS = 1000.0
 # So many of the hottest items are kept at hand; a request asks for fewer.
 _NUM_HOT = 512
-
-
-def hash_id(text: str) -> int:
-    """The signed 64-bit BLAKE2b hash under which users and events are remembered."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemStatistics:
     """What is known of M items at one moment; an item without any event has zeros and -1 times.
 
-    `count_MH` engagements decayed by each half-life, `total_M` engagements ever, `passive_M`
-    impressions and skips decayed by the longest half-life, `first_ms_M` and `last_ms_M` event times.
+    `count_MH` wishes decayed by each half-life, `total_M` wishes ever, `first_ms_M` and `last_ms_M` the
+    times of the first and the last one.
     """
 
     count_MH: Float64Array
     total_M: Float64Array
-    passive_M: Float64Array
     first_ms_M: Int64Array
     last_ms_M: Int64Array
 
@@ -59,7 +55,10 @@ class LiveStatistics:
         self.newest_ms = 0
         self._row_of: dict[str, int] = {}
         self._item_ids: list[str] = []
-        self._recent_of: dict[int, list[int]] = {}  # in order of each user's last event: the oldest go first
+        # (time, row) of each user's last wishes by time; users in order of arrival: the oldest go first
+        self._recent_of: dict[int, list[tuple[int, int]]] = {}
+        self._counted = DedupeWindow(config.max_counted)
+        self._window_ms = int(config.count_window_s * _MS)
         self._half_life_H = np.asarray(config.half_lives_s, dtype=np.float64) * _MS
         self._tie_half_life = config.cooccurrence_half_life_s * _MS
         self._trend = config.trending_half_life
@@ -70,7 +69,6 @@ class LiveStatistics:
         num_half_lives, num_neighbours = len(self.config.half_lives_s), self.config.max_neighbours
         self._count_NH = np.zeros((capacity, num_half_lives))
         self._total_N = np.zeros(capacity)
-        self._passive_N = np.zeros(capacity)
         self._reference_N = np.zeros(capacity, dtype=np.int64)  # the time to which the counts are decayed
         self._first_N = np.full(capacity, -1, dtype=np.int64)
         self._last_N = np.full(capacity, -1, dtype=np.int64)
@@ -83,7 +81,6 @@ class LiveStatistics:
         return {
             "count": self._count_NH,
             "total": self._total_N,
-            "passive": self._passive_N,
             "reference_ms": self._reference_N,
             "first_ms": self._first_N,
             "last_ms": self._last_N,
@@ -129,24 +126,25 @@ class LiveStatistics:
         for user_id, item_id, action, time_ms in zip(user_ids, item_ids, actions, times_ms, strict=True):
             self.update(user_id, item_id, int(action), int(time_ms))
 
-    def update(self, user_id: str, item_id: str, action: int, time_ms: int) -> None:
-        """Takes in one event. A late one counts as decayed as if it had come in time."""
-        row = self._row(item_id)
+    def update(self, user_id: str, item_id: str, action: int, time_ms: int) -> bool:
+        """Takes in one event and says whether it counted.
+
+        A late one counts as decayed, and ties the same items, as if it had come in time. One that is no
+        wish, or whose user had the item in the same window already, does not count; the latter is still
+        the user's last item, so that the next one is tied to it.
+        """
         self.num_events += 1
         self.newest_ms = max(self.newest_ms, time_ms)
-        self._count(row, time_ms, passive=action in PASSIVE_ACTIONS)
         if action in PASSIVE_ACTIONS:
-            return
-        user = hash_id(user_id)
-        recent = self._recent_of.pop(user, [])
-        others = [other for other in recent if other != row]
-        if others:
-            self._pair(np.asarray(others[::-1]), row, time_ms)
-        self._recent_of[user] = [*others, row][-self.config.num_recent_items :]
-        if len(self._recent_of) > self.config.max_users:
-            del self._recent_of[next(iter(self._recent_of))]
+            return False
+        row, user = self._row(item_id), hash_id(user_id)
+        counts = self._counted.admit(f"{user} {time_ms // self._window_ms} {item_id}")
+        if counts:
+            self._count(row, time_ms)
+        self._remember(user, row, time_ms, is_tied=counts)
+        return counts
 
-    def _count(self, row: int, time_ms: int, *, passive: bool) -> None:
+    def _count(self, row: int, time_ms: int) -> None:
         reference = int(self._reference_N[row])
         if self._first_N[row] < 0:
             reference = time_ms
@@ -156,12 +154,8 @@ class LiveStatistics:
         added_H = np.exp2(-abs(time_ms - reference) / self._half_life_H)
         if time_ms > reference:
             self._count_NH[row] *= added_H
-            self._passive_N[row] *= added_H[-1]
             self._reference_N[row] = reference = time_ms
             added_H = np.ones_like(added_H)
-        if passive:
-            self._passive_N[row] += added_H[-1]
-            return
         self._count_NH[row] += added_H
         self._total_N[row] += 1.0
         # log2 of the count as if decayed to time 0: all counts fade alike, so this order holds at any "now"
@@ -169,9 +163,34 @@ class LiveStatistics:
         self._heat_N[row] = np.log2(self._count_NH[row, trend]) + reference / self._half_life_H[trend]
         self._hottest.note(row, self._heat_N)
 
-    def _pair(self, other_R: Int64Array, row: int, time_ms: int) -> None:
-        """Strengthens the ties between `row` and the user's `other_R` items, newest first, both ways."""
-        gain_R = self.config.recency_decay ** np.arange(len(other_R))
+    def _remember(self, user: int, row: int, time_ms: int, *, is_tied: bool) -> None:
+        """Puts a wish among the user's last ones, by its time, and ties it to those around it.
+
+        Items a b c at times 1 2 3 that come as a c b: b is tied to a, and c to b, as in order. One that is
+        older than all of the last ones is tied to none: what came between is no longer known.
+        """
+        recent = [one for one in self._recent_of.pop(user, []) if one[1] != row or one[0] > time_ms]
+        earlier = [other for at_ms, other in recent if at_ms <= time_ms]
+        later = recent[len(earlier) :]
+        is_beyond = not earlier and len(later) == self.config.num_recent_items
+        # an item that came again since stands where it came last
+        if not is_beyond and row not in (other for _, other in later):
+            if is_tied and earlier:
+                self._pair(np.asarray(earlier[::-1]), row, time_ms)
+            if is_tied:
+                for age, (at_ms, other) in enumerate(later):
+                    self._pair(np.asarray([row]), other, at_ms, age=age)
+            insort(recent, (time_ms, row), key=lambda one: one[0])
+        self._recent_of[user] = recent[-self.config.num_recent_items :]
+        if len(self._recent_of) > self.config.max_users:
+            del self._recent_of[next(iter(self._recent_of))]
+
+    def _pair(self, other_R: Int64Array, row: int, time_ms: int, *, age: int = 0) -> None:
+        """Strengthens the ties between `row` and the `other_R` items before it, newest first, both ways.
+
+        The newest of `other_R` came `age` wishes before the one right before `row`.
+        """
+        gain_R = self.config.recency_decay ** np.arange(age, age + len(other_R))
         slots_RJ = self._fade(other_R, time_ms)
         gain_R *= np.exp2(np.minimum(time_ms - self._paired_N[other_R], 0) / self._tie_half_life)
         same_RJ = self._neighbour_NJ[other_R] == row
@@ -183,9 +202,9 @@ class LiveStatistics:
         self._fade(np.asarray([row]), time_ms)
         late = np.exp2(min(time_ms - int(self._paired_N[row]), 0) / self._tie_half_life)
         neighbour_J, weight_J = self._neighbour_NJ[row], self._weight_NJ[row]
-        for age, other in enumerate(other_R):
+        for place, other in enumerate(other_R):
             slot = int(np.where(neighbour_J == other, -1.0, weight_J).argmin())
-            gain = self.config.backward_weight * self.config.recency_decay**age * late
+            gain = self.config.backward_weight * self.config.recency_decay ** (age + place) * late
             weight_J[slot] = gain + (weight_J[slot] if neighbour_J[slot] == other else 0.0)
             neighbour_J[slot] = other
 
@@ -206,13 +225,12 @@ class LiveStatistics:
         return ItemStatistics(
             count_MH=self._count_NH[row_M] * decay_MH,
             total_M=self._total_N[row_M] * known_M,
-            passive_M=self._passive_N[row_M] * decay_MH[:, -1],
             first_ms_M=np.where(known_M, self._first_N[row_M], -1),
             last_ms_M=np.where(known_M, self._last_N[row_M], -1),
         )
 
     def totals(self, row_M: Int64Array) -> Float64Array:
-        """Engagements ever with own rows, 0 for -1."""
+        """Wishes ever for own rows, 0 for -1."""
         total_M: Float64Array = self._total_N[row_M] * (row_M >= 0)
         return total_M
 
@@ -252,7 +270,7 @@ class LiveStatistics:
         return [self._item_ids[row] for row in best.tolist()]
 
     def trending(self, k: int) -> list[str]:
-        """The at most `k` items with the most engagement by the trending half-life, best first.
+        """The at most `k` items with the most wishes by the trending half-life, best first.
 
         All counts fade by the same factor, so the order does not depend on the moment of asking.
         """
@@ -262,14 +280,15 @@ class LiveStatistics:
     def state(self) -> tuple[dict[str, Tensor], pa.Table]:
         """All of it, for `models.checkpoint`: tensors, and the table of item ids by row."""
         num_items, num_users = len(self._item_ids), len(self._recent_of)
-        recent_UR = np.full((num_users, self.config.num_recent_items), -1, dtype=np.int64)
+        recent_UR2 = np.full((num_users, self.config.num_recent_items, 2), -1, dtype=np.int64)
         for u, recent in enumerate(self._recent_of.values()):
-            recent_UR[u, : len(recent)] = recent
+            recent_UR2[u, : len(recent)] = recent
         tensors = {
             name: torch.from_numpy(column[:num_items].copy()) for name, column in self._columns().items()
         }
         tensors["user"] = torch.tensor(list(self._recent_of), dtype=torch.int64)
-        tensors["recent"] = torch.from_numpy(recent_UR)
+        tensors["recent"] = torch.from_numpy(recent_UR2)
+        tensors["counted"] = self._counted.state()["hash"]
         tensors["progress"] = torch.tensor([self.num_events, self.newest_ms], dtype=torch.int64)
         return tensors, pa.table({"item_id": pa.array(self._item_ids, pa.string())})
 
@@ -289,7 +308,8 @@ class LiveStatistics:
                 raise ValueError(f"statistics {name} have shape {saved.shape}: kept with other settings")
             column[:num_items] = saved
         for user, recent in zip(tensors["user"].tolist(), tensors["recent"].tolist(), strict=True):
-            statistics._recent_of[user] = [row for row in recent if row >= 0]
+            statistics._recent_of[user] = [(time_ms, row) for time_ms, row in recent if row >= 0]
+        statistics._counted = DedupeWindow.from_state(config.max_counted, {"hash": tensors["counted"]})
         statistics.num_events, statistics.newest_ms = tensors["progress"].tolist()
         statistics._hottest.begin(statistics._heat_N[:num_items])
         return statistics

@@ -1,6 +1,7 @@
-"""The learner's own copy of every user's newest events, in stream order.
+"""The learner's own copy of every user's newest events, by event time.
 
-Users are kept under a 64-bit hash of their id. Knows rows and action numbers, no items or models.
+Equal times stand in stream order. Users are kept under a 64-bit hash of their id. Knows rows and action
+numbers, no items or models.
 
 Shapes: U users, N events of all users together, T history.
 """
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,13 +33,19 @@ class Past:
         """The events [begin, end)."""
         return Past(self.item_T[begin:end], self.action_T[begin:end], self.time_ms_T[begin:end])
 
-    def followed_by(self, later: "Past") -> "Past":
-        """These events and then `later`."""
-        return Past(
-            np.concatenate([self.item_T, later.item_T]),
-            np.concatenate([self.action_T, later.action_T]),
-            np.concatenate([self.time_ms_T, later.time_ms_T]),
+    def with_new(self, new: "Past") -> "tuple[Past, npt.NDArray[np.bool_]]":
+        """These events and `new` ones by time, and which of them are the new ones.
+
+        Of equal times these come first, then `new` in its order.
+        """
+        time_ms_T = np.concatenate([self.time_ms_T, new.time_ms_T])
+        order_T = np.argsort(time_ms_T, kind="stable")
+        both = Past(
+            np.concatenate([self.item_T, new.item_T])[order_T],
+            np.concatenate([self.action_T, new.action_T])[order_T],
+            time_ms_T[order_T],
         )
+        return both, order_T >= len(self)
 
 
 def pad_pasts(pasts: Sequence[Past], max_history: int) -> HistoryBatch:
@@ -82,12 +90,16 @@ class UserHistories:
             np.asarray(log.times[newest], dtype=np.int64),
         )
 
-    def append(self, user: int, later: Past) -> None:
-        """Adds events in stream order."""
+    def add(self, user: int, new: Past) -> None:
+        """Adds events, each at its place by time."""
         log = self._logs.setdefault(user, _Log())
-        log.items.extend(later.item_T.tolist())
-        log.actions.extend(later.action_T.tolist())
-        log.times.extend(later.time_ms_T.tolist())
+        times = new.time_ms_T.tolist()
+        if times != sorted(times) or (times and log.times and times[0] < log.times[-1]):
+            new, _ = self.get(user).with_new(new)
+            log = self._logs[user] = _Log()
+        log.items.extend(new.item_T.tolist())
+        log.actions.extend(new.action_T.tolist())
+        log.times.extend(new.time_ms_T.tolist())
         if len(log.items) > 2 * self.max_events:
             surplus = len(log.items) - self.max_events
             for column in (log.items, log.actions, log.times):
@@ -108,7 +120,7 @@ class UserHistories:
         histories = cls(max_events)
         pasts = split_columns(tensors, tensors["length"].tolist())
         for user, past in zip(tensors["user"].tolist(), pasts, strict=True):
-            histories.append(user, past)
+            histories.add(user, past)
         return histories
 
 

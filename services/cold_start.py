@@ -27,7 +27,7 @@ from models.recommend import Pipeline
 from models.recommender import GenerativeRecommender
 from models.release import ReleaseBundle
 from models.semantic_ids import fit_codebook
-from models.statistics import PASSIVE_ACTIONS, LiveStatistics
+from models.statistics import LiveStatistics
 from models.text import TextEmbedder, item_text
 from models.training import train_recommender
 from protos.headrace.v1.events_pb2 import Event
@@ -41,6 +41,7 @@ from services.learner.releases import new_release_id
 from services.release import ReleasePublisher
 from services.settings import Settings
 from services.translate import event_batch
+from streaming.meaning import EventMeaning
 
 log = structlog.get_logger()
 
@@ -91,7 +92,7 @@ def train_first_release(
     with store.lock(patience_s=_LOCK_PATIENCE_S):
         content_NE = embed_items(items, progress)
         catalogue = _fit_catalogue(settings, items, content_NE, progress)
-        batch = _known_events(events, catalogue)
+        batch = _known_events(events, catalogue, settings.meaning)
         learner, figures = _train(settings, catalogue, batch, progress, max_seconds)
         release_id = new_release_id(time.time())
         bundle = learner.release_bundle(
@@ -171,15 +172,17 @@ def _fit_catalogue(
     return catalogue
 
 
-def _known_events(events: Sequence[Event], catalogue: CatalogueIndex) -> EventBatch:
-    """The events on known items, each id once, in time order (equal times in the order given)."""
+def _known_events(events: Sequence[Event], catalogue: CatalogueIndex, meaning: EventMeaning) -> EventBatch:
+    """The events on known items, each id of a user once, in time order (equal times in the order given)."""
     rows_N = catalogue.rows([event.item_id for event in events])
-    batch = event_batch(events, rows_N)
-    first = {event_id: n for n, event_id in reversed(list(enumerate(batch.event_ids)))}
+    batch = event_batch(events, rows_N, meaning)
+    first = {key: n for n, key in reversed(list(enumerate(batch.keys)))}
     keep = np.array(sorted(n for n in first.values() if rows_N[n] >= 0), dtype=np.int64)
-    if len(keep) < _MIN_EVENTS:
+    num_wishes = int(np.count_nonzero(batch.is_wish_N[keep]))
+    if num_wishes < _MIN_EVENTS:
         raise NothingToLearn(
-            f"{len(keep)} events on known items are too few for a first release; {_MIN_EVENTS} are needed"
+            f"{num_wishes} events that wish for a known item are too few for a first release; "
+            f"{_MIN_EVENTS} are needed"
         )
     return batch.select(keep[np.argsort(batch.time_ms_N[keep], kind="stable")])
 
@@ -246,7 +249,7 @@ def _fit_ranker(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
         ranker = Ranker(recommender.config, len(feature_names(settings.statistics)))
-    wishes = np.nonzero(~np.isin(held_out.action_N, sorted(PASSIVE_ACTIONS)))[0]
+    wishes = np.nonzero(held_out.is_wish_N)[0]
     if hurried:
         wishes = wishes[:_HURRIED_EXAMPLES]
     pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, settings.search)

@@ -21,6 +21,7 @@ from models.config import (
     TrainConfig,
 )
 from services.errors import InvalidSettings
+from streaming.meaning import EventMeaning
 
 _PREFIX = "HEADRACE_"
 
@@ -172,6 +173,7 @@ class Settings(BaseSettings):
     generator: GeneratorSettings = GeneratorSettings()
     ranker: RankerSettings = RankerSettings()
     learner_service: LearnerServiceSettings = LearnerServiceSettings()
+    meaning: EventMeaning = EventMeaning()
     codebook: CodebookConfig = CodebookConfig()
     model: ModelConfig = ModelConfig()
     search: SearchConfig = SearchConfig()

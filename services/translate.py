@@ -6,25 +6,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import Candidates, EventBatch, HistoryBatch, Int64Array
+from models.batch import IMPRESSION, SKIP, Candidates, EventBatch, HistoryBatch, Int64Array
 from models.candidates import Source
 from models.catalogue import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from protos.headrace.v1.release_pb2 import PartitionOffset
+from streaming.meaning import EventMeaning, Meaning
 from streaming.records import split_position
 
 PastEvent = tuple[int, int, int]
 """Catalogue row, action, milliseconds since the Unix epoch."""
 
+_MODEL_ACTION = {Meaning.NOTHING: IMPRESSION, Meaning.AVERSION: SKIP}
 
-def known_past(history: Sequence[HistoryEvent], catalogue: CatalogueIndex) -> list[PastEvent]:
-    """One user's events, oldest first, without those on items that the catalogue does not know."""
-    rows = catalogue.rows([event.item_id for event in history]).tolist()
+
+def known_past(
+    history: Sequence[HistoryEvent], catalogue: CatalogueIndex, meaning: EventMeaning
+) -> list[PastEvent]:
+    """One user's wishes, in the order given, without those for items that the catalogue does not know."""
+    wishes = [event for event in history if meaning.of(event.action, event.value) is Meaning.WISH]
+    rows = catalogue.rows([event.item_id for event in wishes]).tolist()
     return [
-        (row, event.action, event.event_time_ms) for row, event in zip(rows, history, strict=True) if row >= 0
+        (row, event.action, event.event_time_ms) for row, event in zip(rows, wishes, strict=True) if row >= 0
     ]
+
+
+def averse_rows(
+    history: Sequence[HistoryEvent], catalogue: CatalogueIndex, meaning: EventMeaning
+) -> Int64Array:
+    """The rows of the items that a user turned down, once for each time."""
+    item_ids = [
+        event.item_id for event in history if meaning.of(event.action, event.value) is Meaning.AVERSION
+    ]
+    return known_rows(catalogue, item_ids)
 
 
 def past_batch(pasts: Sequence[Sequence[PastEvent]], max_history: int) -> HistoryBatch:
@@ -33,13 +49,20 @@ def past_batch(pasts: Sequence[Sequence[PastEvent]], max_history: int) -> Histor
     return HistoryBatch.from_lists(items, actions, times_ms, max_history=max_history)
 
 
-def event_batch(events: Sequence[Event], row_N: Int64Array) -> EventBatch:
+def model_action(action: int, value: float, meaning: EventMeaning) -> int:
+    """The action as the models take it: a rating of few stars is a skip, one without stars an impression."""
+    return _MODEL_ACTION.get(meaning.of(action, value), action)
+
+
+def event_batch(events: Sequence[Event], row_N: Int64Array, meaning: EventMeaning) -> EventBatch:
     """Events with the catalogue row of each one's item."""
     return EventBatch(
         event_ids=[event.event_id for event in events],
         user_ids=[event.user_id for event in events],
         item_N=row_N,
-        action_N=np.array([event.action for event in events], dtype=np.int64),
+        action_N=np.array(
+            [model_action(event.action, event.value, meaning) for event in events], dtype=np.int64
+        ),
         time_ms_N=np.array([event.event_time_ms for event in events], dtype=np.int64),
         value_N=np.array([event.value for event in events], dtype=np.float64),
     )

@@ -35,12 +35,12 @@ class FreshHistory:
             at = next((n for n, one in enumerate(others) if one is oldest), len(others))
             self._keep(oldest.event.user_id, others[:at] + others[at + 1 :])
 
-    def get(self, user_id: str, limit: int) -> list[HistoryEvent]:
-        """The newest `limit` events of a user, newest last; empty for an unknown user."""
+    def get(self, user_id: str, limit: int, *, with_shown: bool = False) -> list[HistoryEvent]:
+        """The newest `limit` events of a user, as the store's `get`."""
         written = self._waiting.get(user_id)
         if not written:
-            return self._store.get(user_id, limit)
-        events, waiting = self._store.get_with(user_id, limit, written)
+            return self._store.get(user_id, limit, with_shown=with_shown)
+        events, waiting = self._store.get_with(user_id, limit, written, with_shown=with_shown)
         self._keep(user_id, waiting)
         return events
 

@@ -1,31 +1,32 @@
 """The per-user histories, and the stream position they stand for, in one LMDB environment.
 
 One writer (the projector), readers in any number of processes. Events and offsets change in one
-transaction, so a history holds each event exactly once whatever happens to the writer. A user's
-events stand in stream order, which is the order in which the learner sees them too. Knows nothing of
-brokers; users are kept under a hash of their id.
+transaction, so a history holds each event exactly once whatever happens to the writer. A user's events
+stand by event time, those of equal time in stream order, however late one came. What a user did, what they
+skipped and what they were shown have places of their own: no number of impressions displaces a purchase.
+Knows nothing of brokers; users are kept under a hash of their id.
 
 Layout (keys are sorted bytes):
-    users    user hash                          -> num_events, first, next (three uint64)
-    events   user hash + number (uint64, BE)    -> event-id hash + protobuf HistoryEvent
-    seen     user hash + event-id hash          -> empty
-    offsets  "topic/partition"                  -> next offset (uint64)
+    users    user hash                                -> num_events, next number, places taken by kind
+    events   user hash + kind + time + number (BE)    -> event-id hash + protobuf HistoryEvent
+    seen     user hash + event-id hash                -> empty
+    offsets  "topic/partition"                        -> next offset (uint64)
 """
 
 import hashlib
 import logging
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import lmdb
 
-from protos.headrace.v1.events_pb2 import Event, HistoryEvent
+from protos.headrace.v1.events_pb2 import Action, Event, HistoryEvent
 from streaming.records import Record
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,15 @@ DEFAULT_MAX_EVENTS = 1_000
 
 _HASH_BYTES = 16
 _NUMBER = struct.Struct(">Q")
-_USER = struct.Struct(">QQQ")
+_USER = struct.Struct(">5Q")
+_PLACE = struct.Struct(">BQQ")
+_DID, _SKIPPED, _SHOWN = range(3)
+_KIND_OF = {int(Action.ACTION_SKIP): _SKIPPED, int(Action.ACTION_IMPRESSION): _SHOWN}
 _INITIAL_MAP_BYTES = 1 << 28
 _MAX_READERS = 512
-_DATABASES = (b"users", b"events", b"seen", b"offsets")
+# A store of an earlier layout is not read: the events are projected anew from the topic.
+_LAYOUT = b"2"
+_DATABASES = tuple(name + _LAYOUT for name in (b"users", b"events", b"seen", b"offsets"))
 
 T = TypeVar("T")
 
@@ -86,8 +92,9 @@ class HistoryStore:
     ) -> "HistoryStore":
         """Opens the store in folder `path`, making an empty one if there is none.
 
-        The newest `max_events` events of each user are kept; an event id is recognised again while its
-        event is among them. `map_bytes` is where the file's limit begins; it doubles when full.
+        The newest `max_events` events that a user did, skipped or was shown are kept, so many of each kind;
+        an event id is recognised again while its event is among them. `map_bytes` is where the file's limit
+        begins; it doubles when full.
         """
         if read_only and not (path / "data.mdb").exists():
             cls.open(path, read_only=False, map_bytes=map_bytes).close()
@@ -105,16 +112,23 @@ class HistoryStore:
             environment.reader_check()
         return cls(environment, read_only=read_only, max_events=max_events)
 
-    def get(self, user_id: str, limit: int) -> list[HistoryEvent]:
-        """The newest `limit` events of a user in stream order, newest last; empty for an unknown user."""
-        return self._read(lambda txn: self._newest(txn, _hash(user_id), limit))
+    def get(self, user_id: str, limit: int, *, with_shown: bool = False) -> list[HistoryEvent]:
+        """The newest events of a user by event time, newest last; empty for an unknown user.
+
+        The newest `limit` that they did and the newest `limit` that they skipped, so that a row of skips
+        hides no purchase; or, `with_shown`, the newest `limit` of all, what they were shown among them.
+        """
+        return [
+            kept.event
+            for kept in self._read(lambda txn: self._newest(txn, _hash(user_id), limit, with_shown))
+        ]
 
     def get_with(
-        self, user_id: str, limit: int, written: Sequence[Written]
+        self, user_id: str, limit: int, written: Sequence[Written], *, with_shown: bool = False
     ) -> tuple[list[HistoryEvent], list[Written]]:
-        """As `get`, and behind it those of the user's `written` events that are to be applied yet; and these.
+        """As `get`, with those of the user's `written` events that are to be applied yet; and these.
 
-        They stand as they will stand in the store: in the order of their offsets, each id once.
+        They stand as they will stand in the store: by their times, each id once.
         """
         user = _hash(user_id)
 
@@ -125,15 +139,16 @@ class HistoryStore:
                 seen = user + _hash(one.event.event_id)
                 if one.offset >= applied[one.position] and txn.get(seen, db=self._seen) is None:
                     waiting.setdefault(one.event.event_id, one)
-            events = self._newest(txn, user, limit)
-            events += [_kept(one.event) for one in waiting.values()]
-            return events[max(0, len(events) - max(limit, 0)) :], list(waiting.values())
+            following = self._read_user(txn, user).following
+            news = [_Kept.of(one.event, following + n) for n, one in enumerate(waiting.values())]
+            kept = sorted([*self._newest(txn, user, limit, with_shown), *news])
+            return [one.event for one in _limited(kept, limit, with_shown)], list(waiting.values())
 
         return self._read(read)
 
     def count(self, user_id: str) -> int:
         """How many events the user ever had, those no longer kept among them."""
-        return self._read(lambda txn: self._read_user(txn, _hash(user_id))[0])
+        return self._read(lambda txn: self._read_user(txn, _hash(user_id)).num_events)
 
     def num_users(self) -> int:
         """How many users have a history."""
@@ -204,40 +219,49 @@ class HistoryStore:
         event_hash = _hash(event.event_id)
         if not txn.put(user + event_hash, b"", db=self._seen, overwrite=False):
             return False
-        num_events, first, following = self._read_user(txn, user)
-        kept = _kept(event).SerializeToString()
-        txn.put(user + _NUMBER.pack(following), event_hash + kept, db=self._events)
-        following += 1
-        while following - first > self._max_events:
-            oldest = txn.pop(user + _NUMBER.pack(first), db=self._events)
-            assert oldest is not None, "the kept events of a user are numbered without a gap"
-            txn.delete(user + bytes(oldest[:_HASH_BYTES]), db=self._seen)
-            first += 1
-        txn.put(user, _USER.pack(num_events + 1, first, following), db=self._users)
+        row = self._read_user(txn, user)
+        kept = _Kept.of(event, row.following)
+        txn.put(user + kept.place, event_hash + kept.event.SerializeToString(), db=self._events)
+        taken = list(row.taken)
+        taken[kept.kind] += 1
+        if taken[kept.kind] > self._max_events:
+            self._drop_oldest(txn, user, kept.kind)
+            taken[kept.kind] -= 1
+        txn.put(user, _USER.pack(row.num_events + 1, row.following + 1, *taken), db=self._users)
         return True
 
-    def _newest(self, txn: lmdb.Transaction, user: bytes, limit: int) -> list[HistoryEvent]:
-        _, first, following = self._read_user(txn, user)
-        begin = max(first, following - max(limit, 0))
+    def _drop_oldest(self, txn: lmdb.Transaction, user: bytes, kind: int) -> None:
         with txn.cursor(self._events) as cursor:
-            if begin == following or not cursor.set_key(user + _NUMBER.pack(begin)):
-                return []
-            values = cursor.iternext(keys=False, values=True)
-            return [
-                HistoryEvent.FromString(bytes(value[_HASH_BYTES:]))
-                for value in islice(values, following - begin)
-            ]
+            found = cursor.set_range(user + bytes([kind]))
+            assert found, "a kind without a free place has events"
+            txn.delete(user + bytes(cursor.value()[:_HASH_BYTES]), db=self._seen)
+            cursor.delete()
+
+    def _newest(self, txn: lmdb.Transaction, user: bytes, limit: int, with_shown: bool) -> "list[_Kept]":
+        kinds = (_DID, _SKIPPED, _SHOWN) if with_shown else (_DID, _SKIPPED)
+        newest = [kept for kind in kinds for kept in islice(self._backwards(txn, user, kind), max(limit, 0))]
+        return _limited(sorted(newest), limit, with_shown)
+
+    def _backwards(self, txn: lmdb.Transaction, user: bytes, kind: int) -> "Iterator[_Kept]":
+        """The events of one kind, the newest first."""
+        with txn.cursor(self._events) as cursor:
+            prefix = user + bytes([kind])
+            beyond = user + bytes([kind + 1])
+            at = cursor.prev() if cursor.set_range(beyond) else cursor.last()
+            while at and bytes(cursor.key()[: len(prefix)]) == prefix:
+                _, time_ms, number = _PLACE.unpack(cursor.key()[_HASH_BYTES:])
+                event = HistoryEvent.FromString(bytes(cursor.value()[_HASH_BYTES:]))
+                yield _Kept(time_ms, number, kind, event)
+                at = cursor.prev()
 
     def _read_offset(self, txn: lmdb.Transaction, position: str) -> int:
         value = txn.get(position.encode(), db=self._offsets)
         return _NUMBER.unpack(value)[0] if value else 0
 
-    def _read_user(self, txn: lmdb.Transaction, user: bytes) -> tuple[int, int, int]:
+    def _read_user(self, txn: lmdb.Transaction, user: bytes) -> "_UserRow":
         value = txn.get(user, db=self._users)
-        if value is None:
-            return 0, 0, 0
-        num_events, first, following = _USER.unpack(value)
-        return num_events, first, following
+        num_events, following, *taken = _USER.unpack(value) if value else (0,) * 5
+        return _UserRow(num_events, following, tuple(taken))
 
     def _read(self, read: Callable[[Any], T]) -> T:
         while True:
@@ -250,10 +274,47 @@ class HistoryStore:
                     self._environment.set_mapsize(0)
 
 
-def _kept(event: Event) -> HistoryEvent:
-    return HistoryEvent(
-        item_id=event.item_id, action=event.action, event_time_ms=event.event_time_ms, value=event.value
-    )
+class _UserRow(NamedTuple):
+    """Events ever, the number of the next one, and how many of each kind are kept."""
+
+    num_events: int
+    following: int
+    taken: tuple[int, ...]
+
+
+class _Kept(NamedTuple):
+    """An event at its place; in order of time, then of arrival."""
+
+    time_ms: int
+    number: int
+    kind: int
+    event: HistoryEvent
+
+    @classmethod
+    def of(cls, event: Event, number: int) -> "_Kept":
+        """The `number`-th event of its user."""
+        kept = HistoryEvent(
+            item_id=event.item_id, action=event.action, event_time_ms=event.event_time_ms, value=event.value
+        )
+        return cls(event.event_time_ms, number, _KIND_OF.get(event.action, _DID), kept)
+
+    @property
+    def place(self) -> bytes:
+        """Its key, behind that of the user."""
+        return _PLACE.pack(self.kind, self.time_ms, self.number)
+
+
+def _limited(kept: list[_Kept], limit: int, with_shown: bool) -> list[_Kept]:
+    """The newest `limit` of all, or, without what was shown, the newest `limit` of each kind; in order."""
+    if with_shown:
+        return kept[max(0, len(kept) - max(limit, 0)) :]
+    left = {_DID: limit, _SKIPPED: limit}
+    newest = []
+    for one in reversed(kept):
+        if left.get(one.kind, 0) > 0:
+            left[one.kind] -= 1
+            newest.append(one)
+    return newest[::-1]
 
 
 def _hash(value: str) -> bytes:

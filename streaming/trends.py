@@ -5,11 +5,13 @@ Owns what a `Trend` record says and how events change it. Knows no broker and no
 `TrendsView`. All times are event times, so a replay gives the numbers that the live stream gave.
 """
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 
 from protos.headrace.v1 import events_pb2, trends_pb2
+from streaming.meaning import EventMeaning, Meaning
 
 WINDOW_MS = 3_600_000
 """Tumbling windows of one hour, cut at whole hours since the Unix epoch."""
@@ -17,10 +19,10 @@ WINDOW_MS = 3_600_000
 HALF_LIFE_MS = 7 * 86_400_000
 """After a week an event counts half. Part of what `Trend.decayed_score` means, hence no setting."""
 
+COUNT_WINDOW_MS = 86_400_000
+"""An item counts once for each user in a day: one user, or one bot, makes nothing popular."""
+
 _HEAD_SIZE = 1_000
-_NO_INTEREST = frozenset(
-    {events_pb2.ACTION_UNSPECIFIED, events_pb2.ACTION_IMPRESSION, events_pb2.ACTION_SKIP}
-)
 
 
 def fold(trend: trends_pb2.Trend, event_time_ms: int) -> None:
@@ -42,17 +44,18 @@ def fold(trend: trends_pb2.Trend, event_time_ms: int) -> None:
 
 
 class TrendCounter:
-    """Counts batches of `interactions`, each event once.
+    """Counts batches of `interactions`: each wish once, and each user's wishes for one item once a day.
 
     Two guards. An offset below the item's `next_offsets` is in the trend already: a batch read again
-    after a crash changes nothing. And an `event_id` among the last `dedupe_window` seen by this counter
-    is a duplicate; that memory does not outlive it, so a producer's duplicate of an event from before
-    a restart counts twice.
+    after a crash changes nothing. And the last `num_remembered` users with their items and days are
+    known to this counter, and with them a producer's duplicates; that memory does not outlive it, so what
+    is sent again after a restart counts twice.
     """
 
-    def __init__(self, dedupe_window: int = 100_000) -> None:
-        self._dedupe_window = dedupe_window
-        self._recent: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, meaning: EventMeaning, num_remembered: int = 100_000) -> None:
+        self._meaning = meaning
+        self._num_remembered = num_remembered
+        self._recent: OrderedDict[bytes, None] = OrderedDict()
 
     def count_many(
         self,
@@ -62,30 +65,33 @@ class TrendCounter:
         """The new trends of the items that (partition, offset, event) records change, by item_id.
 
         `load` gives an item's trend so far, which is the counter's own from then on, or None.
-        Impressions and skips do not count: to be shown is not to be popular, lists would feed on
-        themselves.
+        Only wishes count: to be shown is not to be popular, lists would feed on themselves.
         """
         changed: dict[str, trends_pb2.Trend] = {}
         loaded: dict[str, trends_pb2.Trend] = {}
         for partition, offset, event in records:
-            if event.action in _NO_INTEREST:
+            if self._meaning.of(event.action, event.value) is not Meaning.WISH:
                 continue
             item_id = event.item_id
             trend = loaded.get(item_id)
             if trend is None:
                 trend = loaded[item_id] = load(item_id) or trends_pb2.Trend(item_id=item_id)
-            if self._is_duplicate(event.event_id) or offset < trend.next_offsets.get(partition, 0):
+            if offset < trend.next_offsets.get(partition, 0) or self._has_counted(event):
                 continue
             fold(trend, event.event_time_ms)
             trend.next_offsets[partition] = offset + 1
             changed[item_id] = trend
         return changed
 
-    def _is_duplicate(self, event_id: str) -> bool:
-        if event_id in self._recent:
+    def _has_counted(self, event: events_pb2.Event) -> bool:
+        """Whether the user's wish for the item counted on that day; remembers it if not."""
+        day = event.event_time_ms // COUNT_WINDOW_MS
+        text = f"{event.user_id}\n{event.item_id}\n{day}"
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if key in self._recent:
             return True
-        self._recent[event_id] = None
-        if len(self._recent) > self._dedupe_window:
+        self._recent[key] = None
+        if len(self._recent) > self._num_remembered:
             self._recent.popitem(last=False)
         return False
 

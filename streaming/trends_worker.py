@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from protos.headrace.v1 import events_pb2, trends_pb2
 from streaming import codec
 from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
+from streaming.meaning import EventMeaning
 from streaming.patience import pause_after_empty_fetches
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, TRENDS
@@ -64,11 +65,13 @@ class TrendsWorker:
         bootstrap: str,
         data_dir: Path,
         *,
+        meaning: EventMeaning,
         on_ready: Callable[[], None],
         on_batch: Callable[[TrendsBatch], None],
     ) -> None:
         self._bootstrap = bootstrap
         self._data_dir = data_dir
+        self._meaning = meaning
         self._on_ready = on_ready
         self._on_batch = on_batch
 
@@ -114,7 +117,7 @@ class TrendsWorker:
 
         async def count(stream: Any) -> None:
             # new with each start of the agent: events read again are not duplicates of themselves
-            counter = TrendCounter()
+            counter = TrendCounter(self._meaning)
             # `take_events` would acknowledge a batch that failed
             try:
                 async for events in stream.noack_take(_BATCH_EVENTS, within=_BATCH_WAIT_S):

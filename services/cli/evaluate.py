@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from models.batch import EventBatch
     from models.catalogue import CatalogueIndex
     from streaming.dataset import Dataset
+    from streaming.meaning import EventMeaning
 
 
 class Protocol(StrEnum):
@@ -47,7 +48,7 @@ def evaluate(
         catalogue, model = prepare_catalogue(settings, dataset.items, bars)
         report = evaluate_leave_one_out(
             catalogue,
-            event_columns(dataset, catalogue),
+            event_columns(dataset, catalogue, settings.meaning),
             model=model,
             train=settings.train,
             search=settings.search,
@@ -87,15 +88,24 @@ def distinct_prefix_ratio(catalogue: "CatalogueIndex") -> float:
     return len(prefixes) / len(catalogue)
 
 
-def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex") -> "EventBatch":
+def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex", meaning: "EventMeaning") -> "EventBatch":
     """All events of a data set, in stream order."""
+    import numpy as np
+
     from models.batch import EventBatch
+    from services.translate import model_action
 
     return EventBatch(
         event_ids=[dataset.event_id(n) for n in range(len(dataset))],
         user_ids=dataset.user_id_N.tolist(),
         item_N=catalogue.rows(dataset.item_id_N.tolist()),
-        action_N=dataset.action_N,
+        action_N=np.array(
+            [
+                model_action(int(action), value, meaning)
+                for action, value in zip(dataset.action_N, dataset.value_N.tolist(), strict=True)
+            ],
+            dtype=np.int64,
+        ),
         time_ms_N=dataset.time_ms_N,
         value_N=dataset.value_N,
     )

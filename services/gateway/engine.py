@@ -7,7 +7,7 @@ by asking the model again: one pair of calls per request, so load does not grow 
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from time import perf_counter
 
 from protos.headrace.v1.events_pb2 import Action, HistoryEvent
@@ -34,10 +34,16 @@ from services.source_masks import sources_of
 from services.user_key import user_key
 from streaming.fresh_history import FreshHistory
 from streaming.history import DEFAULT_MAX_EVENTS
+from streaming.meaning import Meaning
 
 MAX_CANDIDATES = 512
 # Popularity is read this deep: filters and unannounced items take some; then come the newest items.
 _FALLBACK_DEPTH = 1_000
+# Nothing is down: there is nothing to go by.
+_NOT_DEGRADED = (
+    FallbackReason.FALLBACK_REASON_UNKNOWN_USER,
+    FallbackReason.FALLBACK_REASON_NO_USABLE_EVENTS,
+)
 
 
 class RecommendationEngine:
@@ -53,6 +59,7 @@ class RecommendationEngine:
         log: RecommendationLogWriter,
     ) -> None:
         self._history_limit = settings.gateway.history_limit
+        self._meaning = settings.meaning
         self._default_candidates = settings.search.num_dense
         self._history = history
         self._items = views.items
@@ -116,14 +123,20 @@ class RecommendationEngine:
         left: TimeLeft,
         latency_ms: dict[str, float],
     ) -> tuple[Ranking | None, "FallbackReason.ValueType"]:
-        """What the model says, or None and why it was not used."""
+        """What the model says, or None and why it was not used.
+
+        Of a user who only turned things down the model knows no wish; its answer is that for a stranger, with
+        what is like those things at the end, and says so.
+        """
         may_fall_back = CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources
-        if not events and may_fall_back:
-            return None, FallbackReason.FALLBACK_REASON_UNKNOWN_USER
+        told = [self._meaning.of(event.action, event.value) for event in events]
+        reason = _unusable(told)
+        if may_fall_back and reason and Meaning.AVERSION not in told:
+            return None, reason
         ask = self._ask(request, events, sorted(policy.blocked), now_ms)
         ranking = await self._backends.ranking(ask, left, latency_ms)
         if ranking is not None:
-            return ranking, FallbackReason.FALLBACK_REASON_UNSPECIFIED
+            return ranking, reason if may_fall_back else FallbackReason.FALLBACK_REASON_UNSPECIFIED
         if not may_fall_back:
             raise BackendUnavailable("no model answers, and the request disables the fallback")
         if self._releases.live is None:
@@ -140,7 +153,7 @@ class RecommendationEngine:
         # The model does not know categories: a filter needs all the candidates it can give.
         enough = max(self._default_candidates, (request.k or DEFAULT_K) * 2)
         return Ask(
-            history=events[-self._history_limit :],
+            history=self._telling(events),
             num_candidates=MAX_CANDIDATES if request.categories else min(enough, MAX_CANDIDATES),
             beam=request.beam,
             exclude_item_ids=exclude_item_ids,
@@ -148,6 +161,17 @@ class RecommendationEngine:
             request_time_ms=now_ms,
             user_key=user_key(request.user_id),
         )
+
+    def _telling(self, events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
+        """The newest wishes and the newest aversions, so many of each, in order."""
+        left = {Meaning.WISH: self._history_limit, Meaning.AVERSION: self._history_limit}
+        newest = []
+        for event in reversed(events):
+            meaning = self._meaning.of(event.action, event.value)
+            if left.get(meaning, 0):
+                left[meaning] -= 1
+                newest.append(event)
+        return newest[::-1]
 
     def _answer(
         self,
@@ -166,7 +190,7 @@ class RecommendationEngine:
             release_id=ranking.release_id if ranking else "",
             fallback_reason=reason,
             shortfall_reason=shortfall(len(chosen), k, self._items),
-            degraded=ranking.degraded if ranking else reason != FallbackReason.FALLBACK_REASON_UNKNOWN_USER,
+            degraded=ranking.degraded if ranking else reason not in _NOT_DEGRADED,
         )
 
     def _fallback_ids(self) -> Iterator[str]:
@@ -188,3 +212,12 @@ class RecommendationEngine:
 def _had(events: Sequence[HistoryEvent]) -> set[str]:
     """Items the user had: to be shown one is not to have it."""
     return {event.item_id for event in events if event.action != Action.ACTION_IMPRESSION}
+
+
+def _unusable(meanings: Collection[Meaning]) -> "FallbackReason.ValueType":
+    """Why nothing can be told from events of these meanings; UNSPECIFIED where something can."""
+    if not meanings:
+        return FallbackReason.FALLBACK_REASON_UNKNOWN_USER
+    if Meaning.WISH not in meanings:
+        return FallbackReason.FALLBACK_REASON_NO_USABLE_EVENTS
+    return FallbackReason.FALLBACK_REASON_UNSPECIFIED

@@ -122,7 +122,9 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
             raise NotFound(f"user {request.user_id} has no history")
         limit = request.limit or validation.DEFAULT_USER_EVENTS
         return GetUserResponse(
-            user_id=request.user_id, num_events=num_events, events=self._history.get(request.user_id, limit)
+            user_id=request.user_id,
+            num_events=num_events,
+            events=self._history.get(request.user_id, limit, with_shown=True),
         )
 
 

@@ -28,7 +28,9 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     """Runs the service until it is told to stop; `server` lets a test stop it."""
     server = server or ServiceServer(NAME, settings)
     thread = ModelThread(settings.torch_threads)
-    serving = GeneratorServing(settings.search, max_kept_users=settings.generator.max_kept_users)
+    serving = GeneratorServing(
+        settings.search, settings.meaning, max_kept_users=settings.generator.max_kept_users
+    )
     batcher = MicroBatcher(
         thread, serving.generate_many, kind_of=serving.kind_of, max_batch=settings.generator.max_batch
     )

@@ -25,6 +25,7 @@ from services.live_catalogue import LiveCatalogue
 from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, stage
 from services.translate import PastEvent
 from services.user_key import user_key
+from streaming.meaning import EventMeaning, Meaning
 
 # Its state is kept while a release warms up.
 _NOBODY = 1
@@ -86,8 +87,9 @@ class LoadedRelease:
 class GeneratorServing:
     """Answers from the live release and its live catalogue."""
 
-    def __init__(self, config: SearchConfig, *, max_kept_users: int = 0) -> None:
+    def __init__(self, config: SearchConfig, meaning: EventMeaning, *, max_kept_users: int = 0) -> None:
         self._config = config
+        self._meaning = meaning
         self._max_kept_users = max_kept_users
         self._catalogue = LiveCatalogue()
         self._live: LoadedRelease | None = None
@@ -133,7 +135,7 @@ class GeneratorServing:
         rows = self._live.catalogue.rows([event.item_id for event in events]).tolist()
         news: dict[int, list[PastEvent]] = {}
         for event, row in zip(events, rows, strict=True):
-            if row >= 0:
+            if row >= 0 and self._meaning.of(event.action, event.value) is Meaning.WISH:
                 past = news.setdefault(user_key(event.user_id), [])
                 past.append((row, event.action, event.event_time_ms))
         self._live.user_states.append(news)
@@ -154,7 +156,7 @@ class GeneratorServing:
             raise NotReady("no release is loaded yet")
         catalogue = self._live.catalogue
         with stage("tokenize", len(requests)):
-            pasts = [translate.known_past(request.history, catalogue) for request in requests]
+            pasts = [translate.known_past(request.history, catalogue, self._meaning) for request in requests]
             exclude = [translate.known_rows(catalogue, request.exclude_item_ids) for request in requests]
         keys = [request.user_key for request in requests]
         state_BD, found = self._live.search(keys, pasts, self.kind_of(requests[0]), exclude)

@@ -87,9 +87,10 @@ class UserStateCache:
 
     @torch.no_grad()
     def append(self, events: Mapping[int, Sequence[PastEvent]]) -> None:
-        """Events that have just happened, by user: the states of kept users come to cover them too.
+        """Wishes that have just happened, by user: the states of kept users come to cover them too.
 
-        Events that a state covers already (a request was faster, or they came twice) change nothing.
+        Those that a state covers already (a request was faster, or they came twice) change nothing. One that
+        is older than what a state covers has its place before that: such a state is computed anew.
         """
         extended: list[tuple[int, _Kept, list[PastEvent]]] = []
         computed: list[tuple[int, list[PastEvent]]] = []
@@ -98,8 +99,8 @@ class UserStateCache:
             fresh = [event for event in dict.fromkeys(news) if one is not None and event not in one.past]
             if one is None or not fresh:
                 continue
-            past = [*one.past, *fresh]
-            if len(past) > self._max_history:
+            past = sorted([*one.past, *fresh], key=lambda event: event[2])
+            if len(past) > self._max_history or past[: len(one.past)] != one.past:
                 computed.append((key, past[-self._max_history :]))
             else:
                 extended.append((key, one, past))

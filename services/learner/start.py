@@ -65,7 +65,7 @@ def learner_from_release(
                 and learner.catalogue.row(record.message.item_id) is not None
             ]
             rows_N = learner.catalogue.rows([event.item_id for event in events])
-            report = learner.observe_many(event_batch(events, rows_N))
+            report = learner.observe_many(event_batch(events, rows_N, settings.meaning))
             position.num_learned += report.num_learned
     letters.close()
     log.info("histories read", num_events=position.num_learned, release=meta.release_id)

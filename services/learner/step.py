@@ -14,6 +14,7 @@ from models.learner import LearnReport, OnlineLearner
 from services import metrics
 from services.errors import ServiceError
 from services.translate import event_batch
+from streaming.meaning import EventMeaning
 from streaming.records import Record
 
 log = structlog.get_logger()
@@ -37,8 +38,9 @@ class Failure:
 class BatchLearner:
     """Learns batches with `learner`; counts failures in a row."""
 
-    def __init__(self, learner: OnlineLearner) -> None:
+    def __init__(self, learner: OnlineLearner, meaning: EventMeaning) -> None:
         self._learner = learner
+        self._meaning = meaning
         self._num_failed_in_a_row = 0
 
     def learn(self, records: Sequence[Record]) -> LearnReport | Failure:
@@ -48,7 +50,7 @@ class BatchLearner:
         """
         events = [record.message for record in records]
         rows_N = self._learner.catalogue.rows([event.item_id for event in events])
-        batch = event_batch(events, rows_N)
+        batch = event_batch(events, rows_N, self._meaning)
         for attempt in range(1, _NUM_ATTEMPTS + 1):
             started = time.perf_counter()
             try:

@@ -52,7 +52,7 @@ class LearnerWork:
         self._store = store
         self.learner = learner
         self.position = position
-        self._batches = BatchLearner(learner)
+        self._batches = BatchLearner(learner, settings.meaning)
         self._stream = resources.enter_context(
             LearnerStream(settings, position, is_known=self._is_known, insert=self._insert)
         )

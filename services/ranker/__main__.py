@@ -27,7 +27,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     server = server or ServiceServer(NAME, settings)
     bootstrap = settings.broker.bootstrap_servers
     thread = ModelThread(settings.torch_threads)
-    serving = RankerServing(settings.learner.dedupe_window)
+    serving = RankerServing(settings.learner.dedupe_window, search=settings.search, meaning=settings.meaning)
     first_offsets: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
 
     async def take_up(release: Release, bundle: ReleaseBundle) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import ACTION_NAMES, Candidates, HistoryBatch
+from models.batch import ACTION_NAMES, Candidates, HistoryBatch, Int64Array
 from models.candidates import Source, add_live_candidates, proposed_by
+from models.config import SearchConfig
 from models.dedupe import DedupeWindow
 from models.errors import IncompatibleCheckpoint
 from models.release import ReleaseBundle
@@ -27,6 +28,7 @@ from services.errors import NotReady, WrongRelease
 from services.live_catalogue import LiveCatalogue
 from services.metrics import stage
 from services.translate import PastEvent
+from streaming.meaning import EventMeaning
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class RankerServing:
     `dedupe_window`: a repeated event id among so many counts once, as in the learner.
     """
 
-    def __init__(self, dedupe_window: int) -> None:
+    def __init__(self, dedupe_window: int, *, search: SearchConfig, meaning: EventMeaning) -> None:
+        self._aversion_weight = search.aversion_weight
+        self._meaning = meaning
         self._catalogue = LiveCatalogue()
         self._statistics: LiveStatistics | None = None
         self._live: LoadedRelease | None = None
@@ -71,7 +75,13 @@ class RankerServing:
             problem = "the release keeps other live statistics than this service; start the service again"
             raise IncompatibleCheckpoint("statistics", problem)
         self._catalogue.prepare(bundle.catalogue)
-        scorer = Scorer(bundle.recommender, bundle.ranker, bundle.catalogue, self._statistics)
+        scorer = Scorer(
+            bundle.recommender,
+            bundle.ranker,
+            bundle.catalogue,
+            self._statistics,
+            aversion_weight=self._aversion_weight,
+        )
         rows = np.nonzero(bundle.catalogue.available_N)[0][:50].astype(np.int64)
         warm = HistoryBatch.from_lists(
             [rows[:5].tolist()],
@@ -99,24 +109,25 @@ class RankerServing:
         """Counts events in the live statistics, each once."""
         if self._statistics is None:
             raise NotReady("events cannot be counted before the first release")
-        event_ids = [event.event_id for event in events]
-        fresh_N = self._known_events.fresh(event_ids)
-        for event, is_fresh in zip(events, fresh_N, strict=True):
-            if is_fresh:
-                self._statistics.update(event.user_id, event.item_id, event.action, event.event_time_ms)
-        self._known_events.add_many([event_ids[n] for n in np.nonzero(fresh_N)[0]])
+        batch = translate.event_batch(events, np.zeros(len(events), dtype=np.int64), self._meaning)
+        fresh_N = self._known_events.fresh(batch.keys)
+        for n in np.nonzero(fresh_N)[0].tolist():
+            action, time_ms = int(batch.action_N[n]), int(batch.time_ms_N[n])
+            self._statistics.update(events[n].user_id, events[n].item_id, action, time_ms)
+        self._known_events.add_many(batch.select(fresh_N).keys)
 
     def rank_many(self, requests: Sequence[RankRequest]) -> list[RankResponse]:
         """Answers validated requests for one release, in order; raises NotReady, WrongRelease."""
         release = self._release(requests[0].release_id)
         scorer = release.scorer
         with stage("rank", len(requests)):
-            asked = [_Asked.of(request, scorer) for request in requests]
+            asked = [_Asked.of(request, scorer, self._meaning) for request in requests]
             results = scorer.rank_many(
                 translate.past_batch([one.past for one in asked], scorer.recommender.config.max_history),
                 [one.candidates for one in asked],
                 [one.time_ms for one in asked],
                 _user_states(requests, release),
+                [one.averse_A for one in asked],
             )
             return [
                 _response(release, one.candidates, result, request.explain_item_id)
@@ -137,14 +148,15 @@ class _Asked:
     """One request in the model's terms."""
 
     past: list[PastEvent]
+    averse_A: Int64Array
     candidates: Candidates
     time_ms: int
 
     @classmethod
-    def of(cls, request: RankRequest, scorer: Scorer) -> "_Asked":
+    def of(cls, request: RankRequest, scorer: Scorer, meaning: EventMeaning) -> "_Asked":
         """With the candidates of the live sources."""
         catalogue = scorer.catalogue
-        past = translate.known_past(request.history, catalogue)
+        past = translate.known_past(request.history, catalogue, meaning)
         time_ms = request.request_time_ms or int(time.time() * 1e3)
         recent = past[-scorer.recommender.config.max_history :]
         candidates = add_live_candidates(
@@ -156,7 +168,8 @@ class _Asked:
             disabled=translate.to_sources(request.disabled_sources),
             exclude=translate.known_rows(catalogue, request.exclude_item_ids),
         )
-        return cls(past=past, candidates=candidates, time_ms=time_ms)
+        averse_A = translate.averse_rows(request.history, catalogue, meaning)
+        return cls(past=past, averse_A=averse_A, candidates=candidates, time_ms=time_ms)
 
 
 def _user_states(requests: Sequence[RankRequest], release: LoadedRelease) -> Tensor | None:

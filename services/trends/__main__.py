@@ -32,6 +32,7 @@ async def serve(settings: Settings) -> None:
     worker = TrendsWorker(
         broker.bootstrap_servers,
         settings.store.root / "trends",
+        meaning=settings.meaning,
         on_ready=lambda: server.set_ready(True),
         on_batch=_report,
     )

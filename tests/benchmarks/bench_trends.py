@@ -29,6 +29,7 @@ from aiokafka import AIOKafkaProducer
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from services.broker import EmbeddedBroker
+from streaming.meaning import EventMeaning
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, create_topics
 from streaming.trends_worker import TrendsBatch, TrendsWorker
@@ -153,7 +154,11 @@ async def measure(bootstrap: str, broker_pid: int | None, args: argparse.Namespa
         await producer.send_many(INTERACTIONS, events.take(args.num_events))
         with tempfile.TemporaryDirectory() as folder:
             worker = TrendsWorker(
-                bootstrap, Path(folder), on_ready=progress.ready.set, on_batch=progress.on_batch
+                bootstrap,
+                Path(folder),
+                meaning=EventMeaning(),
+                on_ready=progress.ready.set,
+                on_batch=progress.on_batch,
             )
             before = broker_use(broker_pid)
             begin_s = time.perf_counter()

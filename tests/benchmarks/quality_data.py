@@ -84,7 +84,7 @@ def _problem(dataset: Dataset) -> Problem:
         for item, vector_E in zip(dataset.items, embed_items(dataset.items, _silent), strict=True):
             item.embeddings.append(Embedding(modality="text", values=vector_E.tolist()))
     catalogue, model = prepare_catalogue(settings, dataset.items, _silent)
-    events = event_columns(dataset, catalogue)
+    events = event_columns(dataset, catalogue, settings.meaning)
     return Problem(
         dataset=dataset,
         settings=settings,

@@ -19,6 +19,7 @@ from services.generator.serving import GeneratorServing
 from services.ranker.serving import RankerServing
 from services.user_key import user_key
 from streaming.history import HistoryStore
+from streaming.meaning import EventMeaning
 
 PAUSES_MS = (0, 5, 40)
 _NUM_CANDIDATES = _BEAM = 50
@@ -28,9 +29,9 @@ _MAX_HISTORY = 50
 def pause_rows(world: World, num_calls: int) -> list[dict[str, Any]]:
     """Median CPU milliseconds of `num_calls` calls for users whose state is known, for each pause."""
     release = next(folder for folder in (world.root / "releases").iterdir() if folder.is_dir())
-    generator = GeneratorServing(SearchConfig(), max_kept_users=num_calls)
+    generator = GeneratorServing(SearchConfig(), EventMeaning(), max_kept_users=num_calls)
     generator.swap(generator.load(load_release(release)))
-    ranker = RankerServing(dedupe_window=1)
+    ranker = RankerServing(1, search=SearchConfig(), meaning=EventMeaning())
     ranker.swap(ranker.load(load_release(release)))
     asks = _asks(world, num_calls)
     asked = [generate_request(ask) for ask in asks]

@@ -35,7 +35,6 @@ def slowly(
     values = [
         *counts,
         math.log1p(item.total_M[0]),
-        math.log1p(item.passive_M[0]),
         counts[0] - counts[-1],
         math.log1p(4 * sum(tie)),
         math.log1p(4 * max(tie, default=0.0)),

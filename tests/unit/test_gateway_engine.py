@@ -146,7 +146,7 @@ async def test_the_ranker_orders_and_seen_items_are_left_out(history: HistorySto
     assert response.fallback_reason == FallbackReason.FALLBACK_REASON_UNSPECIFIED
     assert [stage.stage for stage in response.stages] == ["history", "generate", "rank", "policy", "total"]
     assert list(model.generated[0].exclude_item_ids) == ["d"]
-    assert [event.item_id for event in model.ranked[0].history] == ["d", "c"]
+    assert [event.item_id for event in model.ranked[0].history] == ["d"]
 
 
 async def test_an_unknown_user_gets_what_is_popular(history: HistoryStore) -> None:

@@ -52,7 +52,7 @@ def test_dense_neighbours_are_the_exact_ones(generator: Generator, history: Hist
         logits_BN = recommender.dense_logits(state_BD, table.vector_ND)
     for b, found in enumerate(generator.generate_many(history, k=6, beam=6, use_beam=False)):
         assert found.row_M.tolist() == logits_BN[b].topk(6).indices.tolist()
-        np.testing.assert_allclose(found.dense_M, logits_BN[b].topk(6).values.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(found.dense_M, logits_BN[b].topk(6).values.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_more_than_there_is_gives_all_there_is(generator: Generator, history: HistoryBatch) -> None:

@@ -9,12 +9,13 @@ from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
 from services.generator.serving import GeneratorServing
 from services.metrics import USER_STATES
 from services.user_key import user_key
+from streaming.meaning import EventMeaning
 from tests.factories import MODEL, make_history, make_release
 
 
 @pytest.fixture
 def serving() -> GeneratorServing:
-    serving = GeneratorServing(SearchConfig(beam=10, num_dense=10))
+    serving = GeneratorServing(SearchConfig(beam=10, num_dense=10), EventMeaning())
     serving.swap(serving.load(make_release("one")))
     return serving
 
@@ -59,7 +60,7 @@ def test_the_kind_of_a_request_is_what_a_search_has_one_of(serving: GeneratorSer
 
 
 def test_a_kept_user_gets_what_a_stranger_with_the_same_past_gets() -> None:
-    keeping = GeneratorServing(SearchConfig(beam=10, num_dense=10), max_kept_users=10)
+    keeping = GeneratorServing(SearchConfig(beam=10, num_dense=10), EventMeaning(), max_kept_users=10)
     keeping.swap(keeping.load(make_release("one")))
     key = user_key("somebody")
     assert not keeping.knows_user(key)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import EventBatch
+from models.batch import ACTION_NAMES, EventBatch
 from models.config import ModelConfig
 from models.holdout import HoldoutCases, dense_ranks
 from models.recommender import GenerativeRecommender
@@ -13,7 +13,7 @@ def make_events(rows: list[tuple[str, int, int]]) -> EventBatch:
         event_ids=[str(i) for i in range(len(rows))],
         user_ids=[user for user, _, _ in rows],
         item_N=np.array([item for _, item, _ in rows], dtype=np.int64),
-        action_N=np.ones(len(rows), dtype=np.int64),
+        action_N=np.full(len(rows), ACTION_NAMES.index("click")),
         time_ms_N=np.array([time for _, _, time in rows], dtype=np.int64),
         value_N=np.zeros(len(rows)),
     )

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.batch import ACTION_NAMES, EventBatch
+from models.batch import ACTION_NAMES, IMPRESSION, SKIP, EventBatch
 from models.catalogue import CatalogueIndex
 from models.config import CodebookConfig, LearnerConfig, ModelConfig, SearchConfig, StatisticsConfig
+from models.dedupe import hash_id
 from models.errors import IncompatibleCheckpoint
 from models.features import feature_names
 from models.learner import OnlineLearner
@@ -19,7 +20,7 @@ from models.recommender import GenerativeRecommender
 from models.semantic_ids import fit_codebook
 from models.statistics import LiveStatistics
 
-CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
+CLICK = ACTION_NAMES.index("click")
 NUM_ITEMS, NUM_USERS = 40, 12
 MODEL = ModelConfig(
     content_dim=8,
@@ -114,7 +115,7 @@ def test_a_repeated_event_changes_nothing() -> None:
     report = twice.learn_many(make_events(10, 30))
     assert (report.num_learned, report.num_duplicates, report.step) == (0, 20, None)
     assert same_weights(once, twice)
-    assert once.statistics.num_events == twice.statistics.num_events == 30
+    assert once.statistics.num_events == twice.statistics.num_events == 28  # the wishes
     mixed = twice.learn_many(make_events(25, 35))
     assert mixed.learned_N.tolist() == [False] * 5 + [True] * 5
     once.learn_many(make_events(30, 35))
@@ -140,16 +141,48 @@ def test_it_learns_and_beats_popularity() -> None:
     assert len(learner.quality.curve()) > 3
 
 
-def test_the_ranker_alone_moves_no_generator_weight() -> None:
+@pytest.mark.parametrize("action", [SKIP, IMPRESSION])
+def test_what_is_no_wish_moves_no_weight_and_no_history(action: int) -> None:
+    learner, other = make_learner(), make_learner()
+    for one in (learner, other):
+        one.learn_many(make_events(0, 12))
+    passive = make_events(12, 72)
+    passive.action_N[:] = action
+    report = learner.learn_many(passive)
+    assert (report.num_learned, report.num_scored, report.step) == (60, 0, None)
+    assert same_weights(learner, other)
+    assert learner.recommend_many(["nobody"], 10, 10**12)[0].row_K.tolist() == (
+        other.recommend_many(["nobody"], 10, 10**12)[0].row_K.tolist()
+    )
+    user = hash_id("u1")
+    assert (
+        learner.memory.histories.get(user).item_T.tolist() == other.memory.histories.get(user).item_T.tolist()
+    )
+    assert len(learner.memory.aversions.get(user)) == (5 if action == SKIP else 0)
+    assert learner.learn_many(passive).num_duplicates == 60
+
+
+def test_what_a_user_turned_down_is_not_answered_and_its_like_falls() -> None:
     learner = make_learner()
-    before = {name: tensor.clone() for name, tensor in learner.recommender.state_dict().items()}
-    skips = make_events(0, 12)
-    skips.action_N[:] = SKIP  # nothing to generate, only actions to rank
-    report = learner.learn_many(skips)
-    assert report.step is not None
-    assert np.isnan(report.step.dense_loss)
-    assert np.isfinite(report.step.ranker_loss)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.recommender.state_dict().items())
+    learner.observe_many(make_events(0, 120))
+    before = learner.recommend_many(["u1"], 20, 10**12)[0].row_K
+    turned_down = make_events(121, 122)
+    turned_down = replace(turned_down, item_N=before[:1], action_N=np.array([SKIP]))
+    learner.learn_many(turned_down)
+    after = learner.recommend_many(["u1"], 20, 10**12)[0].row_K
+    assert before[0] not in after
+    content_NE = learner.catalogue.content_NE.numpy()
+    likest = before[1:][(content_NE[before[1:]] @ content_NE[before[0]]).argmax()]
+    place = {row: n for n, row in enumerate(after.tolist())}
+    assert place.get(int(likest), 20) > before.tolist().index(likest) - 1
+
+
+def test_event_ids_are_those_of_a_user() -> None:
+    learner = make_learner()
+    events = make_events(0, 24)
+    numbered = replace(events, event_ids=[str(n // NUM_USERS) for n in range(24)])
+    assert learner.learn_many(numbered).num_learned == 24
+    assert learner.learn_many(numbered).num_duplicates == 24
 
 
 def test_non_finite_step_is_dropped_and_counted() -> None:
@@ -209,7 +242,7 @@ def test_release_is_a_copy_and_can_come_back() -> None:
         learner.learn_many(make_events(begin, begin + 24))
     learner.insert_item("later", learner.catalogue.assign(torch.ones(8)), torch.ones(8))
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in bundle.recommender.state_dict().items())
-    assert bundle.statistics.num_events == 96
+    assert bundle.statistics.num_events == 90  # the wishes among 96
     assert len(bundle.catalogue) == NUM_ITEMS
     learner.restore_weights(bundle)
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in learner.recommender.state_dict().items())
@@ -248,7 +281,7 @@ def test_observed_events_count_but_do_not_train() -> None:
     before = {name: tensor.clone() for name, tensor in learner.recommender.state_dict().items()}
     assert learner.observe_many(make_events(0, 60)).num_learned == 60
     assert learner.learn_many(make_events(0, 60)).num_duplicates == 60
-    assert learner.statistics.num_events == 60
+    assert learner.statistics.num_events == 56  # the wishes
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.recommender.state_dict().items())
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.config import SearchConfig
 from models.release import ReleaseBundle
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
@@ -13,6 +14,7 @@ from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SO
 from services import translate
 from services.ranker.serving import RankerServing
 from services.source_masks import mask_of
+from streaming.meaning import EventMeaning
 from tests.factories import MODEL, TIME_MS, make_history, make_release
 
 
@@ -23,7 +25,7 @@ def bundle() -> ReleaseBundle:
 
 @pytest.fixture
 def serving(bundle: ReleaseBundle) -> RankerServing:
-    serving = RankerServing(100)
+    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
     serving.swap(serving.load(bundle))
     return serving
 
@@ -50,7 +52,7 @@ def scores(response: RankResponse) -> dict[str, float]:
 
 def state_bytes(bundle: ReleaseBundle, scale: float = 1.0) -> bytes:
     request = make_request()
-    past = translate.known_past(request.history, bundle.catalogue)
+    past = translate.known_past(request.history, bundle.catalogue, EventMeaning())
     history = translate.past_batch([past], MODEL.max_history)
     with torch.no_grad():
         item_ND = bundle.recommender.encode_items(bundle.catalogue.codes_NC, bundle.catalogue.content_NE)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from models.batch import ACTION_NAMES, EventBatch
+from models.batch import ACTION_NAMES, IMPRESSION, SKIP, EventBatch
 from models.sequences import TrainingWindows, UserSequences
 
-CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
+CLICK = ACTION_NAMES.index("click")
 
 
 def make_events(users: str, items: list[int], times: list[int]) -> EventBatch:
@@ -68,13 +68,13 @@ def test_an_epoch_depends_on_its_generator_only():
     assert first == again
 
 
-def test_impressions_and_skips_are_context_and_no_targets():
+def test_only_wishes_are_read_and_learned():
     events = make_events("a" * 5, [1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
-    events.action_N[[0, 2]] = SKIP
+    events.action_N[[0, 2]] = SKIP, IMPRESSION
     batch = TrainingWindows(UserSequences.from_events(events), 4).batch(np.array([0]))
-    assert batch.history.item_BT.tolist() == [[1, 2, 3, 4]]
-    assert batch.target_BT.tolist() == [[2, -1, 4, 5]]
-    assert batch.first_B.tolist() == [-1]
+    assert batch.history.item_BT.tolist() == [[2, 4]]
+    assert batch.target_BT.tolist() == [[4, 5]]
+    assert batch.first_B.tolist() == [2]
 
 
 def test_batches_hold_many_short_windows_or_few_long_ones():

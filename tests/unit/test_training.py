@@ -33,7 +33,7 @@ def make_events(num_users: int, begin: int, end: int) -> EventBatch:
         event_ids=[str(n) for n in range(len(rows))],
         user_ids=[f"u{u}" for u, _ in rows],
         item_N=np.array([(u + 5 * t) % NUM_ITEMS for u, t in rows], dtype=np.int64),
-        action_N=np.array([t % 3 for _, t in rows], dtype=np.int64),
+        action_N=np.array([2 + t % 3 for _, t in rows], dtype=np.int64),
         time_ms_N=np.array([t * 1_000 for _, t in rows], dtype=np.int64),
         value_N=np.zeros(len(rows)),
     )

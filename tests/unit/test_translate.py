@@ -8,13 +8,14 @@ from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services import translate
 from services.source_masks import sources_of
+from streaming.meaning import EventMeaning
 from tests.factories import make_catalogue, make_history
 
 
 def test_history_keeps_only_known_items_and_the_newest() -> None:
     index = make_catalogue()
     history = make_history(1, 999, 2, 3)
-    batch = translate.past_batch([translate.known_past(history, index), []], max_history=2)
+    batch = translate.past_batch([translate.known_past(history, index, EventMeaning()), []], max_history=2)
     assert batch.item_BT[0].tolist() == [2, 3]
     assert batch.time_ms_BT[0].tolist() == [history[2].event_time_ms, history[3].event_time_ms]
     assert batch.length_B.tolist() == [2, 0]

@@ -68,6 +68,8 @@ class _FallbackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fallba
     FALLBACK_REASON_UNKNOWN_USER: _FallbackReason.ValueType  # 1
     FALLBACK_REASON_NO_RELEASE: _FallbackReason.ValueType  # 2
     FALLBACK_REASON_BACKEND_UNAVAILABLE: _FallbackReason.ValueType  # 3
+    FALLBACK_REASON_NO_USABLE_EVENTS: _FallbackReason.ValueType  # 4
+    """The user has a history, and no event in it is a wish for an item: impressions, skips, low ratings."""
 
 class FallbackReason(_FallbackReason, metaclass=_FallbackReasonEnumTypeWrapper): ...
 
@@ -76,6 +78,8 @@ FALLBACK_REASON_UNSPECIFIED: FallbackReason.ValueType  # 0
 FALLBACK_REASON_UNKNOWN_USER: FallbackReason.ValueType  # 1
 FALLBACK_REASON_NO_RELEASE: FallbackReason.ValueType  # 2
 FALLBACK_REASON_BACKEND_UNAVAILABLE: FallbackReason.ValueType  # 3
+FALLBACK_REASON_NO_USABLE_EVENTS: FallbackReason.ValueType  # 4
+"""The user has a history, and no event in it is a wish for an item: impressions, skips, low ratings."""
 Global___FallbackReason: _TypeAlias = FallbackReason  # noqa: Y015
 
 class _ShortfallReason:

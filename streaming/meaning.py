@@ -1,0 +1,40 @@
+"""What an event says of its user and its item: a wish, an aversion, or nothing.
+
+The one rule for all who read events: histories, counters, statistics and the model. Knows neither.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from protos.headrace.v1.events_pb2 import Action
+
+
+class Meaning(Enum):
+    """A wish is learned, counted and read by the model; an aversion lowers what is like its item."""
+
+    WISH = 1
+    NOTHING = 2
+    AVERSION = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventMeaning:
+    """The rule. `liked_rating`: a rating of so many stars or more is a wish, one of fewer an aversion.
+
+    To be shown an item says nothing of it; to skip it is an aversion; a rating whose stars were left out
+    (0) says nothing; everything else that people do to items is a wish.
+    """
+
+    liked_rating: float = 3.0
+
+    def of(self, action: int, value: float) -> Meaning:
+        """The meaning of an action (a number of `headrace.v1.Action`) with its value."""
+        if action == Action.ACTION_RATING:
+            if value == 0.0:
+                return Meaning.NOTHING
+            return Meaning.WISH if value >= self.liked_rating else Meaning.AVERSION
+        if action == Action.ACTION_SKIP:
+            return Meaning.AVERSION
+        if action in (Action.ACTION_IMPRESSION, Action.ACTION_UNSPECIFIED):
+            return Meaning.NOTHING
+        return Meaning.WISH
