@@ -13,6 +13,8 @@ import structlog
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 # kernels run in Triton's interpreter, which is chosen when triton is first imported (by torch, at times)
 os.environ["TRITON_INTERPRET"] = "1"
+# threads that spin for each other, while brokers and services want the same cores, cost more than they give
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DEFAULT_KAFKA_IMAGE = "apache/kafka:4.2.1"
 

@@ -130,7 +130,7 @@ class RecommendationEngine:
         """
         may_fall_back = CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources
         told = [self._meaning.of(event.action, event.value) for event in events]
-        reason = _unusable(told)
+        reason = _unusable(told, is_known=bool(events) or self._history.count(request.user_id) > 0)
         if may_fall_back and reason and Meaning.AVERSION not in told:
             return None, reason
         ask = self._ask(request, events, sorted(policy.blocked), now_ms)
@@ -214,9 +214,12 @@ def _had(events: Sequence[HistoryEvent]) -> set[str]:
     return {event.item_id for event in events if event.action != Action.ACTION_IMPRESSION}
 
 
-def _unusable(meanings: Collection[Meaning]) -> "FallbackReason.ValueType":
-    """Why nothing can be told from events of these meanings; UNSPECIFIED where something can."""
-    if not meanings:
+def _unusable(meanings: Collection[Meaning], *, is_known: bool) -> "FallbackReason.ValueType":
+    """Why nothing can be told from events of these meanings; UNSPECIFIED where something can.
+
+    A user who is known without any of them was only shown things.
+    """
+    if not is_known:
         return FallbackReason.FALLBACK_REASON_UNKNOWN_USER
     if Meaning.WISH not in meanings:
         return FallbackReason.FALLBACK_REASON_NO_USABLE_EVENTS
