@@ -1,7 +1,7 @@
 """What happens around every RPC: admission, default deadline, error -> status, request id, metrics, log.
 
-Handlers raise domain errors and never touch status codes. `STATUS` is the one table of errors; it is
-looked up along the exception's MRO, so the most specific row wins. Health and reflection pass untouched.
+Handlers raise domain errors and never touch status codes; `services.statuses` says what an error means to the
+caller. Health and reflection pass untouched.
 """
 
 import asyncio
@@ -17,89 +17,23 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 import structlog
-from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
 
-from models import errors as model_errors
 from services import errors, metrics
 from services.clients import REQUEST_ID, deadline_var, request_id_var
 from services.settings import ServerSettings
-from streaming import errors as stream_errors
+from services.statuses import code_of, status_of
 
 # Generic in the type stubs, not at run time.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _CODE = grpc.StatusCode
-STATUS: dict[type[BaseException], grpc.StatusCode] = {
-    errors.InvalidRequest: _CODE.INVALID_ARGUMENT,
-    errors.NotFound: _CODE.NOT_FOUND,
-    errors.NotReady: _CODE.UNAVAILABLE,
-    errors.WrongRelease: _CODE.FAILED_PRECONDITION,
-    errors.BackendUnavailable: _CODE.UNAVAILABLE,
-    errors.Overloaded: _CODE.RESOURCE_EXHAUSTED,
-    errors.DeadlineExpired: _CODE.DEADLINE_EXCEEDED,
-    errors.InvalidSettings: _CODE.INTERNAL,
-    errors.ServiceError: _CODE.INTERNAL,
-    model_errors.UnknownItem: _CODE.NOT_FOUND,
-    model_errors.IncompatibleCheckpoint: _CODE.FAILED_PRECONDITION,
-    model_errors.PrefixFull: _CODE.FAILED_PRECONDITION,
-    model_errors.NonFiniteLoss: _CODE.INTERNAL,
-    model_errors.ModelError: _CODE.INTERNAL,
-    stream_errors.BrokerUnavailable: _CODE.UNAVAILABLE,
-    stream_errors.MalformedEvent: _CODE.INVALID_ARGUMENT,
-    stream_errors.DatasetError: _CODE.FAILED_PRECONDITION,
-    stream_errors.StreamingError: _CODE.INTERNAL,
-    TimeoutError: _CODE.DEADLINE_EXCEEDED,
-    NotImplementedError: _CODE.UNIMPLEMENTED,
-    Exception: _CODE.INTERNAL,
-}
-# A failure behind us that the caller can act on keeps its code; any other is our own bug.
-_PASSED_ON = (_CODE.UNAVAILABLE, _CODE.DEADLINE_EXCEEDED, _CODE.RESOURCE_EXHAUSTED, _CODE.FAILED_PRECONDITION)
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _REQUEST_ID_PATTERN = re.compile(r"[\x21-\x7e]{1,128}")
 _UNPARSABLE = object()
 
 log = structlog.get_logger()
-
-
-def code_of(error: BaseException) -> grpc.StatusCode:
-    """The gRPC status code that an error means to the caller."""
-    if isinstance(error, grpc.aio.AioRpcError):
-        return error.code() if error.code() in _PASSED_ON else _CODE.INTERNAL
-    return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
-
-
-def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
-    """The google.rpc.Status for an error, with BadRequest or RetryInfo where they help.
-
-    The text of an INTERNAL error never reaches the caller.
-    """
-    code = code_of(error)
-    message = str(error) or code.name.replace("_", " ").lower()
-    details: list[Message] = []
-    if code is _CODE.INTERNAL:
-        message = f"internal error; the log has it under request id {request_id}"
-    elif isinstance(error, grpc.aio.AioRpcError):
-        message = f"a service behind this one: {error.details()}"
-    elif isinstance(error, errors.InvalidRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    violation(field=field, description=text) for field, text in error.violations
-                ]
-            )
-        )
-    elif isinstance(error, errors.Overloaded):
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(error.retry_after_s * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = [any_pb2.Any() for _ in details]
-    for box, detail in zip(packed, details, strict=True):
-        box.Pack(detail)
-    return status_pb2.Status(code=code.value[0], message=message, details=packed)
 
 
 class RequestInterceptor(grpc.aio.ServerInterceptor):

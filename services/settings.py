@@ -1,16 +1,17 @@
 """The one settings tree: environment `HEADRACE_*`, nested with `__`, built once and passed down.
 
 `HEADRACE_MODEL__D_MODEL=128` sets `settings.model.d_model`. Nothing else reads the environment. A
-misspelt nested name is refused by pydantic, a misspelt top-level one by `load_settings`.
+misspelt nested name is refused by pydantic, a misspelt top-level one by `load_settings`; what Kubernetes adds
+for a Service of that name is passed over (`services.environment`).
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.config import (
     CodebookConfig,
@@ -20,10 +21,9 @@ from models.config import (
     StatisticsConfig,
     TrainConfig,
 )
+from services.environment import PREFIX, did_you_mean, unknown_settings
 from services.errors import InvalidSettings
 from streaming.meaning import EventMeaning
-
-_PREFIX = "HEADRACE_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,8 @@ class EndpointSettings:
 
     def address(self, service: str) -> str:
         """host:port of a service's gRPC server."""
-        return f"{self.host}:{self.port(service)}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port(service)}"
 
     def metrics_port(self, service: str) -> int:
         """The port of a service's Prometheus page."""
@@ -162,7 +163,7 @@ class Settings(BaseSettings):
     """Every setting of every component."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
     )
 
     broker: BrokerSettings = BrokerSettings()
@@ -186,22 +187,35 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """The settings of this process; raises InvalidSettings, naming the variable, when one is wrong."""
-    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
-    for name in os.environ:
-        if name.startswith(_PREFIX) and name.split("__")[0] not in known:
-            raise InvalidSettings(f"{name}: no such setting; known are {', '.join(sorted(known))}")
+    groups = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in unknown_settings(os.environ, groups):
+        hint = did_you_mean(name, _names()) or f"; known are {', '.join(sorted(groups))}"
+        raise InvalidSettings(f"{name}: no such setting{hint}")
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
-        raise InvalidSettings(f"{name}: {first['msg']}") from error
+        name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
+        hint = did_you_mean(name, _names()) if first["type"] == "unexpected_keyword_argument" else ""
+        raise InvalidSettings(f"{name}: {first['msg']}{hint}") from error
+    except SettingsError as error:  # a whole group that is no JSON
+        raise InvalidSettings(f"{PREFIX}*: {error}") from error
+
+
+def _names() -> list[str]:
+    """The variables of all settings: HEADRACE_LOG_LEVEL, HEADRACE_GATEWAY__MAX_K, ..."""
+    names: list[str] = []
+    for name, field in Settings.model_fields.items():
+        group = f"{PREFIX}{name.upper()}"
+        parts = fields(field.default) if is_dataclass(field.default) else ()
+        names += [f"{group}__{part.name.upper()}" for part in parts] or [group]
+    return names
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
     """The `HEADRACE_*` variables with which a child process builds the same settings."""
     dumped = settings.model_dump(mode="json")
     return {
-        f"{_PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        f"{PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in dumped.items()
     }

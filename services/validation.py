@@ -34,9 +34,9 @@ class Violations:
             self._found.append((field, problem))
 
     def done(self) -> None:
-        """Raises InvalidRequest with the first violations."""
+        """Raises InvalidRequest with all violations."""
         if self._found:
-            raise InvalidRequest(*self._found[:20])
+            raise InvalidRequest(*self._found)
 
     def size(self, value: int, field: str, most: int) -> None:
         """An optional size: 0 for the default, or 1 to `most`."""

@@ -50,9 +50,3 @@ def test_columns_of_different_lengths_are_refused() -> None:
     found = Violations()
     found.candidates(Candidates(item_ids=["a", "b"], source_masks=[2]))
     assert fields(found) == ["candidates"]
-
-
-def test_an_endless_list_gives_few_violations() -> None:
-    found = Violations()
-    found.ids([""] * (MAX_IDS + 5), "ids")
-    assert len(fields(found)) == 20

@@ -1,17 +1,21 @@
 """Every error of the project means one gRPC status, and none tells a caller what it should not."""
 
+import base64
 import inspect
+import urllib.parse
 from types import ModuleType
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 import models.errors
 import services.errors
 import streaming.errors
-from services.errors import InvalidRequest, Overloaded
-from services.interceptors import STATUS, code_of, status_of
+from services.errors import InvalidRequest, NotFound, Overloaded
+from services.statuses import STATUS, code_of, status_of
 
 
 def error_classes(module: ModuleType) -> list[type[Exception]]:
@@ -63,3 +67,40 @@ def test_text_of_an_unknown_error_stays_inside() -> None:
     assert status.code == grpc.StatusCode.INTERNAL.value[0]
     assert "hunter2" not in status.message
     assert "r7" in status.message
+
+
+def test_of_many_violations_the_first_are_named_and_the_rest_counted() -> None:
+    status = status_of(
+        InvalidRequest(*((f"items[{n}].item_id", "must not be empty") for n in range(1_000))), "r1"
+    )
+    detail = error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(detail)
+    assert [v.field for v in detail.field_violations] == [f"items[{n}].item_id" for n in range(20)]
+    assert status.message.startswith("items[0].item_id: must not be empty; items[1].item_id")
+    assert status.message.endswith("; and 980 more")
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=400), st.text(max_size=4_000)), min_size=1, max_size=60),
+    st.integers(1, 40),
+)
+def test_a_status_fits_into_metadata_whatever_a_request_held(
+    violations: list[tuple[str, str]], times: int
+) -> None:
+    error = InvalidRequest(*violations * times)
+    detail = error_details_pb2.BadRequest()
+    status = status_of(error, "r" * 128)
+    assert status.details[0].Unpack(detail)
+    assert detail.field_violations
+    num_more = len(error.violations) - len(detail.field_violations)
+    assert status.message.endswith(f"; and {num_more} more") == (num_more > 0)
+    for any_error in (error, NotFound(violations[0][1] * times)):
+        assert size_in_trailers(any_error) < 7_000
+
+
+def size_in_trailers(error: Exception) -> int:
+    """Bytes of grpc-message and grpc-status-details-bin on the wire."""
+    status = status_of(error, "r1")
+    return len(urllib.parse.quote(status.message, safe="")) + len(
+        base64.b64encode(status.SerializeToString())
+    )
