@@ -107,11 +107,11 @@ def save(
         digest = json_sha256(body)
         text = json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False)
         _write(temporary / MANIFEST_NAME, text.encode())
-        _sync_directory(temporary)
+        sync_directory(temporary)
         os.rename(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
     return Manifest(meta=dict(meta), files=files, sha256=digest)
 
 
@@ -289,7 +289,8 @@ def _write(path: Path, payload: bytes) -> FileEntry:
     return FileEntry(path.name, hashlib.sha256(payload).hexdigest(), len(payload))
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Returns when what was made or renamed in a directory is on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

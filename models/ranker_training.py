@@ -39,6 +39,8 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
+# Under a time limit, the collecting of candidates ends at this share of it.
+_COLLECT_UNTIL = 0.7
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """`progress(stage, steps done, steps in all, metrics)`."""
@@ -64,6 +66,7 @@ def fit_ranker(
     stream: EventBatch,
     seed: int,
     progress: Progress | None = None,
+    time_share: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """Fits `pipeline`'s ranker to predict `held_out` from `known`, in place, and returns what it reached.
 
@@ -75,15 +78,26 @@ def fit_ranker(
     (others are left out); at most `MAX_EXAMPLES` of them are drawn. Every seventh or so is kept for
     validation; the averaged weights of the round with the best NDCG@10 there stay. The metrics are that
     round's recall and NDCG, `blank_ndcg@10` before any fitting, and `candidate_recall`: how often the
-    sources together proposed the right item.
+    sources together proposed the right item. `time_share()` says how much of the time is used up, 0 to 1,
+    where there is a limit: fewer examples are collected then, and no round begins at 1.
     """
+    time_share = time_share or (lambda: 0.0)
     random = np.random.default_rng(seed)
     cases = HoldoutCases.from_events(known, held_out)
     chosen = random.permutation(len(cases))[:MAX_EXAMPLES]
     chosen = chosen[np.argsort(cases.time_ms_B[chosen], kind="stable")]
     follower = StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream)
-    asked = collect_examples(pipeline, cases.select(chosen), held_out.select(chosen), follower, progress)
-    return fit_examples(pipeline, asked, random=random, progress=progress)
+    asked = collect_examples(
+        pipeline,
+        cases.select(chosen),
+        held_out.select(chosen),
+        follower,
+        progress,
+        is_over=lambda: time_share() >= _COLLECT_UNTIL,
+    )
+    return fit_examples(
+        pipeline, asked, random=random, progress=progress, is_over=lambda: time_share() >= 1.0
+    )
 
 
 def fit_examples(
@@ -93,6 +107,7 @@ def fit_examples(
     random: np.random.Generator,
     validation_share: float = VALIDATION_SHARE,
     progress: Progress | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """`fit_ranker` with examples that were collected before, None where nobody proposed the item."""
     asked = [asked[i] for i in random.permutation(len(asked))]
@@ -110,6 +125,8 @@ def fit_examples(
     best_weights, num_worse = copy.deepcopy(ranker.state_dict()), 0
     trained = AveragedTraining(pipeline, ranker, training, random)
     for round_ in range(MAX_ROUNDS if training else 0):
+        if is_over():
+            break
         trained.one_round()
         reached = _validate(pipeline, trained.average, validation)
         if progress is not None:
@@ -130,11 +147,18 @@ def collect_examples(
     events: EventBatch,
     follower: StatisticsFollower,
     progress: Progress | None,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> list[Example | None]:
-    """Asks all sources for the candidates of each case, in time order; None where none had the item."""
+    """Asks all sources for the candidates of each case, in time order; None where none had the item.
+
+    Of the first cases only, if `is_over()` before the last.
+    """
     generator, scorer = pipeline.generator, pipeline.scorer
     examples: list[Example | None] = []
     for begin in range(0, len(cases), BATCH_SIZE):
+        if is_over():
+            break
         part = np.arange(begin, min(begin + BATCH_SIZE, len(cases)))
         batch, known_rows = cases.select(part), cases.select(part).known_rows()
         history = batch.histories(generator.recommender.config.max_history)

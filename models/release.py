@@ -112,6 +112,11 @@ def load_release(directory: Path) -> ReleaseBundle:
     )
 
 
+def release_meta(manifest: Manifest) -> ReleaseMeta:
+    """What the release with this manifest says of itself; raises IncompatibleCheckpoint if it is none."""
+    return _parse_meta(manifest.meta)[0]
+
+
 def _parse_meta(document: Mapping[str, Any]) -> tuple[ReleaseMeta, ModelConfig, StatisticsConfig, int]:
     try:
         meta = ReleaseMeta(**document["release"])

@@ -1,8 +1,8 @@
 """`headrace train`: the first release and the learner's first checkpoint, offline, from past events.
 
-Owns the order of the work: content, codebook, catalogue, recommender, then the learner, who observes
+Owns the order of the work: content, codebook, catalogue, recommender, ranker, then the learner, who observes
 what was trained on and learns what was held out. It knows neither the command line nor where the events
-came from.
+came from; `services.first_release` makes the result live. A learner may run beside it.
 """
 
 import time
@@ -13,7 +13,6 @@ import numpy as np
 import structlog
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.batch import EventBatch
 from models.catalogue import CatalogueIndex
@@ -28,48 +27,51 @@ from models.recommender import GenerativeRecommender
 from models.release import ReleaseBundle
 from models.semantic_ids import fit_codebook
 from models.statistics import LiveStatistics
-from models.text import TextEmbedder, item_text
 from models.training import train_recommender
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
-from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, Release
+from protos.headrace.v1.release_pb2 import Release
+from services.content import Progress, item_content
+from services.deadline import Deadline
 from services.errors import ServiceError
+from services.first_release import Trained, clear_remains, publish_training
 from services.learner.checkpoints import CheckpointStore
-from services.learner.ledger import Ledger
-from services.learner.position import LearnerPosition
 from services.learner.releases import new_release_id
-from services.release import ReleasePublisher
 from services.settings import Settings
 from services.translate import event_batch
 from streaming.meaning import EventMeaning
 
 log = structlog.get_logger()
 
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""`progress(stage, number done, number in all, figures)`."""
-
 HOLDOUT_SHARE = 0.1
 _MIN_EVENTS = 20
-_LOCK_PATIENCE_S = 20.0
-# Under a time limit, the ranker is fitted on so many: its candidates cost some 8 ms each on one core.
-_HURRIED_EXAMPLES = 2_000
+# Until which share of a limited time each stage may go on; what is left is for the newest events and for
+# writing it all.
+_RECOMMENDER_UNTIL, _RANKER_UNTIL, _NEWEST_UNTIL = 0.6, 0.85, 0.95
+# Reading histories cannot be cut: some 25 us an event, twice that where the machine is busy.
+_OBSERVE_S = 50e-6
 
 
 class NothingToLearn(ServiceError):
     """There are too few events or items for a first release."""
 
 
+class TooLittleTime(ServiceError):
+    """What cannot be cut takes longer than the whole training may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FirstRelease:
     """What training made: the record that was announced as live, and its content.
 
-    `num_left_out` events were on unknown items or had an id that was there before.
+    `num_left_out` events were on unknown items or had an id that was there before; `notes` are for people.
     """
 
     release: Release
     bundle: ReleaseBundle
     num_learned: int
     num_left_out: int
+    notes: tuple[str, ...] = ()
 
 
 def train_first_release(
@@ -79,63 +81,46 @@ def train_first_release(
     *,
     offsets: Mapping[str, int],
     progress: Progress,
-    max_seconds: float | None = None,
+    deadline: Deadline | None = None,
 ) -> FirstRelease:
-    """Trains on all events, writes the learner's checkpoint and publishes the release as live.
+    """Trains on all events and makes the release live, with the checkpoint from which the learner goes on.
 
     `offsets` ("topic/partition") is where the learner goes on reading: what `events` hold of the topics.
-    Events on items that are not in `items` are left out and counted. `max_seconds` bounds the training of
-    the recommender, and shortens the fit of the ranker. Raises LearnerRunning if a learner owns the
-    state, NothingToLearn, NonFiniteLoss, BrokerUnavailable.
+    Events on items that are not in `items` are left out and counted. `deadline` bounds all stages together.
+    Raises TrainingRunning, NothingToLearn, UnusableContent, TooLittleTime, PrefixFull, NonFiniteLoss,
+    BrokerUnavailable, OSError; then nothing has changed.
     """
-    store = CheckpointStore(settings.store.checkpoint_path)
-    with store.lock(patience_s=_LOCK_PATIENCE_S):
-        content_NE = embed_items(items, progress)
-        catalogue = _fit_catalogue(settings, items, content_NE, progress)
+    deadline = deadline or Deadline(None)
+    with CheckpointStore(settings.store.checkpoint_path).training_lock():
+        clear_remains(settings)
+        catalogue, notes = _catalogue_of(settings, items, events, _watched(progress, deadline))
         batch = _known_events(events, catalogue, settings.meaning)
-        learner, figures = _train(settings, catalogue, batch, progress, max_seconds)
-        release_id = new_release_id(time.time())
+        learner, figures = _train(settings, catalogue, batch, progress, deadline)
         bundle = learner.release_bundle(
-            release_id,
+            new_release_id(time.time()),
             parent_release_id="",
             created_time_ms=time.time_ns() // 1_000_000,
             offsets=dict(offsets),
         )
         bundle = replace(bundle, meta=replace(bundle.meta, metrics=figures))
         learner.set_live(bundle)
-        # The checkpoint first: whoever sees the release live finds the learner's state that belongs to it.
-        _write_checkpoint(settings, store, learner, release_id, offsets, batch)
-        reason = f"trained offline on {len(batch):,} events"
-        release = ReleasePublisher(settings).publish(bundle, RELEASE_STATE_LIVE, reason)
-    log.info("first release", release=release_id, num_events=len(batch), num_items=len(catalogue))
+        trained = Trained(learner=learner, bundle=bundle, event_ids=batch.event_ids)
+        release = publish_training(settings, trained, f"trained offline on {len(batch):,} events")
+    log.info("first release", release=release.release_id, num_events=len(batch), num_items=len(catalogue))
     return FirstRelease(
         release=release,
         bundle=bundle,
         num_learned=len(batch),
         num_left_out=len(events) - len(batch),
+        notes=tuple(notes),
     )
-
-
-def embed_items(items: Sequence[Item], progress: Progress) -> Tensor:
-    """The content vector of each item, float32 [N, E], L2-normalised.
-
-    The items' own vectors where all of them have one of the same width (`text` first), else MiniLM of
-    title, brand and categories.
-    """
-    own = [_own_vector(item) for item in items]
-    widths = {0 if vector is None else len(vector) for vector in own}
-    if len(widths) == 1 and 0 not in widths:
-        stacked_NE = torch.tensor(np.stack([vector for vector in own if vector is not None]))
-        return functional.normalize(stacked_NE, dim=1)
-    texts = [item_text(item.title, item.brand, item.categories) for item in items]
-    return TextEmbedder().embed_many(texts, lambda done, total: progress("embed items", done, total, {}))
 
 
 def prepare_catalogue(
     settings: Settings, items: Sequence[Item], progress: Progress
 ) -> tuple[CatalogueIndex, ModelConfig]:
     """A catalogue with a codebook fitted to the items, and the model's config for it."""
-    catalogue = _fit_catalogue(settings, items, embed_items(items, progress), progress)
+    catalogue, _ = _catalogue_of(settings, items, (), progress)
     return catalogue, fitted_config(settings, catalogue)
 
 
@@ -150,16 +135,47 @@ def fitted_config(settings: Settings, catalogue: CatalogueIndex) -> ModelConfig:
     )
 
 
-def _own_vector(item: Item) -> "np.ndarray[tuple[int], np.dtype[np.float32]] | None":
-    embeddings = sorted(item.embeddings, key=lambda embedding: embedding.modality != "text")
-    return np.asarray(embeddings[0].values, dtype=np.float32) if embeddings else None
+def _watched(progress: Progress, deadline: Deadline) -> Progress:
+    """`progress`, ending what cannot be cut as soon as it is plain that it takes too long."""
+
+    begun_s: dict[str, float] = {}
+    heard_s = deadline.used_s
+
+    def watch(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        nonlocal heard_s
+        progress(stage, done, total, figures)
+        begin_s, heard_s = begun_s.setdefault(stage, heard_s), deadline.used_s
+        needed_s = (heard_s - begin_s) / done * total
+        if deadline.max_seconds is not None and begin_s + needed_s > deadline.max_seconds:
+            raise TooLittleTime(
+                f"to {stage} ({total:,}) takes about {needed_s / 60:.1f} minutes, and the whole training may "
+                f"take {deadline.max_seconds / 60:g}: raise --max-minutes"
+            )
+
+    return watch
+
+
+def _catalogue_of(
+    settings: Settings, items: Sequence[Item], events: Sequence[Event], progress: Progress
+) -> tuple[CatalogueIndex, list[str]]:
+    """The catalogue of all items that have content, and what is to be said of the others."""
+    if not items:
+        raise NothingToLearn("there are no items to learn a codebook from")
+    content = item_content(items, events, progress)
+    kept = [items[n] for n in content.kept]
+    return _fit_catalogue(settings, kept, content.content_NE, progress), content.notes
 
 
 def _fit_catalogue(
     settings: Settings, items: Sequence[Item], content_NE: Tensor, progress: Progress
 ) -> CatalogueIndex:
-    if not items:
-        raise NothingToLearn("there are no items to learn a codebook from")
+    config = settings.codebook
+    room = config.codebook_size ** (config.num_levels + 1)
+    if len(items) > room:
+        raise NothingToLearn(
+            f"{len(items):,} items are more than the {room:,} that {config.num_levels} levels of "
+            f"{config.codebook_size} codes can name: raise HEADRACE_CODEBOOK__CODEBOOK_SIZE"
+        )
     codebook = fit_codebook(
         content_NE, settings.codebook, lambda done, total: progress("fit codebook", done, total, {})
     )
@@ -192,7 +208,7 @@ def _train(
     catalogue: CatalogueIndex,
     batch: EventBatch,
     progress: Progress,
-    max_seconds: float | None,
+    deadline: Deadline,
 ) -> tuple[OnlineLearner, dict[str, float]]:
     """Both networks on all events, the last ones through the learner; and what the ranker reached.
 
@@ -201,19 +217,18 @@ def _train(
     """
     split = len(batch) - max(1, round(len(batch) * HOLDOUT_SHARE))
     past, held_out = batch.select(np.arange(split)), batch.select(np.arange(split, len(batch)))
-    config = fitted_config(settings, catalogue)
-    began_s = time.monotonic()
+    reserve_s = len(batch) * _OBSERVE_S
     recommender = train_recommender(
         catalogue,
         past,
-        config,
+        fitted_config(settings, catalogue),
         settings.train,
         validation=held_out,
         progress=lambda stage, done, total, figures: progress(f"{stage} recommender", done, total, figures),
-        time_share=lambda: (time.monotonic() - began_s) / max_seconds if max_seconds else 0.0,
+        time_share=deadline.until(_RECOMMENDER_UNTIL, reserve_s=reserve_s),
     )
-    hurried = max_seconds is not None
-    ranker, figures = _fit_ranker(settings, recommender, catalogue, past, held_out, progress, hurried=hurried)
+    time_share = deadline.until(_RANKER_UNTIL, reserve_s=reserve_s)
+    ranker, figures = _fit_ranker(settings, recommender, catalogue, past, held_out, progress, time_share)
     learner = OnlineLearner(
         recommender,
         ranker,
@@ -222,15 +237,30 @@ def _train(
         settings.learner,
         settings.search,
     )
+    _read_and_learn(settings, learner, past, held_out, progress, deadline)
+    return learner, figures
+
+
+def _read_and_learn(
+    settings: Settings,
+    learner: OnlineLearner,
+    past: EventBatch,
+    held_out: EventBatch,
+    progress: Progress,
+    deadline: Deadline,
+) -> None:
+    """The learner reads what was trained on and learns the newest events, or reads those too without time."""
     for begin, end in _chunks(past, settings):
         learner.observe_many(past.select(np.arange(begin, end)))
         progress("read histories", end, len(past), {})
+    time_share = deadline.until(_NEWEST_UNTIL)
     for begin, end in _chunks(held_out, settings):
-        learner.learn_many(held_out.select(np.arange(begin, end)))
+        take = learner.learn_many if time_share() < 1.0 else learner.observe_many
+        take(held_out.select(np.arange(begin, end)))
         progress("learn the newest events", end, len(held_out), {})
     # The ranker had been fitted on these very events: nothing that was scored here was a prediction.
-    learner.memory.quality = PrequentialQuality(settings.learner.quality_window, config.num_levels + 1)
-    return learner, figures
+    num_codes = learner.recommender.config.num_levels + 1
+    learner.memory.quality = PrequentialQuality(settings.learner.quality_window, num_codes)
 
 
 def _fit_ranker(
@@ -240,8 +270,7 @@ def _fit_ranker(
     past: EventBatch,
     held_out: EventBatch,
     progress: Progress,
-    *,
-    hurried: bool,
+    time_share: Callable[[], float],
 ) -> tuple[Ranker, dict[str, float]]:
     statistics = LiveStatistics(settings.statistics)
     past_ids = [catalogue.item_ids[row] for row in past.item_N]
@@ -250,8 +279,6 @@ def _fit_ranker(
         torch.manual_seed(settings.train.seed)
         ranker = Ranker(recommender.config, len(feature_names(settings.statistics)))
     wishes = np.nonzero(held_out.is_wish_N)[0]
-    if hurried:
-        wishes = wishes[:_HURRIED_EXAMPLES]
     pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, settings.search)
     figures = fit_ranker(
         pipeline,
@@ -260,6 +287,7 @@ def _fit_ranker(
         stream=held_out,
         seed=settings.train.seed,
         progress=progress,
+        time_share=time_share,
     )
     return ranker, figures
 
@@ -267,22 +295,3 @@ def _fit_ranker(
 def _chunks(events: EventBatch, settings: Settings) -> Iterator[tuple[int, int]]:
     size = settings.learner_service.batch_events
     return ((begin, min(begin + size, len(events))) for begin in range(0, len(events), size))
-
-
-def _write_checkpoint(
-    settings: Settings,
-    store: CheckpointStore,
-    learner: OnlineLearner,
-    release_id: str,
-    offsets: Mapping[str, int],
-    batch: EventBatch,
-) -> None:
-    position = LearnerPosition(
-        live_release_id=release_id, offsets=dict(offsets), num_learned=learner.num_learned
-    )
-    if settings.learner_service.ledger:
-        position.ledger_name = f"ledger-{release_id}.txt"
-        with Ledger(store.ledger_path(position.ledger_name), num_bytes=0) as ledger:
-            ledger.append(batch.event_ids)
-            position.ledger_bytes = ledger.flush()
-    store.save(learner, position)

@@ -6,6 +6,7 @@ record in state LIVE names the release that everybody serves. What is in a relea
 """
 
 import asyncio
+import contextlib
 import re
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.checkpoint import MANIFEST_NAME, Manifest, read_manifest
 from models.errors import IncompatibleCheckpoint
-from models.release import ReleaseBundle, load_release, save_release
+from models.release import ReleaseBundle, load_release, release_meta, save_release
 from protos.headrace.v1.release_pb2 import Release, ReleaseFile, ReleaseState
 from services.errors import NotFound
 from services.follow import follow, read_to_end
@@ -34,8 +35,11 @@ LIVE = ReleaseState.RELEASE_STATE_LIVE
 _RETIRED = ReleaseState.RELEASE_STATE_RETIRED
 # It names a directory, so it may hold no separator.
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_RETRY_S = 2.0
+_FIRST_RETRY_S = 2.0
+_MAX_RETRY_S = 30.0
 _UNREACHABLE = "unreachable"
+# What a file that appears, or is copied to its end, mends; what is whole and does not fit stays refused.
+_MENDABLE = frozenset({_UNREACHABLE, "missing_file", "size", "checksum"})
 
 log = structlog.get_logger()
 
@@ -61,6 +65,20 @@ class ReleaseStore:
             for name in [*(file.name for file in manifest.files), MANIFEST_NAME]:
                 self._fs.put_file(str(source / name), f"{target}/{name}")
         return manifest
+
+    def manifest(self, release_id: str) -> Manifest:
+        """A release's manifest, its files not looked at; raises what `load` raises."""
+        _require_safe(release_id)
+        return read_manifest(Path(self._root) / release_id if self._is_local else self._fetched(release_id))
+
+    def discard(self, release_id: str) -> None:
+        """Removes a release that was never announced, and what a killed writer left of it."""
+        _require_safe(release_id)
+        place = f"{self._root}/{release_id}"
+        remains = self._fs.glob(f"{self._root}/.{release_id}.*.tmp") if self._is_local else []
+        for path in (place, *remains):
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
 
     def uri(self, release_id: str) -> str:
         """Where a release is, for people."""
@@ -111,8 +129,16 @@ class ReleasePublisher:
 
     def publish(self, bundle: ReleaseBundle, state: ReleaseState.ValueType, reason: str = "") -> Release:
         """Writes a release to the store, then announces it in `state`; returns its record."""
-        meta = bundle.meta
-        manifest = self._store.save(bundle)
+        self._store.save(bundle)
+        return self.announce_stored(bundle.meta.release_id, state, reason)
+
+    def announce_stored(self, release_id: str, state: ReleaseState.ValueType, reason: str = "") -> Release:
+        """Announces what is in the store, whether the topic knows it or not; returns its record.
+
+        Raises IncompatibleCheckpoint, OSError where it cannot be read, BrokerUnavailable.
+        """
+        manifest = self._store.manifest(release_id)
+        meta = release_meta(manifest)
         release = Release(
             release_id=meta.release_id,
             parent_release_id=meta.parent_release_id or "",
@@ -166,7 +192,8 @@ class ReleasePublisher:
 class ReleaseWatcher:
     """Follows the topic and hands each release that goes live, loaded and verified, to `on_live`.
 
-    `on_live` raises to refuse a release; the one before then stays live. `service` labels the metrics.
+    `on_live` raises to refuse a release; the one before then stays live. One whose files are missing or not
+    whole is tried again with growing pauses: they may be on their way. `service` labels the metrics.
     """
 
     def __init__(
@@ -181,6 +208,7 @@ class ReleaseWatcher:
         self._on_live = on_live
         self._service = service
         self._records: dict[str, Release] = {}
+        self._refusals: dict[str, str] = {}
         self._wanted: Release | None = None
         self._wake = asyncio.Event()
         self.live: Release | None = None
@@ -207,19 +235,32 @@ class ReleaseWatcher:
             self._wake.set()
 
     async def _load_wanted(self) -> None:
+        pause_s: float | None = None
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            release = self._wanted
-            while release is not None and not self._is_live(release):
-                reason = await self._take_up(release)
-                if reason == _UNREACHABLE:
-                    await asyncio.sleep(_RETRY_S)
-                    self._wake.set()
-                if reason is None or reason == _UNREACHABLE or self.live is not None:
-                    break
-                # With nothing live yet, the release it came from is better than none.
-                release = self._records.get(release.parent_release_id)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause_s)
+            if self._wake.is_set():
+                self._wake.clear()
+                pause_s = None
+            if await self._try_wanted() in _MENDABLE:
+                pause_s = min(2 * pause_s, _MAX_RETRY_S) if pause_s else _FIRST_RETRY_S
+            else:
+                pause_s = None
+
+    async def _try_wanted(self) -> str | None:
+        """Takes up the release that should be live; returns why that was refused, or None.
+
+        With nothing live yet, an ancestor is better than none.
+        """
+        release, tried, refusal = self._wanted, set[str](), None
+        while release is not None and not self._is_live(release) and release.release_id not in tried:
+            tried.add(release.release_id)
+            reason = await self._take_up(release)
+            refusal = refusal or reason
+            if reason is None or reason == _UNREACHABLE or self.live is not None:
+                break
+            release = self._records.get(release.parent_release_id)
+        return refusal
 
     def _is_live(self, release: Release) -> bool:
         return self.live is not None and self.live.release_id == release.release_id
@@ -246,6 +287,7 @@ class ReleaseWatcher:
         RELEASE_INFO.labels(self._service, release.release_id, release.codebook_version).set(1)
         RELEASE_CREATED.labels(self._service).set(release.created_time_ms / 1e3)
         self.live = release
+        self._refusals.pop(release.release_id, None)
         log.info(
             "release live",
             release_id=release.release_id,
@@ -254,6 +296,10 @@ class ReleaseWatcher:
         return None
 
     def _refuse(self, release: Release, reason: str, error: Exception) -> str:
+        """Counts and logs a refusal; one that repeats itself is counted and logged once."""
+        if self._refusals.get(release.release_id) == reason:
+            return reason
+        self._refusals[release.release_id] = reason
         RELEASE_SWAPS.labels("refused", reason).inc()
         live = "" if self.live is None else self.live.release_id
         log.error("release refused", release_id=release.release_id, reason=reason, live=live, exc_info=error)

@@ -42,6 +42,13 @@ class StoreSettings:
     root: Path = Path(".headrace")
     releases: str = ""
 
+    def absolute(self) -> "StoreSettings":
+        """The same places, however the process changes its folder; a store that has a protocol stays."""
+        releases = (
+            self.releases_url if "://" in self.releases_url else str(Path(self.releases_url).absolute())
+        )
+        return StoreSettings(root=self.root.absolute(), releases=releases)
+
     @property
     def releases_url(self) -> str:
         """The release store."""

@@ -105,6 +105,11 @@ def warn(line: str) -> None:
     err.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
+def note(line: str) -> None:
+    """A line on stderr, for people."""
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
     out.out(json.dumps(data, indent=2, ensure_ascii=False), highlight=False)

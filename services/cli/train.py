@@ -1,6 +1,6 @@
-"""`headrace train`: the first release, learned offline."""
+"""`headrace train`: a release learned offline, from a data folder or from the topics."""
 
-import os
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli import terminal
+from services.cli import calls, terminal
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from protos.headrace.v1.events_pb2 import Event
     from protos.headrace.v1.items_pb2 import Item
     from services.cli.terminal import Stages
+    from services.cold_start import FirstRelease
     from streaming.consumer import PartitionConsumer
 
 _BATCH_RECORDS = 1_000
+_LEARNER_PATIENCE_S = 60.0
+_LEARNER_POLL_S = 0.2
 
 
 def train(
@@ -31,7 +34,7 @@ def train(
         bool, typer.Option("--from-topic", help="Learn from the topics, from their beginning.")
     ] = False,
     max_minutes: Annotated[
-        float, typer.Option(help="End the training of the recommender by then; 0: no limit.", min=0)
+        float, typer.Option(help="End the whole training by about then; 0: no limit.", min=0)
     ] = 0.0,
     keep_times: Annotated[
         bool,
@@ -39,19 +42,34 @@ def train(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Learn the first release from a data folder, or from the topics, and make it live.
+    """Learn a release from a data folder, or from the topics, and make it live.
 
-    The learner goes on from there. With --data it reads the topics from their beginning, and recognises
-    the events that were learned here by their ids.
+    Runs beside the services, which go on; a running learner takes the new release over and goes on from
+    there, as the next one does that starts. With --data it reads the topics from their beginning, and
+    recognises the events that were learned here by their ids.
     """
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
+    if not (math.isfinite(max_minutes) and math.isfinite(until)):
+        raise typer.BadParameter("--max-minutes and --until must be numbers")
+    from services.deadline import Deadline
+    from services.preflight import check_folder_of_data, check_training
+    from services.state import find_state
+
+    deadline = Deadline(max_minutes * 60 or None)
+    state = find_state(load_settings())
+    settings = state.settings
+    check_training(settings, from_topic=from_topic)
+    if data is not None:
+        check_folder_of_data(data)
+    terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
+
     import torch
 
     from services.cold_start import train_first_release
+    from services.cores import usable_cores
 
-    settings = load_settings()
-    torch.set_num_threads(os.cpu_count() or 1)  # the machine is this command's alone
+    torch.set_num_threads(usable_cores())  # the machine is this command's alone
     with terminal.progress_bars() as bars:
         if data is not None:
             items, events = read_folder(data, until, keep_times)
@@ -59,8 +77,15 @@ def train(
         else:
             items, events, offsets = read_topics(settings, bars)
         first = train_first_release(
-            settings, items, events, offsets=offsets, progress=bars, max_seconds=max_minutes * 60 or None
+            settings, items, events, offsets=offsets, progress=bars, deadline=deadline
         )
+    _report(first, json)
+    _wait_for_learner(settings, first.release.release_id)
+
+
+def _report(first: "FirstRelease", json: bool) -> None:
+    for note in first.notes:
+        terminal.warn(note)
     if json:
         terminal.print_json(terminal.message_dict(first.release))
         return
@@ -70,10 +95,29 @@ def train(
         highlight=False,
     )
     if first.num_left_out:
-        terminal.err.print(
-            f"[yellow]{first.num_left_out:,} events left out[/]: unknown items, or ids that came before"
-        )
+        terminal.warn(f"{first.num_left_out:,} events left out: unknown items, or ids that came before")
     terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
+
+
+def _wait_for_learner(settings: Settings, release_id: str) -> None:
+    """Says when a running learner goes on from the release; without one, the next to start does."""
+    import grpc
+
+    from protos.headrace.v1.learner_pb2 import StatusRequest
+    from services.errors import BackendUnavailable
+
+    deadline_s = time.monotonic() + _LEARNER_PATIENCE_S
+    try:
+        with calls.learner(settings) as stub:
+            while time.monotonic() < deadline_s:
+                status = stub.Status(StatusRequest(), timeout=calls.CALL_TIMEOUT_S)
+                if status.live_release_id == release_id:
+                    terminal.note("the running learner goes on from it")
+                    return
+                time.sleep(_LEARNER_POLL_S)
+            terminal.warn(f"the learner has not taken it over yet: {status.problem or status.state}")
+    except (BackendUnavailable, grpc.RpcError):
+        terminal.note("no learner answers; the next one to start goes on from it")
 
 
 def read_folder(data: Path, until: float, keep_times: bool) -> "tuple[Sequence[Item], list[Event]]":
@@ -119,11 +163,16 @@ def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[E
 
 
 def _messages(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Any]":
+    """All messages; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
     from streaming.replay import replay_topic
 
-    total = sum(consumer.end_offsets().values())
+    ends = consumer.end_offsets()
+    total = left = sum(consumer.lag().values())
+    bars(stage, 0, total)
     messages: list[Any] = []
     for records in replay_topic(consumer, batch_size=_BATCH_RECORDS):
         messages += [record.message for record in records]
-        bars(stage, len(messages), total)
+        left = sum(max(0, end - consumer.offsets[position]) for position, end in ends.items())
+        bars(stage, total - left, total)
+    bars(stage, total, total)
     return messages

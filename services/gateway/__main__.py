@@ -25,6 +25,7 @@ from services.gateway.views import Views
 from services.gateway.web import Console
 from services.server import ServiceServer, run_service
 from services.settings import Settings
+from services.state import STATE_SERVICE, add_state_service
 from streaming.errors import BrokerUnavailable
 from streaming.fresh_history import FreshHistory
 from streaming.history import HistoryStore
@@ -104,7 +105,9 @@ async def _run(
         latencies=engine.latencies,
         is_ready=ready.is_set,
     )
-    await server.start([recommend_pb2.DESCRIPTOR.services_by_name["RecommenderService"].full_name])
+    add_state_service(server, settings)
+    recommender = recommend_pb2.DESCRIPTOR.services_by_name["RecommenderService"].full_name
+    await server.start([recommender, STATE_SERVICE])
 
     async def become_ready() -> None:
         await _connect(producer)

@@ -6,10 +6,15 @@ import os
 import torch
 
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
+from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
+from services.follow import follow
 from services.learner.loop import LearningLoop
 from services.learner.servicer import LearnerServicer
 from services.server import ServiceServer, run_service
 from services.settings import Settings
+from services.state import STATE_SERVICE, add_state_service
+from streaming.records import Record
+from streaming.topics import RELEASES
 
 _SERVICE = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_name
 # These wait for the batch at work and may copy or load a whole release.
@@ -35,14 +40,26 @@ async def _learn(loop: LearningLoop, server: ServiceServer) -> None:
         await work
 
 
+async def _watch_releases(loop: LearningLoop, settings: Settings) -> None:
+    """Tells the loop of every release that goes live, whoever announced it; until cancelled."""
+
+    async def tell(records: list[Record]) -> None:
+        for record in records:
+            if record.message.state == RELEASE_STATE_LIVE:
+                loop.went_live(record.message.release_id)
+
+    await follow(settings.broker.bootstrap_servers, RELEASES, tell)
+
+
 async def serve(settings: Settings) -> None:
     """Builds, wires and runs the service until it is told to stop."""
     torch.set_num_threads(settings.torch_threads)
     loop = LearningLoop(settings)
     server = ServiceServer("learner", settings, deadlines_s=dict.fromkeys(_SLOW_METHODS, _SLOW_DEADLINE_S))
     learner_pb2_grpc.add_LearnerServiceServicer_to_server(LearnerServicer(loop), server.server)
-    await server.start([_SERVICE])
-    await server.run(_learn(loop, server))
+    add_state_service(server, settings)
+    await server.start([_SERVICE, STATE_SERVICE])
+    await server.run(_learn(loop, server), _watch_releases(loop, settings))
 
 
 def main() -> None:

@@ -3,10 +3,15 @@
 A checkpoint holds everything the learner needs to go on: weights, histories, statistics, the dedupe
 window, the offsets read and the length of the ledger. This file owns when old ones go and who may write;
 what is in one is the business of `models.learner`.
+
+A training never writes a numbered one. It stages its checkpoint under `trained/`, named by its release, and
+that counts only while this very release is live: the learner then makes it its newest by one rename. So the
+record on `releases` is the one moment at which a training counts, and what a killed one left is waste.
 """
 
 import fcntl
-import time
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import IO
 import structlog
 
 from models import checkpoint
+from models.errors import IncompatibleCheckpoint
 from models.learner import OnlineLearner
 from services import metrics
 from services.errors import ServiceError
@@ -23,11 +29,14 @@ from services.learner.position import LearnerPosition
 log = structlog.get_logger()
 
 _NUM_KEPT = 2
-_LOCK_RETRY_S = 0.1
 
 
 class LearnerRunning(ServiceError):
     """Another process owns the learner's state."""
+
+
+class TrainingRunning(ServiceError):
+    """Another training uses this state folder."""
 
 
 class CheckpointStore:
@@ -35,21 +44,25 @@ class CheckpointStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._staged = root / "trained"
 
     @contextmanager
-    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
-        """Holds the right to write; raises LearnerRunning if another process has it for `patience_s` more.
+    def lock(self) -> Iterator[None]:
+        """Holds the right to write numbered checkpoints; raises LearnerRunning if another process has it.
 
-        A learner that waits for its first release holds it for moments only, each time it looks for one.
         The kernel drops it with the process, so a killed learner leaves nothing to clean up.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as handle:
-            deadline_s = time.monotonic() + patience_s
-            while not _locked(handle):
-                if time.monotonic() >= deadline_s:
-                    raise LearnerRunning(f"a learner is at work on {self.root}: stop it first")
-                time.sleep(_LOCK_RETRY_S)
+        with _locked_file(self.root / "lock") as locked:
+            if not locked:
+                raise LearnerRunning(f"another learner is at work on {self.root}")
+            yield
+
+    @contextmanager
+    def training_lock(self) -> Iterator[None]:
+        """Holds the right to stage; raises TrainingRunning if another process has it. A learner may run."""
+        with _locked_file(self.root / "training.lock") as locked:
+            if not locked:
+                raise TrainingRunning(f"another `headrace train` is at work on {self.root}: wait for its end")
             yield
 
     def ledger_path(self, name: str) -> Path:
@@ -65,16 +78,87 @@ class CheckpointStore:
         metrics.CHECKPOINT_SUCCESS.set_to_current_time()
         metrics.CHECKPOINT_BYTES.set(sum(file.size_bytes for file in manifest.files))
 
-    def load(self) -> tuple[OnlineLearner, LearnerPosition] | None:
+    def newest(self) -> Path | None:
         """The newest checkpoint that verifies, or None where there is none.
 
         After a broken one the events since the checkpoint before it are learned again, from its state.
         """
-        directory = checkpoint.latest(self.root)
-        if directory is None:
+        return checkpoint.latest(self.root)
+
+    # -- a training's checkpoint, until its release is live --
+
+    def stage(self, learner: OnlineLearner, position: LearnerPosition, release_id: str) -> None:
+        """Writes the checkpoint that belongs to a release, whole; raises OSError."""
+        learner.save(self._staged / release_id, offsets=position.offsets, extra=position.extra())
+        checkpoint.sync_directory(self.root)
+
+    def staged_ledger_path(self, name: str) -> Path:
+        """Where a training writes its ledger."""
+        return self._staged / name
+
+    def staged(self, release_id: str) -> Path | None:
+        """The staged checkpoint of a release, or None if there is none or it is broken (which is logged)."""
+        directory = self._staged / release_id
+        if not directory.is_dir():
             return None
-        learner, offsets, extra = OnlineLearner.load(directory)
+        try:
+            checkpoint.verify(directory)
+        except IncompatibleCheckpoint as error:
+            log.error("staged checkpoint refused", directory=str(directory), reason=str(error))
+            return None
+        return directory
+
+    def adopt(self, release_id: str, ledger_name: str) -> Path:
+        """Makes a release's staged checkpoint the newest one; returns its new place. Raises OSError.
+
+        The ledger goes first: a kill in between leaves a staged checkpoint that is adopted again.
+        """
+        ledger = self._staged / ledger_name
+        if ledger_name and ledger.exists():
+            os.rename(ledger, self.root / ledger_name)
+        target = checkpoint.next_directory(self.root)
+        os.rename(self._staged / release_id, target)
+        for folder in (self.root, self._staged):
+            checkpoint.sync_directory(folder)
+        return target
+
+    def staged_releases(self) -> list[str]:
+        """The releases whose checkpoints are staged."""
+        if not self._staged.is_dir():
+            return []
+        return sorted(path.name for path in self._staged.iterdir() if path.is_dir() and path.name[0] != ".")
+
+    def drop_staged(self, *, but: str = "") -> None:
+        """Removes what trainings staged, all but release `but`'s; needs the training lock."""
+        if self._staged.is_dir():
+            for path in self._staged.iterdir():
+                if but and path.name in (but, ledger_name_of(but)):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def read_checkpoint(directory: Path) -> tuple[OnlineLearner, LearnerPosition]:
+    """The learner and its place of a checkpoint; raises IncompatibleCheckpoint."""
+    learner, offsets, extra = OnlineLearner.load(directory)
+    try:
         return learner, LearnerPosition.from_extra(offsets, extra)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IncompatibleCheckpoint("format", f"{directory}: the learner's position: {error!r}") from error
+
+
+def ledger_name_of(release_id: str) -> str:
+    """The file name of the ledger that begins with a release."""
+    return f"ledger-{release_id}.txt"
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[bool]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        yield _locked(handle)
 
 
 def _locked(handle: IO[str]) -> bool:

@@ -1,10 +1,12 @@
 """The learning thread: read, learn, checkpoint, cut releases; nothing else touches the model.
 
 All state of the learner belongs to this one thread. Others read `status` and `is_learning`, or hand in
-work with `submit`, which runs between two batches.
+work with `submit`, which runs between two batches. A learner that cannot begin, or cannot follow what went
+live, stays up, says why in `status.problem`, and tries again.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -14,13 +16,14 @@ import structlog
 import torch
 
 from models.errors import IncompatibleCheckpoint
+from models.release import ReleaseBundle
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import NotReady
 from services.learner.checkpoints import CheckpointStore, LearnerRunning
 from services.learner.commands import CommandQueue
 from services.learner.releases import ReleaseDesk
-from services.learner.start import Interrupted, learner_from_release
+from services.learner.start import CannotBegin, Interrupted, find_beginning, why_unloadable
 from services.learner.work import LearnerWork
 from services.settings import Settings
 from streaming.errors import BrokerUnavailable
@@ -31,6 +34,7 @@ log = structlog.get_logger()
 
 _IDLE_WAIT_S = 0.2
 _START_RETRY_S = 1.0
+_LIVE_RETRY_S = 10.0
 
 
 class LearningLoop:
@@ -44,6 +48,10 @@ class LearningLoop:
         self._stopping = threading.Event()
         self._paused = False
         self._work: LearnerWork | None = None
+        self._problem = ""
+        self._must_look = threading.Event()
+        self._look_again_s = float("inf")
+        self._must_begin_again = False
         self.status = StatusResponse(state="waiting_for_release")
 
     @property
@@ -68,24 +76,36 @@ class LearningLoop:
         """Ends `run` after the batch at work and a last checkpoint."""
         self._stopping.set()
 
+    def went_live(self, release_id: str) -> None:
+        """A release was announced as live; if it is another than the learner's, it is looked at soon."""
+        work = self._work
+        if work is None or work.position.live_release_id != release_id:
+            self._must_look.set()
+
     def run(self) -> None:
         """Learns until `stop`. What it raises is our own failure: the process should end."""
         torch.set_num_threads(self._settings.torch_threads)
         try:
-            with ExitStack() as resources:
-                work = self._begin(resources)
-                if work is None:
-                    return
-                self._work = work
-                work.write_checkpoint()
-                while not self._stopping.is_set():
-                    self._commands.run_waiting()
-                    self._turn(work)
-                work.write_checkpoint()
+            while not self._stopping.is_set():
+                with ExitStack() as resources:
+                    work = self._begin(resources)
+                    if work is not None:
+                        self._learn(work)
         finally:
-            self._work = None
             self._commands.close()
             self.status = StatusResponse(state="stopping")
+
+    def _learn(self, work: LearnerWork) -> None:
+        """Until `stop`, or until another release is to be begun from."""
+        self._work, self._must_begin_again = work, False
+        try:
+            work.try_checkpoint()
+            while not self._stopping.is_set() and not self._must_begin_again:
+                self._commands.run_waiting()
+                self._turn(work)
+            work.try_checkpoint()
+        finally:
+            self._work = None
 
     # -- what `submit` is for; called on the learning thread only --
 
@@ -106,17 +126,23 @@ class LearningLoop:
         self._paused = False
 
     def promote(self, release_id: str) -> Release:
-        """Makes a release live; the learner goes on from its own weights, anchored to that release."""
+        """Makes a release live; the learner goes on from its own weights, anchored to that release.
+
+        From the release's weights where its codebook is another.
+        """
         bundle = self._desk.find(release_id)
+        release = self._desk.promote(release_id)
         if self._work is not None:
-            self._work.follow(bundle)
-        return self._desk.promote(release_id)
+            self._follow(self._work, bundle)
+        return release
 
     def rollback(self, reason: str) -> Release:
         """Makes the parent live; the learner goes on from the parent's weights and its own histories."""
         release, bundle = self._desk.rollback(reason)
-        if self._work is not None:
+        if self._work is not None and self._work.speaks(bundle):
             self._work.go_back_to(bundle)
+        elif self._work is not None:
+            self._must_begin_again = True
         return release
 
     # -- the loop --
@@ -127,42 +153,73 @@ class LearningLoop:
         return self._work
 
     def _begin(self, resources: ExitStack) -> LearnerWork | None:
-        """Waits for a checkpoint or a live release and builds the learner from it; None if stopped before."""
+        """Waits for something to go on from and builds the learner from it; None if stopped before."""
         while not self._stopping.is_set():
             self._commands.run_waiting()
             with ExitStack() as attempt:
                 try:
                     work = self._try_begin(attempt)
-                except BrokerUnavailable as error:
-                    log.warning("broker unavailable", problem=str(error))
-                    work = None
                 except Interrupted:
                     return None
-                if work is not None:
-                    resources.push(attempt.pop_all())
-                    return work
+                except BrokerUnavailable as error:
+                    self._wait("waiting_for_release", f"waits for the broker: {error}")
+                except (CannotBegin, LearnerRunning) as error:
+                    self._wait("refused", str(error))
+                except (IncompatibleCheckpoint, OSError, ValueError) as error:
+                    line = f"{type(error).__name__}: {error}; `headrace state` shows what is there"
+                    self._wait("refused", line)
+                else:
+                    if work is not None:
+                        resources.push(attempt.pop_all())
+                        return work
+                    self._wait("waiting_for_release", "")
             self._stopping.wait(_START_RETRY_S)
         return None
 
+    def _wait(self, state: str, problem: str) -> None:
+        """Shows why there is nothing to learn with, and logs it when it is news."""
+        if problem and problem != self._problem:
+            log.error("learner waits", state=state, problem=problem)
+        self._problem = problem
+        self.status = StatusResponse(state=state, problem=problem)
+
     def _try_begin(self, attempt: ExitStack) -> LearnerWork | None:
-        try:
-            attempt.enter_context(self._store.lock())
-        except LearnerRunning:
-            return None  # `headrace train` is writing the first checkpoint, or another learner runs
-        found = self._store.load()
-        live = self._desk.live()
+        attempt.enter_context(self._store.lock())
+        found = find_beginning(self._settings, self._store, self._desk, self._stopping)
         if found is None:
-            if live is None:
-                return None
-            bundle = self._desk.load(live.release_id)
-            found = learner_from_release(self._settings, bundle, self._stopping)
-        learner, position = found
+            return None
+        learner, position = found.learner, found.position
         work = LearnerWork(self._settings, learner, position, self._store, attempt)
-        if live is not None and live.release_id != position.live_release_id:
-            # Promoted while no learner was there, or by a learner that died before its next checkpoint.
-            work.follow(self._desk.load(live.release_id))
+        self._problem = found.problem
+        if found.problem:
+            log.error("learner starts with a problem", problem=found.problem)
+            self._look_again_s = time.monotonic() + _LIVE_RETRY_S
         log.info("learner starts", release=position.live_release_id, num_learned=position.num_learned)
         return work
+
+    def _look_at_live(self, work: LearnerWork) -> None:
+        """Takes up what is live now, if that is another release than the learner's."""
+        self._must_look.clear()
+        self._look_again_s = float("inf")
+        live = self._desk.live()
+        if live is None or live.release_id == work.position.live_release_id:
+            return
+        if self._store.staged(live.release_id) is not None:
+            self._must_begin_again = True
+            return
+        try:
+            self._follow(work, self._desk.load(live.release_id))
+            self._problem = ""
+        except (IncompatibleCheckpoint, OSError) as error:
+            self._problem = why_unloadable(live, error)
+            self._look_again_s = time.monotonic() + _LIVE_RETRY_S
+            log.error("release refused", release=live.release_id, problem=self._problem)
+
+    def _follow(self, work: LearnerWork, bundle: ReleaseBundle) -> None:
+        if work.speaks(bundle):
+            work.follow(bundle)
+        else:
+            self._must_begin_again = True
 
     def _turn(self, work: LearnerWork) -> None:
         if self._paused:
@@ -171,12 +228,19 @@ class LearningLoop:
             work.learn_next(self._stopping)
         work.checkpoint_if_due()
         try:
+            if self._must_look.is_set() or time.monotonic() >= self._look_again_s:
+                self._look_at_live(work)
             work.release_if_due(self._desk)
-        except (BrokerUnavailable, OSError, IncompatibleCheckpoint) as error:
+        except BrokerUnavailable as error:
+            log.warning("broker unavailable", problem=str(error))
+            self._look_again_s = time.monotonic() + _LIVE_RETRY_S
+        except (OSError, IncompatibleCheckpoint) as error:
             # Learning goes on; the next release is tried after as many events again.
             log.error("release failed", exc_info=error)
         self._show_status()
 
     def _show_status(self) -> None:
         if self._work is not None:
-            self.status = self._work.status("paused" if self._paused else "learning")
+            status = self._work.status("paused" if self._paused else "learning")
+            status.problem = self._problem
+            self.status = status

@@ -53,10 +53,18 @@ class ReleaseDesk:
         """A release's content, verified; raises IncompatibleCheckpoint."""
         return self._store.load(release_id)
 
-    def cut(self, learner: OnlineLearner, offsets: Mapping[str, int]) -> tuple[Release, ReleaseBundle]:
+    def announce_stored(self, release_id: str, reason: str) -> Release:
+        """Makes a release live that is in the store, whether the topic knows it or not.
+
+        Raises IncompatibleCheckpoint, OSError, BrokerUnavailable.
+        """
+        return self._publisher.announce_stored(release_id, RELEASE_STATE_LIVE, reason)
+
+    def cut(
+        self, learner: OnlineLearner, offsets: Mapping[str, int], live: Release | None
+    ) -> tuple[Release, ReleaseBundle]:
         """Publishes the learner's state as a candidate, then makes it live, or retires it with the reason."""
         now_s = time.time()
-        live = self.live()
         bundle = learner.release_bundle(
             new_release_id(now_s),
             parent_release_id=live.release_id if live is not None else "",

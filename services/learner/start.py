@@ -1,14 +1,25 @@
-"""How the learner begins without a checkpoint: from a live release and the events it was learned from."""
+"""From what the learner begins: its own checkpoint, a training's, or a release and the events behind it.
+
+What is live decides. Its own newest checkpoint where that belongs to the live release; else the one that the
+training of the live release staged; else its own, anchored to the live release, where both have one codebook;
+else the live release, with histories and statistics read from the topic again.
+"""
 
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+from models.errors import IncompatibleCheckpoint
 from models.learner import OnlineLearner
 from models.release import ReleaseBundle
 from models.statistics import LiveStatistics
+from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
+from services.learner.checkpoints import CheckpointStore, read_checkpoint
 from services.learner.position import LearnerPosition
+from services.learner.releases import ReleaseDesk
 from services.learner.stream import STAGE
 from services.metrics import DLQ_RECORDS
 from services.settings import Settings
@@ -25,6 +36,106 @@ _POLL_S = 0.5
 
 class Interrupted(ServiceError):
     """The learner was told to stop before it had begun."""
+
+
+class CannotBegin(ServiceError):
+    """Nothing that is there can be gone on from; the text names the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """A learner, its place in the stream, and what an operator should know, empty where all is well."""
+
+    learner: OnlineLearner
+    position: LearnerPosition
+    problem: str = ""
+
+
+def find_beginning(
+    settings: Settings, store: CheckpointStore, desk: ReleaseDesk, stopping: threading.Event
+) -> Beginning | None:
+    """What to go on from; None where there is neither a release nor a checkpoint yet.
+
+    Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, and Interrupted if `stopping` is
+    set meanwhile.
+    """
+    newest = store.newest()
+    own, problem = _read_own(newest)
+    live = desk.live()
+    if live is None:
+        if own is None:
+            if problem:
+                raise CannotBegin(f"{problem}, and no release is live: run `headrace train`")
+            return None
+        live = _announce_again(desk, own.position.live_release_id)
+    if own is not None and own.position.live_release_id == live.release_id:
+        return own
+    staged = _read_staged(store, live.release_id)
+    if staged is not None:
+        return staged
+    try:
+        bundle = desk.load(live.release_id)
+    except (IncompatibleCheckpoint, OSError) as error:
+        line = why_unloadable(live, error)
+        if own is None:
+            raise CannotBegin(line) from error
+        return Beginning(learner=own.learner, position=own.position, problem=line)
+    if own is not None and own.learner.catalogue.codebook.version == bundle.meta.codebook_version:
+        # promoted while no learner was there, or by a learner that died before its next checkpoint
+        own.learner.set_live(bundle)
+        own.position.live_release_id = live.release_id
+        return own
+    learner, position = learner_from_release(settings, bundle, stopping)
+    if problem:
+        problem += f": the learner began again from release {live.release_id} and the events in the topic"
+    return Beginning(learner=learner, position=position, problem=problem)
+
+
+def why_unloadable(release: Release, error: Exception) -> str:
+    """One line on a live release that cannot be loaded, and the cure."""
+    return (
+        f"release {release.release_id} is live but cannot be loaded from {release.uri} ({error}): put its "
+        "files back, promote one that `headrace release list` shows as loadable, or run `headrace train`"
+    )
+
+
+def _read_own(directory: Path | None) -> tuple[Beginning | None, str]:
+    """The learner's own newest checkpoint, or why it cannot be read."""
+    if directory is None:
+        return None, ""
+    try:
+        learner, position = read_checkpoint(directory)
+    except IncompatibleCheckpoint as error:
+        log.error("checkpoint refused", directory=str(directory), reason=error.reason, problem=str(error))
+        return None, f"the checkpoint {directory} cannot be read by this version ({error.reason}: {error})"
+    return Beginning(learner=learner, position=position), ""
+
+
+def _read_staged(store: CheckpointStore, release_id: str) -> Beginning | None:
+    """The checkpoint that the release's training staged, made the learner's newest."""
+    directory = store.staged(release_id)
+    if directory is None:
+        return None
+    try:
+        learner, position = read_checkpoint(directory)
+    except IncompatibleCheckpoint as error:
+        log.error("staged checkpoint refused", directory=str(directory), problem=str(error))
+        return None
+    store.adopt(release_id, position.ledger_name)
+    return Beginning(learner=learner, position=position)
+
+
+def _announce_again(desk: ReleaseDesk, release_id: str) -> Release:
+    """Announces the checkpoint's release as live where the topic knows of none, having lost it."""
+    try:
+        release = desk.announce_stored(release_id, "known to the learner's checkpoint, live nowhere")
+    except (IncompatibleCheckpoint, OSError) as error:
+        raise CannotBegin(
+            f"no release is live, and {release_id}, which the learner's checkpoint belongs to, cannot be "
+            f"announced again ({error}): run `headrace train`"
+        ) from error
+    log.warning("release announced again", release=release_id)
+    return release
 
 
 def learner_from_release(

@@ -19,7 +19,7 @@ from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services import metrics
 from services.learner import report
-from services.learner.checkpoints import CheckpointStore
+from services.learner.checkpoints import CheckpointStore, ledger_name_of
 from services.learner.ledger import Ledger
 from services.learner.position import LearnerPosition
 from services.learner.releases import ReleaseDesk
@@ -58,7 +58,7 @@ class LearnerWork:
         )
         self._ledger: Ledger | None = None
         if settings.learner_service.ledger:
-            position.ledger_name = position.ledger_name or f"ledger-{position.live_release_id}.txt"
+            position.ledger_name = position.ledger_name or ledger_name_of(position.live_release_id)
             path = store.ledger_path(position.ledger_name)
             self._ledger = resources.enter_context(Ledger(path, num_bytes=position.ledger_bytes))
         self._figures = report.Figures()
@@ -98,7 +98,7 @@ class LearnerWork:
         log.info("checkpoint", num_learned=position.num_learned, num_deferred=len(position.deferred))
 
     def checkpoint_if_due(self) -> None:
-        """A checkpoint, if the last one is older than the interval; a full disk is an alarm, not an end.
+        """A checkpoint, if the last one is older than the interval.
 
         Where nothing has changed since the last one, that one is as good as new.
         """
@@ -108,6 +108,10 @@ class LearnerWork:
             self._checkpointed_s = time.monotonic()
             metrics.CHECKPOINT_SUCCESS.set_to_current_time()
             return
+        self.try_checkpoint()
+
+    def try_checkpoint(self) -> None:
+        """A checkpoint; a full disk is an alarm, not an end."""
         try:
             self.write_checkpoint()
         except OSError as error:
@@ -122,13 +126,20 @@ class LearnerWork:
         return offsets, len(self._stream.deferred()), counts, self.position.live_release_id
 
     def release_if_due(self, desk: ReleaseDesk) -> None:
-        """A release, if enough events were learned since the last one."""
+        """A release, if enough events were learned since the last one and that is still the live one."""
         if self.position.num_since_release < self._settings.learner_service.release_interval_events:
             return
         self.position.num_since_release = 0
-        release, bundle = desk.cut(self.learner, self._stream.offsets)
+        live = desk.live()
+        if live is not None and live.release_id != self.position.live_release_id:
+            return
+        release, bundle = desk.cut(self.learner, self._stream.offsets, live)
         if release.state == RELEASE_STATE_LIVE:
             self.follow(bundle)
+
+    def speaks(self, bundle: ReleaseBundle) -> bool:
+        """Whether a release has the learner's codebook: only then do its weights mean the same."""
+        return bundle.meta.codebook_version == self.learner.catalogue.codebook.version
 
     def follow(self, bundle: ReleaseBundle) -> None:
         """A release went live: it is what the learner is anchored to; its own weights stay."""

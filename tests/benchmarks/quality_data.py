@@ -23,7 +23,8 @@ from models.config import CodebookConfig, ModelConfig
 from models.evaluation import LeaveOneOutSplit, split_leave_one_out
 from protos.headrace.v1.items_pb2 import Embedding
 from services.cli.evaluate import event_columns
-from services.cold_start import embed_items, prepare_catalogue
+from services.cold_start import prepare_catalogue
+from services.content import item_content
 from services.settings import Settings, load_settings
 from streaming.dataset import Dataset, load_dataset
 
@@ -81,8 +82,10 @@ def _problem(dataset: Dataset) -> Problem:
     settings = load_settings()
     if not all(item.embeddings for item in dataset.items):
         console.print(f"{dataset.name}: embedding the text of {len(dataset.items):,} items")
-        for item, vector_E in zip(dataset.items, embed_items(dataset.items, _silent), strict=True):
-            item.embeddings.append(Embedding(modality="text", values=vector_E.tolist()))
+        content = item_content(dataset.items, (), _silent)
+        for n, vector_E in zip(content.kept, content.content_NE, strict=True):
+            del dataset.items[n].embeddings[:]
+            dataset.items[n].embeddings.append(Embedding(modality="text", values=vector_E.tolist()))
     catalogue, model = prepare_catalogue(settings, dataset.items, _silent)
     events = event_columns(dataset, catalogue, settings.meaning)
     return Problem(

@@ -24,6 +24,7 @@ from protos.headrace.v1.events_pb2 import ACTION_RATING, Action, Event
 from protos.headrace.v1.items_pb2 import Item
 from services.broker import EmbeddedBroker
 from services.cold_start import train_first_release
+from services.deadline import Deadline
 from services.learner.checkpoints import CheckpointStore
 from services.settings import EndpointSettings, Settings, load_settings
 from services.up import SERVICES, Stack
@@ -204,11 +205,11 @@ def _fill(root: Path, dataset: Dataset, *, quick: bool) -> None:
                 events[-num_events:],
                 offsets={},
                 progress=show,
-                max_seconds=_QUICK_TRAIN_SECONDS if quick else _TRAIN_SECONDS,
+                deadline=Deadline(_QUICK_TRAIN_SECONDS if quick else _TRAIN_SECONDS),
             )
     found = {"release_id": first.release.release_id, "num_learned": first.num_learned}
     (root / "world.json").write_text(json.dumps(found), encoding="utf-8")
-    assert CheckpointStore(settings.store.checkpoint_path).load() is not None
+    assert CheckpointStore(settings.store.checkpoint_path).staged(first.release.release_id) is not None
 
 
 def _announced(dataset: Dataset) -> list[Item]:

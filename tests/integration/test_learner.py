@@ -135,7 +135,7 @@ def test_without_anything_new_no_checkpoint_is_written(bootstrap: str, tmp_path:
     train(settings, world)
 
     def newest() -> str:
-        return max(path.name for path in settings.store.checkpoint_path.iterdir() if path.is_dir())
+        return max(path.name for path in settings.store.checkpoint_path.iterdir() if path.name.isdigit())
 
     with learner_process(settings):
         wait_learned(settings, NUM_TRAINED)

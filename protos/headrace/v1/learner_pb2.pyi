@@ -87,8 +87,9 @@ class StatusResponse(_message.Message):
     OFFSETS_FIELD_NUMBER: _builtins.int
     LAST_CHECKPOINT_TIME_MS_FIELD_NUMBER: _builtins.int
     CURVE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """waiting_for_release, learning, paused, stopping"""
+    """waiting_for_release, refused, learning, paused, stopping"""
     live_release_id: _builtins.str
     num_events_learned: _builtins.int
     num_events_duplicate: _builtins.int
@@ -98,6 +99,8 @@ class StatusResponse(_message.Message):
     events_per_second: _builtins.float
     train_loss: _builtins.float
     last_checkpoint_time_ms: _builtins.int
+    problem: _builtins.str
+    """What keeps it from learning, or from the live release, and the cure; one line, empty where all is well."""
     @_builtins.property
     def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___OnlineQuality]: ...
     @_builtins.property
@@ -127,10 +130,11 @@ class StatusResponse(_message.Message):
         offsets: _abc.Iterable[_release_pb2.PartitionOffset] | None = ...,
         last_checkpoint_time_ms: _builtins.int = ...,
         curve: _abc.Iterable[Global___QualityPoint] | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "events_per_second", b"events_per_second", "hierarchical_recall", b"hierarchical_recall", "lag_records", b"lag_records", "last_checkpoint_time_ms", b"last_checkpoint_time_ms", "live_release_id", b"live_release_id", "num_events_dead_lettered", b"num_events_dead_lettered", "num_events_duplicate", b"num_events_duplicate", "num_events_learned", b"num_events_learned", "num_steps", b"num_steps", "offsets", b"offsets", "quality", b"quality", "state", b"state", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "events_per_second", b"events_per_second", "hierarchical_recall", b"hierarchical_recall", "lag_records", b"lag_records", "last_checkpoint_time_ms", b"last_checkpoint_time_ms", "live_release_id", b"live_release_id", "num_events_dead_lettered", b"num_events_dead_lettered", "num_events_duplicate", b"num_events_duplicate", "num_events_learned", b"num_events_learned", "num_steps", b"num_steps", "offsets", b"offsets", "problem", b"problem", "quality", b"quality", "state", b"state", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
