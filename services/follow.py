@@ -27,11 +27,12 @@ async def follow(
     is_wanted: Callable[[str], bool] | None = None,
     on_caught_up: Callable[[], None] | None = None,
     on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
+    with_tombstones: bool = False,
 ) -> None:
     """Awaits `handle` for all records of a topic, at most `MAX_BATCH` at once, until cancelled.
 
-    `offsets`, `from_now`, `is_wanted` and `on_malformed` as in `tail`. `on_caught_up` is called once, when
-    what was there at the start is handled.
+    `offsets`, `from_now`, `is_wanted`, `on_malformed`, `with_tombstones` as in `tail`. `on_caught_up` is
+    called once, when what was there at the start is handled.
     """
     queue: asyncio.Queue[Record] = asyncio.Queue(2 * MAX_BATCH)
     num_read, num_handled, num_at_start = 0, 0, -1
@@ -57,6 +58,7 @@ async def follow(
             is_wanted=is_wanted,
             on_caught_up=at_start,
             on_malformed=on_malformed,
+            with_tombstones=with_tombstones,
         )
         async with contextlib.aclosing(records):  # type: ignore[type-var]
             async for record in records:

@@ -11,6 +11,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
 from streaming.errors import BrokerUnavailable
+from streaming.header_names import read_any_header_name
 
 _MAX_RECONNECT_BACKOFF_MS = 1_000
 
@@ -22,6 +23,7 @@ def make_admin(bootstrap: str, timeout_s: float) -> KafkaAdminClient:
 
 def make_consumer(bootstrap: str, timeout_s: float, **config: Any) -> KafkaConsumer:
     """A consumer that neither commits nor makes topics; raises BrokerUnavailable as `make_admin`."""
+    read_any_header_name()
     return _make(
         KafkaConsumer,
         bootstrap,

@@ -16,11 +16,10 @@ from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicParti
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.clients import make_admin, make_consumer
-from streaming.codec import decode
+from streaming.codec import read_record
 from streaming.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable, MalformedEvent
-from streaming.records import Record, position_of, record_now_ms, text_key
-from streaming.topics import COMPACTED_TOPICS
+from streaming.records import Record, position_of
 
 __all__ = ["PartitionConsumer", "Record"]
 
@@ -41,8 +40,12 @@ class PartitionConsumer:
     """`with PartitionConsumer(bootstrap, topics, offsets=stored, ...) as consumer: consumer.poll(...)`.
 
     `offsets` are the next offsets by "topic/partition"; partitions that it does not name are read from
-    their beginning. Connects at the first poll. `stage` names the reader in logs and dead letters.
-    Not safe for threads.
+    their beginning. Connects at the first poll. `stage` names the reader in logs and dead letters; without
+    `dead_letters` what is malformed is passed over. Not safe for threads.
+
+    An offset beyond the end of its partition is one of records that the broker lost, or of a topic that was
+    made anew. It is never kept: what comes now would be passed over in silence. Reading goes on from the
+    beginning, and `take_rewound` says so; who knows events by their ids takes none twice.
     """
 
     def __init__(
@@ -51,14 +54,18 @@ class PartitionConsumer:
         topics: Sequence[str],
         *,
         offsets: Mapping[str, int],
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetters | None,
         stage: str,
+        with_tombstones: bool = False,
     ) -> None:
         self._bootstrap = bootstrap
         self._topics = list(topics)
         self._offsets = dict(offsets)
         self._dead_letters = dead_letters
         self._stage = stage
+        self._with_tombstones = with_tombstones
+        self._rewound: dict[str, int] = {}
+        self._hidden: dict[str, int] = {}
         self._consumer: KafkaConsumer | None = None
         self._admin: KafkaAdminClient | None = None
         self._partitions: list[TopicPartition] = []
@@ -68,6 +75,11 @@ class PartitionConsumer:
     def offsets(self) -> dict[str, int]:
         """The offsets after everything that `poll` returned or passed over, by "topic/partition"."""
         return dict(self._offsets)
+
+    def take_rewound(self) -> dict[str, int]:
+        """The positions that had to be moved back since the last call, and where to."""
+        rewound, self._rewound = self._rewound, {}
+        return rewound
 
     def poll(self, max_records: int, timeout_s: float) -> list[Record]:
         """Up to `max_records` valid records, waiting at most `timeout_s` for the first; may be empty.
@@ -90,13 +102,31 @@ class PartitionConsumer:
             time.sleep(min(_EMPTY_PAUSE_S, left_s))
 
     def lag(self) -> dict[str, int]:
-        """How many offsets each partition has beyond `offsets`; raises BrokerUnavailable."""
-        return self._ask(
-            lambda consumer: {
-                _name(partition): max(0, end - self._offsets[_name(partition)])
-                for partition, end in consumer.end_offsets(self._partitions).items()
+        """How many offsets each partition has beyond `offsets`; raises BrokerUnavailable.
+
+        Those that an open transaction hides are among them: they are there, and wait for its end.
+        """
+
+        def ask(consumer: KafkaConsumer) -> dict[str, int]:
+            ends = consumer.end_offsets(self._partitions)
+            self._hidden = {
+                _name(partition): hidden
+                for partition, end in ends.items()
+                if (hidden := (consumer.highwater(partition) or 0) - end) > 0
             }
-        )
+            return {
+                _name(partition): max(
+                    0, end + self._hidden.get(_name(partition), 0) - self._offsets[_name(partition)]
+                )
+                for partition, end in ends.items()
+            }
+
+        return self._ask(ask)
+
+    @property
+    def hidden(self) -> dict[str, int]:
+        """How many offsets an open transaction hid in each partition, when `lag` was asked last."""
+        return dict(self._hidden)
 
     def end_offsets(self) -> dict[str, int]:
         """The offset after the last record of each partition; raises BrokerUnavailable."""
@@ -142,13 +172,13 @@ class PartitionConsumer:
         try:
             for raw in (raw for part in fetched.values() for raw in part):
                 try:
-                    record = _decode(raw)
+                    record = read_record(raw)
                 except MalformedEvent as error:
-                    self._dead_letters.reject(raw, reason=error.reason, exception=error.text)
+                    self._reject(raw, error)
                     num_rejected += 1
                 else:
-                    records += [record] if record is not None else []
-            if num_rejected:
+                    records += [record] if record.message is not None or self._with_tombstones else []
+            if num_rejected and self._dead_letters is not None:
                 self._dead_letters.flush()
         except BrokerUnavailable:
             # the batch is read again: a dead letter may be written twice, but none is lost
@@ -170,10 +200,7 @@ class PartitionConsumer:
             try:
                 self._partitions = self._find_partitions(consumer)
                 consumer.assign(self._partitions)
-                first = consumer.beginning_offsets(self._partitions)
-                for partition in self._partitions:
-                    self._offsets.setdefault(_name(partition), first[partition])
-                self._seek(consumer, self._offsets)
+                self._clamp(consumer)
             except BaseException:
                 consumer.close()
                 raise
@@ -194,19 +221,31 @@ class PartitionConsumer:
             consumer.seek(partition, offsets[_name(partition)])
 
     def _clamp(self, consumer: KafkaConsumer) -> None:
-        """Moves positions that the broker no longer has (or lost) to the nearest that it has."""
+        """Seeks every position; one that the broker no longer has goes to the first that it has."""
         first = consumer.beginning_offsets(self._partitions)
         end = consumer.end_offsets(self._partitions)
         for partition in self._partitions:
-            wanted = self._offsets[_name(partition)]
-            taken = min(max(wanted, first[partition]), end[partition])
-            if taken != wanted:
+            name = _name(partition)
+            wanted = self._offsets.setdefault(name, first[partition])
+            if not first[partition] <= wanted <= max(end[partition], consumer.highwater(partition) or 0):
                 logger.error(
                     "offset_out_of_range",
-                    extra={"position": _name(partition), "wanted": wanted, "taken": taken},
+                    extra={
+                        "stage": self._stage,
+                        "position": name,
+                        "wanted": wanted,
+                        "taken": first[partition],
+                        "end": end[partition],
+                    },
                 )
-                self._offsets[_name(partition)] = taken
+                if wanted > first[partition]:
+                    self._rewound[name] = first[partition]
+                self._offsets[name] = first[partition]
         self._seek(consumer, self._offsets)
+
+    def _reject(self, raw: Any, error: MalformedEvent) -> None:
+        if self._dead_letters is not None:
+            self._dead_letters.reject(raw, reason=error.reason, exception=error.text)
 
     def _ask(self, question: Callable[[KafkaConsumer], dict[str, int]]) -> dict[str, int]:
         try:
@@ -237,18 +276,3 @@ class PartitionConsumer:
 
 def _name(partition: TopicPartition) -> str:
     return position_of(partition.topic, partition.partition)
-
-
-def _decode(raw: Any) -> Record | None:
-    """The record, or None for a deletion on a compacted topic, which says nothing of interest here."""
-    if raw.value is None and raw.topic in COMPACTED_TOPICS:
-        return None
-    now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
-    return Record(
-        topic=raw.topic,
-        partition=raw.partition,
-        offset=raw.offset,
-        key=text_key(raw.key),
-        timestamp_ms=max(raw.timestamp, 0),
-        message=decode(raw.topic, raw.value, raw.headers, now_ms=now_ms),
-    )

@@ -1,21 +1,23 @@
 """Dead letters: what a reader could not use, with where it came from and why; listing and sending again.
 
-Does not know why something is malformed; whoever rejects a record says so.
+One source record is one letter, however many readers reject it and however often it is sent again: it is
+known by the place where it stood first (`streaming.records.Origin`), which travels with it in a header. The
+topic holds one record for each rejection, and one without a value for each sending; a letter is all of one
+place. Does not know why something is malformed; whoever rejects a record says so.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from streaming.clients import make_consumer
-from streaming.codec import CONTENT_TYPE, MAX_VALUE_BYTES
+from streaming.codec import CONTENT_TYPE, MAX_VALUE_BYTES, RawRecord, header_list
 from streaming.errors import BrokerUnavailable
 from streaming.producer import Producer
-from streaming.records import Headers
+from streaming.records import Origin
 from streaming.topics import dead_letter_topic
 
 logger = logging.getLogger(__name__)
@@ -24,30 +26,23 @@ _PREFIX = "headrace-"
 _POLL_MS = 500
 _TIMEOUT_S = 10.0
 _CUT = f"{_PREFIX}value-bytes"
-
-
-class RawRecord(Protocol):
-    """What kafka-python's and aiokafka's records have in common."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    timestamp: int
+_REDRIVEN = f"{_PREFIX}redriven"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """One rejected record. `topic`, `partition`, `offset` are those of the source; `dlq_offset` is its
-    place in the dead-letter topic. `truncated` if the value was too large to be kept whole.
+    """One rejected record. `topic`, `partition`, `offset` are those of the source; `dlq_offset` is the place
+    of its newest rejection in the dead-letter topic, and `stage`, `reason`, `exception` are that one's.
+
+    `stages` are all that rejected it, `num_failed` how often it was read in vain, `num_redriven` how often it
+    was sent again. `truncated` if the value was too large to be kept whole.
     """
 
     topic: str
     partition: int
     offset: int
     stage: str
+    stages: tuple[str, ...]
     reason: str
     exception: str
     timestamp_ms: int
@@ -57,6 +52,8 @@ class DeadLetter:
     value: bytes | None
     content_type: bytes | None
     truncated: bool
+    num_failed: int = 1
+    num_redriven: int = 0
 
 
 class DeadLetters:
@@ -84,15 +81,15 @@ class DeadLetters:
 
         Of a value larger than any valid one only the beginning is kept, so that it always fits.
         """
-        headers = [
-            (f"{_PREFIX}topic", record.topic.encode()),
-            (f"{_PREFIX}partition", str(record.partition).encode()),
-            (f"{_PREFIX}offset", str(record.offset).encode()),
+        given = header_list(record.headers)
+        origin = Origin.of(record.partition, record.offset, given)
+        headers: list[tuple[str, bytes | None]] = [
+            *_place(record.topic, origin),
             (f"{_PREFIX}stage", self.stage.encode()),
             (f"{_PREFIX}reason", reason.encode()),
             (f"{_PREFIX}exception", exception[:2_000].encode(errors="replace")),
         ]
-        headers += [(name, content) for name, content in record.headers if name.lower() == CONTENT_TYPE]
+        headers += [(name, content) for name, content in given if name.lower() == CONTENT_TYPE and content]
         value = record.value
         if value is not None and len(value) > MAX_VALUE_BYTES:
             headers.append((_CUT, str(len(value)).encode()))
@@ -117,14 +114,29 @@ class DeadLetters:
 def list_dead_letters(bootstrap: str, topic: str, limit: int | None = None) -> list[DeadLetter]:
     """The newest `limit` dead letters of source topic `topic`, oldest first; None lists all.
 
-    A record that was rejected twice by one stage (it died before it stored its position) is listed
-    once. Raises BrokerUnavailable.
+    Raises BrokerUnavailable.
     """
-    newest: dict[tuple[int, int, str], DeadLetter] = {}
-    for letter in _read_all(bootstrap, dead_letter_topic(topic)):
-        newest[(letter.partition, letter.offset, letter.stage)] = letter
-    letters = sorted(newest.values(), key=lambda letter: (letter.dlq_partition, letter.dlq_offset))
-    return letters if limit is None else letters[max(0, len(letters) - limit) :]
+    letters: dict[tuple[int, int], DeadLetter] = {}
+    redriven: dict[tuple[int, int], int] = {}
+    for record in _read_all(bootstrap, dead_letter_topic(topic)):
+        headers = dict(header_list(record.headers))
+        if _REDRIVEN in headers:
+            place = (_number(headers, "partition"), _number(headers, "offset"))
+            redriven[place] = max(redriven.get(place, 0), _number(headers, "redriven"))
+            continue
+        letter = _letter(record, headers)
+        place = (letter.partition, letter.offset)
+        known = letters.get(place)
+        if known is not None:
+            letter = replace(
+                letter,
+                stages=tuple(dict.fromkeys((*known.stages, letter.stage))),
+                num_failed=max(known.num_failed, letter.num_failed),
+            )
+        letters[place] = letter
+    newest = [replace(letter, num_redriven=redriven.get(place, 0)) for place, letter in letters.items()]
+    newest.sort(key=lambda letter: (letter.dlq_partition, letter.dlq_offset))
+    return newest if limit is None else newest[max(0, len(newest) - limit) :]
 
 
 def redrive(
@@ -132,28 +144,52 @@ def redrive(
     topic: str,
     *,
     reason: str | None = None,
+    again: bool = False,
     select: Callable[[DeadLetter], bool] = lambda _: True,
 ) -> int:
     """Writes dead letters of `topic` to `topic` again and returns how many.
 
-    All of them, or those of one `reason`, or those for which `select` is true; truncated ones are left
-    out. The dead letters stay where they are; events that were learned meanwhile are recognised by
-    their ids. Raises BrokerUnavailable.
+    All of them, or those of one `reason`, or those for which `select` is true; those that were sent before
+    only if `again`. Truncated ones are left out. What fails again is the same letter; events that were
+    learned meanwhile are recognised by their ids. Raises BrokerUnavailable.
     """
     chosen = [
         letter
         for letter in list_dead_letters(bootstrap, topic)
-        if not letter.truncated and reason in (None, letter.reason) and select(letter)
+        if not letter.truncated
+        and reason in (None, letter.reason)
+        and (again or not letter.num_redriven)
+        and select(letter)
+    ]
+    origins = [
+        Origin(partition=letter.partition, offset=letter.offset, num_redriven=letter.num_redriven + 1)
+        for letter in chosen
     ]
     with Producer(bootstrap) as producer:
-        for letter in chosen:
-            headers = [] if letter.content_type is None else [(CONTENT_TYPE, letter.content_type)]
+        for letter, origin in zip(chosen, origins, strict=True):
+            headers: list[tuple[str, bytes | None]] = [origin.header()]
+            if letter.content_type is not None:
+                headers.append((CONTENT_TYPE, letter.content_type))
             producer.send_raw(topic, letter.key, letter.value, headers)
+        producer.flush()
+        for letter, origin in zip(chosen, origins, strict=True):
+            sent = [*_place(topic, origin), (_REDRIVEN, str(origin.num_redriven).encode())]
+            producer.send_raw(dead_letter_topic(topic), letter.key, None, sent)
         producer.flush()
     return len(chosen)
 
 
-def _read_all(bootstrap: str, name: str) -> Iterator[DeadLetter]:
+def _place(topic: str, origin: Origin) -> list[tuple[str, bytes | None]]:
+    """The headers that say which source record a letter is of."""
+    return [
+        (f"{_PREFIX}topic", topic.encode()),
+        (f"{_PREFIX}partition", str(origin.partition).encode()),
+        (f"{_PREFIX}offset", str(origin.offset).encode()),
+        (f"{_PREFIX}attempt", str(origin.num_redriven).encode()),
+    ]
+
+
+def _read_all(bootstrap: str, name: str) -> Iterator[RawRecord]:
     try:
         consumer = make_consumer(bootstrap, _TIMEOUT_S)
         try:
@@ -164,26 +200,23 @@ def _read_all(bootstrap: str, name: str) -> Iterator[DeadLetter]:
                 consumer.seek(partition, first[partition])
             while any(consumer.position(partition) < end[partition] for partition in partitions):
                 for records in consumer.poll(timeout_ms=_POLL_MS).values():
-                    yield from (_letter(record) for record in records)
+                    yield from records
         finally:
             consumer.close()
     except KafkaError as error:
         raise BrokerUnavailable(f"{bootstrap}: {error}") from error
 
 
-def _letter(record: RawRecord) -> DeadLetter:
-    headers = dict(record.headers)
-
-    def text(name: str) -> str:
-        return headers.get(_PREFIX + name, b"").decode(errors="replace")
-
+def _letter(record: RawRecord, headers: dict[str, bytes | None]) -> DeadLetter:
+    stage = _header(headers, "stage")
     return DeadLetter(
-        topic=text("topic"),
-        partition=_number(text("partition")),
-        offset=_number(text("offset")),
-        stage=text("stage"),
-        reason=text("reason"),
-        exception=text("exception"),
+        topic=_header(headers, "topic"),
+        partition=_number(headers, "partition"),
+        offset=_number(headers, "offset"),
+        stage=stage,
+        stages=(stage,),
+        reason=_header(headers, "reason"),
+        exception=_header(headers, "exception"),
         timestamp_ms=record.timestamp,
         dlq_partition=record.partition,
         dlq_offset=record.offset,
@@ -191,8 +224,14 @@ def _letter(record: RawRecord) -> DeadLetter:
         value=record.value,
         content_type=headers.get(CONTENT_TYPE),
         truncated=_CUT in headers,
+        num_failed=1 + max(0, _number(headers, "attempt")),
     )
 
 
-def _number(text: str) -> int:
+def _header(headers: dict[str, bytes | None], name: str) -> str:
+    return (headers.get(_PREFIX + name) or b"").decode(errors="replace")
+
+
+def _number(headers: dict[str, bytes | None], name: str) -> int:
+    text = _header(headers, name)
     return int(text) if text.isdigit() else -1

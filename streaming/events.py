@@ -13,9 +13,9 @@ import numpy as np
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item, ItemSid
+from streaming.times import time_problem
 
 MAX_ID_CHARS = 256
-MAX_CLOCK_SKEW_MS = 86_400_000
 MAX_CONTEXT_ENTRIES = 32
 MAX_KEY_CHARS = 64
 MAX_CONTEXT_VALUE_CHARS = 512
@@ -48,7 +48,7 @@ def validate_event(event: Event, *, now_ms: int | None = None) -> Violations:
     """The (field, what is wrong) pairs of an event; empty when it is valid.
 
     `now_ms` is the time at which the event was sent or received, in milliseconds since the epoch; an
-    event more than a day after it is refused. None skips that check.
+    event more than a day after it is refused (`streaming.times`). None skips that check.
     """
     violations: Violations = []
     for field in ("event_id", "user_id", "item_id"):
@@ -61,10 +61,8 @@ def validate_event(event: Event, *, now_ms: int | None = None) -> Violations:
         violations.append(("action", "must be given"))
     elif event.action not in Action.values():
         violations.append(("action", f"{event.action} is not a known action"))
-    if event.event_time_ms <= 0:
-        violations.append(("event_time_ms", "must be after 1970, in milliseconds"))
-    elif now_ms is not None and event.event_time_ms > now_ms + MAX_CLOCK_SKEW_MS:
-        violations.append(("event_time_ms", "is more than a day in the future"))
+    if problem := time_problem(event.event_time_ms, now_ms):
+        violations.append(("event_time_ms", problem))
     if not math.isfinite(event.value):
         violations.append(("value", "must be a finite number"))
     if event.context:
@@ -72,8 +70,8 @@ def validate_event(event: Event, *, now_ms: int | None = None) -> Violations:
     return violations
 
 
-def validate_item(item: Item) -> Violations:
-    """The (field, what is wrong) pairs of an item; empty when it is valid."""
+def validate_item(item: Item, *, now_ms: int | None = None) -> Violations:
+    """The (field, what is wrong) pairs of an item; empty when it is valid. `now_ms` as for an event."""
     violations: Violations = []
     if problem := id_problem(item.item_id):
         violations.append(("item_id", problem))
@@ -85,8 +83,8 @@ def validate_item(item: Item) -> Violations:
     if any(len(category) > MAX_CATEGORY_CHARS for category in item.categories):
         violations.append(("categories", f"each must be at most {MAX_CATEGORY_CHARS} characters"))
     violations += _map_violations("attributes", item.attributes, MAX_CATEGORIES, MAX_TEXT_CHARS)
-    if item.announced_time_ms < 0:
-        violations.append(("announced_time_ms", "must not be before 1970"))
+    if item.announced_time_ms and (problem := time_problem(item.announced_time_ms, now_ms)):
+        violations.append(("announced_time_ms", problem))
     return violations + _embedding_violations(item)
 
 

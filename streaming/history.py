@@ -182,6 +182,17 @@ class HistoryStore:
                 except lmdb.MapResizedError:
                     self._environment.set_mapsize(0)
 
+    def rewind(self, offsets: Mapping[str, int]) -> None:
+        """Moves stored offsets back: what stood there is gone from the topic, and others stand there now.
+
+        The events that are read again are known by their ids while they are kept.
+        """
+        if not offsets:
+            return
+        with self._lock, self._environment.begin(write=True) as txn:
+            for position, offset in offsets.items():
+                txn.put(position.encode(), _NUMBER.pack(offset), db=self._offsets)
+
     def close(self) -> None:
         """Closes the environment; everything applied is on disk already."""
         with self._lock:

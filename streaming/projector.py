@@ -57,6 +57,7 @@ def project(
     ) as consumer:
         while not stop.is_set():
             records = consumer.poll(_MAX_BATCH_EVENTS, _POLL_S)
+            history.rewind(consumer.take_rewound())
             applied = history.apply(records, consumer.offsets)
             now_ms = time.time() * 1000
             lag = None

@@ -8,15 +8,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
+
+ORIGIN = "headrace-origin"
+"""The header of a record that was sent again: where it stood first, as `Origin` names it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a source record stood first, and how often it was sent again since."""
+
+    partition: int
+    offset: int
+    num_redriven: int = 0
+
+    def header(self) -> tuple[str, bytes]:
+        """For the record when it is sent again."""
+        return ORIGIN, f"{self.partition}/{self.offset}/{self.num_redriven}".encode()
+
+    @classmethod
+    def of(cls, partition: int, offset: int, headers: "Headers | None") -> "Origin":
+        """That of a record at this place: its own, unless a header says that it was sent again."""
+        for name, content in headers or ():
+            parts = (content or b"").split(b"/")
+            if name == ORIGIN and len(parts) == 3 and all(part.isdigit() for part in parts):
+                first, at, times = map(int, parts)
+                return cls(partition=first, offset=at, num_redriven=times)
+        return cls(partition=partition, offset=offset)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One valid record. `message` is of the topic's class in `streaming.topics.MESSAGE_OF`.
 
-    `key` is empty where the producer gave none or one that is not UTF-8; `timestamp_ms` is the time at
-    which the producer sent it (0 if it did not say), not the event's own time.
+    None is a tombstone, which says that what has this `key` is gone. `key` is empty where the producer gave
+    none or one that is not UTF-8; `timestamp_ms` is the time at which the producer sent it (0 if it did not
+    say), not the event's own time. `origin` is set for a record that was sent again.
     """
 
     topic: str
@@ -25,6 +52,7 @@ class Record:
     key: str
     timestamp_ms: int
     message: Any
+    origin: Origin | None = None
 
     @property
     def position(self) -> str:
@@ -49,11 +77,3 @@ def text_key(key: bytes | None) -> str:
         return (key or b"").decode()
     except UnicodeDecodeError:
         return ""
-
-
-def record_now_ms(timestamp_ms: int, clock_ms: int) -> int:
-    """The time against which an event's own time is judged: when it was sent, but not after now.
-
-    The sending time makes the judgement the same whenever the record is read again.
-    """
-    return min(timestamp_ms, clock_ms) if timestamp_ms > 0 else clock_ms

@@ -7,16 +7,16 @@ place through every loss of the broker; what is malformed is logged and skipped.
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streaming.codec import decode
+from streaming.codec import read_record
 from streaming.errors import MalformedEvent
+from streaming.header_names import read_any_header_name
 from streaming.patience import pause_after_empty_fetches
-from streaming.records import Record, position_of, record_now_ms, text_key
+from streaming.records import Record, position_of, text_key
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ async def tail(
     is_wanted: Callable[[str], bool] | None = None,
     on_caught_up: Callable[[], None] | None = None,
     on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None = None,
+    with_tombstones: bool = False,
 ) -> AsyncIterator[Record]:
     """Yields the records of all partitions of `topics`, in order per partition, for ever.
 
@@ -43,9 +44,11 @@ async def tail(
     not named there (with `from_now`: at their end). A record whose key is not `is_wanted` is passed over
     unread. `on_caught_up` is called once: when every record that was there at the start has
     been yielded and taken. `on_malformed` gets each record that is skipped, for those who send it to a
-    dead-letter topic. Waits for a broker or a topic that is not there yet.
+    dead-letter topic. `with_tombstones` yields those too, without a message. Waits for a broker or a topic
+    that is not there yet.
     """
     follower = _Follower(bootstrap, topics, dict(offsets or {}), from_now, is_wanted, on_malformed)
+    follower.with_tombstones = with_tombstones
     told = on_caught_up is None
     backoff_s = _FIRST_BACKOFF_S
     try:
@@ -80,6 +83,7 @@ class _Follower:
         is_wanted: Callable[[str], bool] | None,
         on_malformed: Callable[[ConsumerRecord, MalformedEvent], None] | None,
     ) -> None:
+        self.with_tombstones = False
         self._bootstrap = bootstrap
         self._on_malformed = on_malformed
         self._topics = topics
@@ -100,7 +104,7 @@ class _Follower:
         try:
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
         except OffsetOutOfRangeError:
-            await self._clamp(consumer)
+            await self._clamp(consumer, await consumer.beginning_offsets(self._partitions))
             return []
         records = []
         for raw_records in fetched.values():
@@ -123,6 +127,7 @@ class _Follower:
 
     async def _connect(self) -> None:
         pause_after_empty_fetches()
+        read_any_header_name()
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,
             auto_offset_reset="none",
@@ -137,9 +142,10 @@ class _Follower:
             first = await consumer.beginning_offsets(self._partitions)
             if self._end is None:
                 self._end = await consumer.end_offsets(self._partitions)
-            begin = self._end if self._from_now else first
-            for partition in self._partitions:
-                consumer.seek(partition, self._offsets.get(_name(partition), begin[partition]))
+            if self._from_now:
+                for partition in self._partitions:
+                    self._offsets.setdefault(_name(partition), self._end[partition])
+            await self._clamp(consumer, first)
         except BaseException:
             await consumer.stop()
             raise
@@ -159,25 +165,30 @@ class _Follower:
             for number in sorted(consumer.partitions_for_topic(probe.topic) or ())
         ]
 
-    async def _clamp(self, consumer: AIOKafkaConsumer) -> None:
-        """Moves positions that the broker no longer has (or lost) to the nearest that it has."""
-        first = await consumer.beginning_offsets(self._partitions)
+    async def _clamp(self, consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int]) -> None:
+        """Seeks every position; one that the broker no longer has (or lost) goes to the first that it has."""
         end = await consumer.end_offsets(self._partitions)
         for partition in self._partitions:
-            wanted = self._offsets.get(_name(partition), first[partition])
-            offset = min(max(wanted, first[partition]), end[partition])
-            if offset != wanted:
-                logger.warning("offset_out_of_range", extra={"wanted": wanted, "taken": offset})
-            consumer.seek(partition, offset)
+            name = _name(partition)
+            wanted = self._offsets.setdefault(name, first[partition])
+            if not first[partition] <= wanted <= end[partition]:
+                logger.error(
+                    "offset_out_of_range",
+                    extra={
+                        "position": name,
+                        "wanted": wanted,
+                        "taken": first[partition],
+                        "end": end[partition],
+                    },
+                )
+                self._offsets[name] = first[partition]
+            consumer.seek(partition, self._offsets[name])
 
     def _decode(self, raw: ConsumerRecord) -> Record | None:
-        if raw.value is None:
-            return None
         if self._is_wanted is not None and not self._is_wanted(text_key(raw.key)):
             return None
-        now_ms = record_now_ms(raw.timestamp, int(time.time() * 1000))
         try:
-            message = decode(raw.topic, raw.value, raw.headers, now_ms=now_ms)
+            record = read_record(raw)
         except MalformedEvent as error:
             logger.warning(
                 "record_skipped",
@@ -191,14 +202,7 @@ class _Follower:
             if self._on_malformed is not None:
                 self._on_malformed(raw, error)
             return None
-        return Record(
-            topic=raw.topic,
-            partition=raw.partition,
-            offset=raw.offset,
-            key=text_key(raw.key),
-            timestamp_ms=max(raw.timestamp, 0),
-            message=message,
-        )
+        return record if record.message is not None or self.with_tombstones else None
 
 
 def _name(partition: TopicPartition) -> str:

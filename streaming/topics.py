@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
+from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_code
 
@@ -91,9 +92,10 @@ def create_topics(
     topics: Sequence[TopicSpec] = SPECS,
     timeout_s: float = 30.0,
 ) -> list[str]:
-    """Makes the missing topics and sets the settings of those that exist; returns the names it made.
+    """Makes the missing topics and sets what nobody has set of those that exist; returns the names it made.
 
-    Idempotent. The number of partitions of an existing topic is left alone. Raises BrokerUnavailable.
+    Idempotent. An operator's settings and the number of partitions of an existing topic are left alone.
+    Raises BrokerUnavailable.
     """
     admin = make_admin(bootstrap, timeout_s)
     try:
@@ -119,16 +121,27 @@ def create_topics(
                 )
         if existing:
             # another client's first produce may have made the topic with the broker's defaults
-            specs = {spec.name: spec for spec in topics}
-            admin.alter_configs(
-                [ConfigResource(ConfigResourceType.TOPIC, name, specs[name].configs) for name in existing]
-            )
+            _set_missing(admin, {spec.name: spec.configs for spec in topics if spec.name in existing})
         admin.wait_for_topics(list(wanted))
         return made
     except KafkaError as error:
         raise BrokerUnavailable(f"topics could not be made at {bootstrap}: {error}") from error
     finally:
         admin.close()
+
+
+def _set_missing(admin: KafkaAdminClient, wanted: dict[str, dict[str, str]]) -> None:
+    """Sets those of the wanted settings that are not set on their topic."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted]
+    answer = admin.describe_configs(resources, config_filter="modified")
+    present = {name: set(configs) for kind in answer.values() for name, configs in kind.items()}
+    missing = {
+        name: {key: value for key, value in configs.items() if key not in present.get(name, ())}
+        for name, configs in wanted.items()
+    }
+    changes = [ConfigResource(ConfigResourceType.TOPIC, name, new) for name, new in missing.items() if new]
+    if changes:
+        admin.alter_configs(changes)
 
 
 def existing_topics(bootstrap: str, *, timeout_s: float = 5.0) -> set[str]:

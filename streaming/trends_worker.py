@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from protos.headrace.v1 import events_pb2, trends_pb2
 from streaming import codec
 from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
+from streaming.header_names import read_any_header_name
 from streaming.meaning import EventMeaning
 from streaming.patience import pause_after_empty_fetches
 from streaming.producer import AsyncProducer
@@ -94,6 +95,7 @@ class TrendsWorker:
 
     def _make_app(self, producer: AsyncProducer) -> Any:
         pause_after_empty_fetches()
+        read_any_header_name()
         app: Any = faust.App(
             GROUP,
             broker=[f"kafka://{address.strip()}" for address in self._bootstrap.split(",")],
@@ -157,19 +159,44 @@ def _topic(app: Any, name: str, **options: Any) -> Any:
     return app.topic(name, **raw, **options)
 
 
+@dataclass(slots=True)
+class _Raw:
+    """A record of faust's as the gate takes it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any
+    timestamp: int
+
+    @classmethod
+    def of(cls, message: Any) -> "_Raw":
+        """faust's times are seconds."""
+        timestamp_ms = round((message.timestamp or 0) * 1000)
+        return cls(
+            INTERACTIONS,
+            message.partition,
+            message.offset,
+            message.key,
+            message.value,
+            message.headers,
+            timestamp_ms,
+        )
+
+
 def _decode(events: Sequence[Any]) -> tuple[list[tuple[int, int, events_pb2.Event]], int]:
     """(partition, offset, event) of the valid ones, and how many were not."""
     records = []
     num_malformed = 0
     for event in events:
-        message = event.message
-        now_ms = None if message.timestamp is None else int(message.timestamp * 1000)
         try:
-            decoded = codec.decode(INTERACTIONS, message.value, message.headers or (), now_ms=now_ms)
+            record = codec.read_record(_Raw.of(event.message))
         except MalformedEvent:
             num_malformed += 1
         else:
-            records.append((message.partition, message.offset, decoded))
+            records.append((record.partition, record.offset, record.message))
     return records, num_malformed
 
 

@@ -48,7 +48,9 @@ def list_letters(
         (
             f"{letter.partition}/{letter.offset}",
             terminal.time_text(letter.timestamp_ms),
-            letter.stage,
+            ", ".join(letter.stages),
+            str(letter.num_failed),
+            str(letter.num_redriven),
             letter.reason,
             " ".join(letter.exception.split())[:_SHOWN_CHARS],
         )
@@ -56,7 +58,7 @@ def list_letters(
     ]
     terminal.print_table(
         f"dead letters of {topic.value}",
-        ["partition/offset", "rejected (UTC)", "stage", "reason", "problem"],
+        ["partition/offset", "rejected (UTC)", "stages", "failed", "redriven", "reason", "problem"],
         rows,
     )
 
@@ -65,15 +67,18 @@ def list_letters(
 def redrive(
     topic: TopicArgument = SourceTopic.INTERACTIONS,
     reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Those too that were sent again before.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Send dead letters to their topic again, once what was wrong is mended.
+    """Send dead letters to their topic again, once what was wrong is mended; each once.
 
-    They also stay where they are. What was learned in the meantime is recognised by its event id.
+    They also stay where they are: one that fails again is the same letter, with a count. What was learned in
+    the meantime is recognised by its event id.
     """
     from streaming.dead_letter import redrive as send_again
 
-    num_sent = send_again(load_settings().broker.bootstrap_servers, topic.value, reason=reason)
+    bootstrap = load_settings().broker.bootstrap_servers
+    num_sent = send_again(bootstrap, topic.value, reason=reason, again=again)
     if json:
         terminal.print_json({"num_sent": num_sent})
     else:
@@ -86,6 +91,9 @@ def _as_json(letter: "DeadLetter") -> dict[str, Any]:
         "partition": letter.partition,
         "offset": letter.offset,
         "stage": letter.stage,
+        "stages": list(letter.stages),
+        "num_failed": letter.num_failed,
+        "num_redriven": letter.num_redriven,
         "reason": letter.reason,
         "exception": letter.exception,
         "timestamp_ms": letter.timestamp_ms,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from services.cli.terminal import Stages
     from services.cold_start import FirstRelease
     from streaming.consumer import PartitionConsumer
+    from streaming.records import Record
 
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
@@ -143,36 +144,38 @@ def read_folder(data: Path, until: float, keep_times: bool) -> "tuple[Sequence[I
 def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[Event], dict[str, int]]":
     """Everything in `items` and `interactions`, and the offsets of what was read of the latter."""
     from streaming.consumer import PartitionConsumer
-    from streaming.dead_letter import DeadLetters
     from streaming.topics import INTERACTIONS, ITEMS
 
     bootstrap = settings.broker.bootstrap_servers
-    letters = DeadLetters(bootstrap, stage="train")
     items: dict[str, Item] = {}
-    events: list[Event] = []
-    with PartitionConsumer(bootstrap, [ITEMS], offsets={}, dead_letters=letters, stage="train") as consumer:
-        for item in _messages(consumer, "read items", bars):
-            items[item.item_id] = item
+    # malformed records are passed over: the services reject them, and one record is one letter
     with PartitionConsumer(
-        bootstrap, [INTERACTIONS], offsets={}, dead_letters=letters, stage="train"
+        bootstrap, [ITEMS], offsets={}, dead_letters=None, stage="train", with_tombstones=True
     ) as consumer:
-        events = list(_messages(consumer, "read events", bars))
+        for record in _records(consumer, "read items", bars):
+            if record.message is None:
+                items.pop(record.key, None)
+            else:
+                items[record.message.item_id] = record.message
+    with PartitionConsumer(
+        bootstrap, [INTERACTIONS], offsets={}, dead_letters=None, stage="train"
+    ) as consumer:
+        events = [record.message for record in _records(consumer, "read events", bars)]
         offsets = consumer.offsets
-    letters.close()
     return list(items.values()), events, offsets
 
 
-def _messages(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Any]":
-    """All messages; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
+def _records(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Record]":
+    """All records; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
     from streaming.replay import replay_topic
 
     ends = consumer.end_offsets()
     total = left = sum(consumer.lag().values())
     bars(stage, 0, total)
-    messages: list[Any] = []
+    found: list[Record] = []
     for records in replay_topic(consumer, batch_size=_BATCH_RECORDS):
-        messages += [record.message for record in records]
+        found += records
         left = sum(max(0, end - consumer.offsets[position]) for position, end in ends.items())
         bars(stage, total - left, total)
     bars(stage, total, total)
-    return messages
+    return found

@@ -13,7 +13,7 @@ from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.recommend_pb2 import RejectedEvent, TrackStreamResponse
 from services.errors import DeadlineExpired, InvalidRequest
-from streaming.events import new_event_id, validate_event
+from streaming.events import Violations, new_event_id, validate_event
 from streaming.fresh_history import FreshHistory
 from streaming.history import Written
 from streaming.producer import AsyncProducer
@@ -45,7 +45,7 @@ class Intake:
     async def track(self, event: Event, timeout_s: float) -> str:
         """Writes one event and returns its id; raises InvalidRequest, BrokerUnavailable, DeadlineExpired."""
         fill_event(event)
-        violations = validate_event(event, now_ms=_now_ms())
+        violations = check_event(event)
         if violations:
             raise InvalidRequest(*((f"event.{field}", problem) for field, problem in violations))
         async with _in_time(timeout_s):
@@ -100,6 +100,14 @@ def fill_event(event: Event) -> None:
     event.event_time_ms = event.event_time_ms or _now_ms()
 
 
+def check_event(event: Event) -> Violations:
+    """What is wrong with an event. A time after now, which a fast clock made, becomes now, as for readers."""
+    now_ms = _now_ms()
+    violations = validate_event(event, now_ms=now_ms)
+    event.event_time_ms = min(event.event_time_ms, now_ms)
+    return violations
+
+
 class _Acceptance:
     """Which events of one stream are valid, and what its caller is told of the others."""
 
@@ -114,7 +122,7 @@ class _Acceptance:
     def _check(self, event: Event) -> bool:
         index, self._index = self._index, self._index + 1
         fill_event(event)
-        violations = validate_event(event, now_ms=_now_ms())
+        violations = check_event(event)
         if not violations:
             return True
         self.answer.num_rejected += 1

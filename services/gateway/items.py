@@ -21,6 +21,9 @@ class ItemInfo:
     announced_time_ms: int
 
 
+_WITHDRAWN = ItemInfo(title="", categories=frozenset(), available=False, announced_time_ms=0)
+
+
 class ItemView:
     """Announced items by id, and the available ones from newest to oldest."""
 
@@ -60,6 +63,11 @@ class ItemView:
         )
         if not item.unavailable:
             insort(self._available, (item.announced_time_ms, item.item_id))
+
+    def withdraw(self, item_id: str) -> None:
+        """The item's record was deleted (a tombstone): it is recommended no more, whatever a release says."""
+        self._remove(item_id)
+        self._items[item_id] = _WITHDRAWN
 
     def _remove(self, item_id: str) -> None:
         old = self._items.pop(item_id, None)

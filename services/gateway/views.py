@@ -27,5 +27,10 @@ class Views:
             TRENDS: self.trends.apply,
             RELEASES: self.releases.put,
         }
-        async for record in tail(bootstrap, list(take), on_caught_up=self.caught_up.set):
-            take[record.topic](record.message)
+        gone = {ITEMS: self.items.withdraw, TRENDS: self.trends.remove}
+        records = tail(bootstrap, list(take), on_caught_up=self.caught_up.set, with_tombstones=True)
+        async for record in records:
+            if record.message is not None:
+                take[record.topic](record.message)
+            elif record.topic in gone:
+                gone[record.topic](record.key)

@@ -47,7 +47,8 @@ class LearnerPosition:
 class DeferredRecord:
     """An event that waits for its item to become known: its place in the stream and its bytes.
 
-    `value` is the protobuf of the event; `timestamp_ms` is the record's, for the freshness figures.
+    `value` is the protobuf of the event; `timestamp_ms` is the record's, for the freshness figures; `origin`
+    is the header of one that was sent again.
     """
 
     topic: str
@@ -55,6 +56,7 @@ class DeferredRecord:
     offset: int
     timestamp_ms: int
     value: bytes
+    origin: str = ""
 
     def to_json(self) -> dict[str, JsonValue]:
         """Bytes as base64."""

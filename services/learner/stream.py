@@ -21,7 +21,7 @@ from streaming.codec import encode
 from streaming.consumer import PartitionConsumer
 from streaming.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable
-from streaming.records import Record
+from streaming.records import ORIGIN, Origin, Record
 from streaming.topics import INTERACTIONS, SEMANTIC_IDS
 
 log = structlog.get_logger()
@@ -175,7 +175,7 @@ class _Rejected:
         self.offset = record.offset
         self.key: bytes | None = record.key.encode()
         self.value: bytes | None = encode(record.message)
-        self.headers: Sequence[tuple[str, bytes]] = ()
+        self.headers = [] if record.origin is None else [record.origin.header()]
         self.timestamp = record.timestamp_ms
 
 
@@ -186,6 +186,7 @@ def _to_deferred(record: Record) -> DeferredRecord:
         offset=record.offset,
         timestamp_ms=record.timestamp_ms,
         value=encode(record.message),
+        origin="" if record.origin is None else record.origin.header()[1].decode(),
     )
 
 
@@ -198,4 +199,7 @@ def _to_record(deferred: DeferredRecord) -> Record:
         key=event.user_id,
         timestamp_ms=deferred.timestamp_ms,
         message=event,
+        origin=Origin.of(deferred.partition, deferred.offset, [(ORIGIN, deferred.origin.encode())])
+        if deferred.origin
+        else None,
     )

@@ -55,6 +55,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
                 intake.put_items,
                 on_caught_up=intake.note_known_items,
                 on_malformed=rejects.put_malformed,
+                with_tombstones=True,
             ),
             rejects.run(),
             intake.run(),

@@ -49,11 +49,13 @@ class Intake:
         self._items_are_live = False
 
     async def put_items(self, records: list[Record]) -> None:
-        """Takes records of `items`; of two for one item the newer counts."""
+        """Takes records of `items`, tombstones too; of two for one item the newer counts."""
         EVENTS_CONSUMED.labels(ITEMS).inc(len(records))
         for record in records:
-            self._pending[record.message.item_id] = record
-            self._deferred.pop(record.message.item_id, None)
+            item_id = record.key if record.message is None else record.message.item_id
+            self._pending.pop(item_id, None)  # the newest go last: an item stands at its newest record
+            self._pending[item_id] = record
+            self._deferred.pop(item_id, None)
         self._wake.set()
 
     async def put_sids(self, records: list[Record]) -> None:
@@ -105,8 +107,12 @@ class Intake:
                 self._deferred[record.message.item_id] = record
         await self.publish(done.sids)
         if self._items_are_live and not recheck:
-            announced_ms = {record.message.item_id: record.timestamp_ms for record in records}
+            announced_ms = {
+                record.message.item_id: record.timestamp_ms for record in records if record.message
+            }
             for sid in done.sids:
+                if sid.item_id not in announced_ms:
+                    continue
                 delay_ms = time.time() * 1e3 - announced_ms[sid.item_id]
                 ITEM_TO_SID_SECONDS.observe(max(0.0, delay_ms) / 1e3)
         for record, reason, text in done.rejected:

@@ -14,10 +14,10 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from services.metrics import DLQ_RECORDS
-from streaming.codec import encode
-from streaming.dead_letter import DeadLetters, RawRecord, list_dead_letters
+from streaming.codec import RawRecord, encode, header_list
+from streaming.dead_letter import DeadLetters, list_dead_letters
 from streaming.errors import BrokerUnavailable, MalformedEvent
-from streaming.records import Headers, Record
+from streaming.records import Headers, Origin, Record
 from streaming.topics import ITEMS
 
 _STAGE = "tokenizer"
@@ -55,7 +55,7 @@ class Rejects:
             offset=record.offset,
             key=record.key.encode(),
             value=encode(record.message),
-            headers=(),
+            headers=[] if record.origin is None else [record.origin.header()],
             timestamp=record.timestamp_ms,
         )
         self._waiting.put_nowait((raw, reason, text))
@@ -66,23 +66,28 @@ class Rejects:
 
     async def run(self) -> None:
         """Sends what was put, until cancelled."""
-        sent: set[tuple[int, int]] | None = None
+        sent: set[Origin] | None = None
         while True:
             raw, reason, text = await self._waiting.get()
             if sent is None:
                 sent = await _patiently(self._sent_before)
-            if (raw.partition, raw.offset) not in sent:
+            origin = Origin.of(raw.partition, raw.offset, header_list(raw.headers))
+            if origin not in sent:
                 await _patiently(partial(self._send, raw, reason, text))
-                sent.add((raw.partition, raw.offset))
+                sent.add(origin)
                 DLQ_RECORDS.labels(ITEMS, _STAGE, reason).inc()
 
     def close(self) -> None:
         """Disconnects."""
         self._letters.close()
 
-    def _sent_before(self) -> set[tuple[int, int]]:
-        letters = list_dead_letters(self._bootstrap, ITEMS)
-        return {(letter.partition, letter.offset) for letter in letters if letter.stage == _STAGE}
+    def _sent_before(self) -> set[Origin]:
+        return {
+            Origin(partition=letter.partition, offset=letter.offset, num_redriven=attempt)
+            for letter in list_dead_letters(self._bootstrap, ITEMS)
+            for attempt in range(letter.num_failed)
+            if _STAGE in letter.stages
+        }
 
     def _send(self, raw: RawRecord, reason: str, text: str) -> None:
         self._letters.reject(raw, reason=reason, exception=text)

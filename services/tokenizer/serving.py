@@ -5,7 +5,7 @@ Knows no gRPC and no broker: records come in, records to publish go out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -92,6 +92,9 @@ class TokenizerServing:
         content_dim = self.index.codebook.content_dim
         with STAGE_SECONDS.labels("tokenize").time():
             for record in records:
+                if record.message is None:
+                    self._withdraw(record, done)
+                    continue
                 content_E = precomputed(record.message, content_dim)
                 if content_E is not None:
                     self._put(record, content_E, done)
@@ -130,6 +133,13 @@ class TokenizerServing:
                 row = index.row_of(tuple(sid.codes)) if in_range else None
             item_ids.append("" if row is None else index.item_ids[row])
         return item_ids
+
+    def _withdraw(self, record: Record, done: Tokenized) -> None:
+        """A tombstone: the item keeps its codes, and is recommended no more."""
+        row = self.index.row(record.key)
+        if row is not None:
+            item = Item(item_id=record.key, unavailable=True)
+            self._put(replace(record, message=item), self.index.content_NE[row], done)
 
     def _put_known_text(self, record: Record, done: Tokenized) -> None:
         """A known item, its text not embedded: its availability counts at once, its text if it is news."""

@@ -251,17 +251,40 @@ def test_a_reader_goes_on_from_its_own_offsets_not_the_groups(bootstrap: str) ->
     assert {f"{tp.topic}/{tp.partition}": meta.offset for tp, meta in committed.items()} == offsets
 
 
-def test_offsets_that_the_broker_does_not_have_are_moved_to_its_end(bootstrap: str) -> None:
+@pytest.mark.case("an offset beyond the topic's end")
+def test_an_offset_beyond_the_end_is_read_from_the_beginning(bootstrap: str) -> None:
+    """Otherwise what comes now would be passed over in silence."""
     offsets = end_offsets(bootstrap)
-    ahead = offsets | {f"{INTERACTIONS}/0": offsets[f"{INTERACTIONS}/0"] + 1_000}
+    place = f"{INTERACTIONS}/0"
+    ahead = offsets | {place: offsets[place] + 1_000}
     letters = DeadLetters(bootstrap, stage="test")
     with PartitionConsumer(
         bootstrap, [INTERACTIONS], offsets=ahead, dead_letters=letters, stage="test"
     ) as consumer:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
+        seen: list[Record] = []
         while consumer.offsets != offsets:
             assert time.monotonic() < deadline
-            assert consumer.poll(10, 0.2) == []
+            seen += consumer.poll(100, 0.2)
+        assert {record.position for record in seen} <= {place}
+        assert consumer.take_rewound() == {place: 0}
+        assert consumer.take_rewound() == {}
+
+
+@pytest.mark.case("retention.ms set by the operator")
+def test_an_operators_settings_are_kept(bootstrap: str) -> None:
+    name = f"theirs-{uuid.uuid4().hex[:8]}"
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics(
+        {name: {"num_partitions": 1, "replication_factor": 1, "configs": {"retention.ms": "123456789"}}}
+    )
+    spec = topics.TopicSpec(name=name)
+    for _ in range(2):
+        create_topics(bootstrap, num_partitions=4, replication_factor=1, topics=[spec])
+    answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+    admin.close()
+    (configs,) = (configs for kind in answer.values() for configs in kind.values())
+    assert configs["retention.ms"]["value"] == "123456789"
 
 
 def test_a_topic_is_replayed_to_its_end_in_batches(bootstrap: str) -> None:

@@ -118,7 +118,7 @@ class Traffic:
             self.total[item_id] += 1
             event = Event(
                 event_id=f"{self.tag}-e{self.num_sent}",
-                user_id=f"u{self.num_sent % 29}",
+                user_id=f"u{self.num_sent}",
                 item_id=item_id,
                 action=ACTION_CLICK,
                 event_time_ms=TIME_MS + self.num_sent,

@@ -50,7 +50,10 @@ def test_json_comes_back_with_and_without_the_header(topic: str, message: Event)
 
 
 def test_json_in_snake_case_by_hand() -> None:
-    value = b'{"event_id":"e","user_id":"u","item_id":"i","action":"ACTION_LIKE","event_time_ms":5,"extra":1}'
+    value = (
+        b'{"event_id":"e","user_id":"u","item_id":"i","action":"ACTION_LIKE","event_time_ms":1600000000000,'
+    )
+    value += b'"extra":1}'
     assert decode(INTERACTIONS, value).action == Action.ACTION_LIKE
 
 

@@ -77,8 +77,8 @@ async def test_track_fills_in_id_and_time() -> None:
 
 async def test_track_keeps_the_senders_id_and_time() -> None:
     producer = KeepingProducer()
-    assert await intake(producer).track(event(event_id="e1", event_time_ms=5), 1.0) == "e1"
-    assert producer.kept == [("interactions", "u", event(event_id="e1", event_time_ms=5))]
+    assert await intake(producer).track(event(event_id="e1", event_time_ms=1_600_000_000_000), 1.0) == "e1"
+    assert producer.kept == [("interactions", "u", event(event_id="e1", event_time_ms=1_600_000_000_000))]
 
 
 async def test_track_names_the_wrong_field() -> None:
