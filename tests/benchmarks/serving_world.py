@@ -146,7 +146,12 @@ def _generated(num_items: int, num_users: int, num_events: int) -> Dataset:
     vector_NE = rng.standard_normal((num_items, 384), dtype=np.float32)
     items = []
     for n in range(num_items):
-        item = Item(item_id=f"item-{n}", title=f"item {n}", brand=f"brand {n % 97}", announced_time_ms=1)
+        item = Item(
+            item_id=f"item-{n}",
+            title=f"item {n}",
+            brand=f"brand {n % 97}",
+            announced_time_ms=1_600_000_000_000,
+        )
         item.embeddings.add(modality="text", values=vector_NE[n].tolist())
         items.append(item)
     step_ms = 60_000

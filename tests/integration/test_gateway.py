@@ -126,7 +126,12 @@ def category() -> str:
 async def announce(stub: RecommenderServiceStub, category: str, num_items: int) -> list[str]:
     """Announces items, waits until the gateway knows them, and returns their ids, the newest first."""
     items = [
-        Item(item_id=f"{category}-{n}", title=f"Item {n}", categories=[category], announced_time_ms=1_000 + n)
+        Item(
+            item_id=f"{category}-{n}",
+            title=f"Item {n}",
+            categories=[category],
+            announced_time_ms=1_600_000_000_000 + n,
+        )
         for n in range(num_items)
     ]
     assert (await stub.UpsertItems(UpsertItemsRequest(items=items))).num_accepted == num_items

@@ -6,6 +6,7 @@ reason; none ends a reader, and the end is reached.
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from streaming.producer import Producer
 from streaming.records import Record
 from streaming.topics import COMPACTED_TOPICS, INTERACTIONS, MESSAGE_OF, TRENDS, create_topics
 from streaming.trends_worker import TrendsWorker
+from tests.conftest import DEFAULT_KAFKA_IMAGE
 
 PATIENCE_S = 60
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -174,16 +176,17 @@ async def test_no_clock_but_ours_moves_the_readers(bootstrap: str, tmp_path: Pat
     far = make_event(event_time_ms=4_102_444_800_000)
     ahead = make_event(event_time_ms=now_ms + 23 * 3_600_000)
     plain = make_event()
-    producer = KafkaProducer(bootstrap_servers=bootstrap)
+    # each with a producer of its own: Apache Kafka refuses a record time in 2100 itself, and its producer ends
     for event, timestamp_ms in (
         (far, 4_102_444_800_000),
         (far, None),
         (ahead, None),
         (plain, now_ms // 1000),
     ):
+        producer = KafkaProducer(bootstrap_servers=bootstrap)
         producer.send(INTERACTIONS, encode(event), timestamp_ms=timestamp_ms)
-        producer.flush()  # one by one: Apache Kafka itself refuses a record time in 2100
-    producer.close()
+        producer.flush()
+        producer.close()
     for read in (polled, tailed):
         times = {
             record.message.event_id: record.message.event_time_ms
@@ -309,3 +312,23 @@ def num_letters(bootstrap: str, topic: str) -> int:
 def test_reading_any_header_name_may_be_asked_for_twice() -> None:
     read_any_header_name()
     read_any_header_name()
+
+
+@pytest.mark.container
+@pytest.mark.case("a valid event compressed with gzip, snappy, lz4, zstd by a Java client")
+def test_every_codec_of_a_java_client_is_read(kafka_container: str) -> None:
+    create_topics(kafka_container, num_partitions=4, replication_factor=1)
+    image = os.environ.get("KAFKA_TEST_IMAGE", DEFAULT_KAFKA_IMAGE)
+    program = ["docker", "run", "--rm", "-i", "--network", "host", "--entrypoint", "java", image]
+    program += ["-cp", "/opt/kafka/libs/*", "org.apache.kafka.tools.ConsoleProducer", "--topic", INTERACTIONS]
+    events = [make_event() for _ in CODECS]
+    for codec, event in zip(CODECS, events, strict=True):
+        subprocess.run(
+            [*program, "--bootstrap-server", kafka_container, "--compression-codec", codec],
+            input=as_json(event) + b"\n",
+            check=True,
+            timeout=60,
+        )
+    sent = {event.event_id for event in events}
+    assert sent <= event_ids(polled(kafka_container))
+    assert sent <= event_ids(tailed(kafka_container))
