@@ -1,15 +1,41 @@
 """How log lines look: structlog for our own, the same format for every library's.
 
-JSON on stdout; colours when stdout is a terminal. Knows nothing of what is logged.
+JSON on stdout; colours when stdout is a terminal. A line that cannot be written, on a full disk for one, is
+counted and lost: what it tells of was done, and must not fail for it. Knows nothing of what is logged.
 """
 
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import Processor
 
+from services.metrics import LOG_LINES_LOST
+
 _NOISY = ("kafka", "aiokafka", "asyncio", "grpc", "faiss", "transformers", "filelock", "urllib3")
+
+
+class UnfailingStream:
+    """A text stream that takes every line, and counts those that it could not pass on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Passes it on, or loses it."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            LOG_LINES_LOST.inc()
+            return len(text)
+
+    def flush(self) -> None:
+        """As `write`."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            LOG_LINES_LOST.inc()
 
 
 def configure_logging(service: str, level: str = "INFO") -> None:
@@ -37,7 +63,8 @@ def configure_logging(service: str, level: str = "INFO") -> None:
         ]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    handler = logging.StreamHandler(sys.stdout)
+    out = UnfailingStream(sys.stdout)
+    handler = logging.StreamHandler(cast(TextIO, out))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -53,7 +80,7 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     # Our own lines do not go by way of the standard library: a request's line costs 60 us there, 20 here.
     structlog.configure(
         processors=[*shared, *render],
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, out)),
         wrapper_class=structlog.make_filtering_bound_logger(root.level),
         cache_logger_on_first_use=False,
     )

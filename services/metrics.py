@@ -51,6 +51,7 @@ FALLBACKS = Counter("headrace_fallback", "Answers made without the model.", ["re
 RECOMMENDATION_LOGS_DROPPED = Counter(
     "headrace_recommendation_logs_dropped", "Answers that were given but not written to `recommendations`."
 )
+LOG_LINES_LOST = Counter("headrace_log_lines_lost", "Log lines that could not be written: a full disk, say.")
 CANCELLED = Counter("headrace_cancelled", "Requests given up by their callers, by stage.", ["stage"])
 
 # releases

@@ -7,10 +7,10 @@ for a Service of that name is passed over (`services.environment`).
 
 import json
 import os
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.config import (
@@ -24,6 +24,8 @@ from models.config import (
 from services.environment import PREFIX, did_you_mean, unknown_settings
 from services.errors import InvalidSettings
 from streaming.meaning import EventMeaning
+
+BASE_PORT = 7400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,11 @@ class EndpointSettings:
     """Where each service listens; its Prometheus port is its gRPC port + `metrics_offset`.
 
     `projector` and `trends` speak only gRPC health and reflection; `console` is the gateway's HTTP port.
+    Another `base_port` moves all those that are not set themselves, the embedded broker's too.
     """
 
     host: str = "127.0.0.1"
+    base_port: int = BASE_PORT
     gateway: int = 7400
     tokenizer: int = 7401
     generator: int = 7402
@@ -89,8 +93,10 @@ class EndpointSettings:
     metrics_offset: int = 10
 
     def port(self, service: str) -> int:
-        """The gRPC port of a service by name."""
-        return int(getattr(self, service))
+        """The port of a service by name, or of the console."""
+        port = int(getattr(self, service))
+        is_own = port != getattr(EndpointSettings, service)
+        return port if is_own else port + self.base_port - BASE_PORT
 
     def address(self, service: str) -> str:
         """host:port of a service's gRPC server."""
@@ -190,6 +196,22 @@ class Settings(BaseSettings):
     learner: LearnerConfig = LearnerConfig()
     torch_threads: int = 1
     log_level: str = "INFO"
+
+    @model_validator(mode="after")
+    def _move_broker(self) -> "Settings":
+        """The embedded broker's port moves with the others."""
+        shift = self.endpoints.base_port - BASE_PORT
+        if shift and self.broker == BrokerSettings():
+            host, _, port = self.broker.bootstrap_servers.rpartition(":")
+            moved = replace(self.broker, bootstrap_servers=f"{host}:{int(port) + shift}")
+            object.__setattr__(self, "broker", moved)
+        return self
+
+    @property
+    def embedded_bootstrap(self) -> str:
+        """Where `headrace up` puts its own broker."""
+        host, _, port = BrokerSettings().bootstrap_servers.rpartition(":")
+        return f"{host}:{int(port) + self.endpoints.base_port - BASE_PORT}"
 
 
 def load_settings() -> Settings:

@@ -1,7 +1,8 @@
 """The supervisor of `headrace up`: the embedded broker and every service as children of one process.
 
-Starts them, waits until each is live (and ready, where a release is live), starts one that died again and
-says so, and leaves none behind. It knows nothing of what the services do.
+Starts them, waits until each is live (and ready, where a release is live), and leaves none behind. One that
+dies takes no other with it: it is started again, after growing pauses, and that is said; meanwhile the stack
+is degraded, and whoever can answers. It knows nothing of what the services do.
 """
 
 import asyncio
@@ -19,9 +20,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from models.errors import IncompatibleCheckpoint
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
-from services.release import ReleasePublisher
+from services.release import ReleasePublisher, release_store
 from services.settings import Settings, to_environment
 from streaming.errors import BrokerUnavailable
 from streaming.topics import create_topics, existing_topics
@@ -38,9 +40,12 @@ Progress = Callable[[str, int, int], None]
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_INTERVAL_S = 0.2
+_PATIENCE_WITH_DEAD_S = 1.0
 _LOG_TAIL_LINES = 12
-_MAX_DEATHS = 3
-_DEATHS_WINDOW_S = 60.0
+_FIRST_PAUSE_S = 0.5
+_MAX_PAUSE_S = 60.0
+# Who lived for so long is no longer held to have died before.
+_LONG_LIFE_S = 120.0
 
 
 @dataclass
@@ -51,10 +56,13 @@ class Child:
     process: asyncio.subprocess.Process
     log_path: Path
 
-    def log_tail(self) -> str:
-        """The last lines it wrote."""
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+    def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:
+        """The last lines it wrote; empty if they cannot be read."""
+        try:
+            lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-num_lines:])
 
 
 class ChildDied(BackendUnavailable):
@@ -79,66 +87,101 @@ class Stack:
         self.processes: dict[str, Child] = {}
         self.log_dir = settings.store.root / "logs"
         self._embedded_broker = embedded_broker
+        self._down: set[str] = set()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._say: Callable[[str], None] = lambda line: None
 
-    async def start(self, progress: Progress | None = None) -> None:
-        """Returns when every service answers; raises BackendUnavailable, and then nothing is left running."""
+    @property
+    def degraded(self) -> list[str]:
+        """The services that are down at present and will be started again."""
+        return sorted(self._down)
+
+    async def start(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
+        """Returns when every service answers, or is known not to; `say` gets a line for each that does not.
+
+        Raises BackendUnavailable where nothing can be served (a port is taken, the broker does not come up),
+        and then nothing is left running. From then on who dies is started again, until `stop`.
+        """
         report = progress or (lambda stage, num_done, num_total: None)
+        self._say = say or self._say
         check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
             await self._start_broker(report)
             for name in SERVICES:
                 await self.start_service(name)
+            for name in self.processes:
+                self._keepers[name] = asyncio.ensure_future(self._keep(name))
             await self._wait_serving("services live", "liveness", SERVICES, report)
-            releases = await asyncio.to_thread(ReleasePublisher(self.settings).list)
-            if any(release.state == RELEASE_STATE_LIVE for release in releases):
+            live = await asyncio.to_thread(live_release, self.settings)
+            if live is not None and await asyncio.to_thread(is_in_store, self.settings, live):
                 await self._wait_serving("services ready", "", SERVING, report)
+            elif live is not None:
+                self._say(
+                    f"release {live} is live, and its files are not in {self.settings.store.releases_url}: "
+                    "popular items are answered; run `headrace train --from-topic`, or bring the files back"
+                )
         except BaseException:
             await self.stop()
             raise
 
     async def start_service(self, name: str) -> Child:
         """Starts one service, also one that was stopped before, and returns without waiting for it."""
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         log_path = self.log_dir / f"{name}.log"
-        with log_path.open("ab") as log:
+        with self._open_log(log_path) as log:
             process = await self._spawn(name, log)
         child = Child(name=name, process=process, log_path=log_path)
         self.processes[name] = child
         return child
+
+    async def restart_service(self, name: str) -> None:
+        """Stops one service and starts it with the present settings."""
+        keeper = self._keepers.pop(name, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        await _stop_all([self.processes[name]])
+        await self.start_service(name)
+        self._keepers[name] = asyncio.ensure_future(self._keep(name))
+
+    def _open_log(self, path: Path) -> IO[bytes]:
+        """The log for appending; nothing is kept where it cannot be opened, on a full disk for one."""
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            return path.open("ab")
+        except OSError as error:
+            self._say(f"{path} cannot be written: {error.strerror}")
+            return Path(os.devnull).open("ab")
 
     async def wait_ready(self, progress: Progress | None = None) -> None:
         """Returns when every serving service has loaded a live release and is warm."""
         report = progress or (lambda stage, num_done, num_total: None)
         await self._wait_serving("services ready", "", SERVING, report)
 
-    async def keep(self, say: Callable[[str], None]) -> None:
-        """Starts a service that ended again, and says so; a learner, say, goes on from its checkpoint.
-
-        Never returns. Raises ChildDied for the broker, which is not ours to mend, and for a service that
-        ended for the `_MAX_DEATHS`-th time within `_DEATHS_WINDOW_S`.
-        """
-        deaths_s: dict[str, list[float]] = {}
+    async def _keep(self, name: str) -> None:
+        """Starts a service again whenever it ends; never returns."""
+        loop = asyncio.get_running_loop()
+        pause_s = _FIRST_PAUSE_S
         while True:
-            child = await self._first_dead()
-            now_s = asyncio.get_running_loop().time()
-            recent = [at_s for at_s in deaths_s.get(child.name, []) if now_s - at_s < _DEATHS_WINDOW_S]
-            deaths_s[child.name] = [*recent, now_s]
-            if child.name == BROKER or len(deaths_s[child.name]) >= _MAX_DEATHS:
-                raise ChildDied(child)
-            await self.start_service(child.name)
-            say(f"{ChildDied(child)}; started again")
-
-    async def _first_dead(self) -> Child:
-        waits = {asyncio.ensure_future(child.process.wait()): child for child in self.processes.values()}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for waiting in waits:
-                waiting.cancel()
-        return waits[done.pop()]
+            child, began_s = self.processes[name], loop.time()
+            await child.process.wait()
+            self._down.add(name)
+            if loop.time() - began_s > _LONG_LIFE_S:
+                pause_s = _FIRST_PAUSE_S
+            last = child.log_tail(1)
+            self._say(
+                f"{ChildDied(child)}; started again in {pause_s:g} s" + (f". It said: {last}" if last else "")
+            )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            await self.start_service(name)
+            self._down.discard(name)
 
     async def stop(self) -> None:
         """SIGTERM to every child, the gateway first; SIGKILL to those that stay; then the broker."""
+        keepers, self._keepers = list(self._keepers.values()), {}
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
         await _stop_all([self.processes[name] for name in reversed(SERVICES) if name in self.processes])
         await _stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
 
@@ -198,20 +241,22 @@ class Stack:
     async def _wait_serving(
         self, stage: str, health_name: str, names: tuple[str, ...], report: Progress
     ) -> None:
-        deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+        """Returns when all serve, or when the time is up or the others are down; says who does not."""
+        loop = asyncio.get_running_loop()
+        deadline, all_down_since = loop.time() + _START_TIMEOUT_S, None
         waiting = set(names)
         report(stage, 0, len(names))
         while waiting:
-            self._raise_if_dead()
             for name in sorted(waiting):
                 if await is_serving(self.settings.endpoints.address(name), health_name):
                     waiting.discard(name)
                     report(stage, len(names) - len(waiting), len(names))
-            if waiting and asyncio.get_running_loop().time() > deadline:
-                raise BackendUnavailable(
-                    f"not {stage.removeprefix('services ')} after {_START_TIMEOUT_S:.0f} s: "
-                    f"{', '.join(sorted(waiting))}; logs are in {self.log_dir}"
-                )
+            all_down_since = (all_down_since or loop.time()) if waiting and waiting <= self._down else None
+            has_given_up = all_down_since is not None and loop.time() - all_down_since > _PATIENCE_WITH_DEAD_S
+            if waiting and (has_given_up or loop.time() > deadline):
+                who = ", ".join(sorted(waiting))
+                self._say(f"not {stage.removeprefix('services ')} yet: {who}; the logs are in {self.log_dir}")
+                return
             await asyncio.sleep(_POLL_INTERVAL_S if waiting else 0)
 
 
@@ -251,6 +296,21 @@ async def is_serving(address: str, health_name: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def live_release(settings: Settings) -> str | None:
+    """The id of the release that the topic says is live; raises BrokerUnavailable."""
+    live = [one for one in ReleasePublisher(settings).list() if one.state == RELEASE_STATE_LIVE]
+    return live[-1].release_id if live else None
+
+
+def is_in_store(settings: Settings, release_id: str) -> bool:
+    """Whether the release store holds a manifest of this release."""
+    try:
+        release_store(settings).manifest(release_id)
+    except (IncompatibleCheckpoint, OSError, ValueError):
+        return False
+    return True
+
+
 def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:
     """Every port of the services: what it is for -> number, and the setting that moves it."""
     endpoints = settings.endpoints
@@ -268,7 +328,8 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
         port = int(settings.broker.bootstrap_servers.rpartition(":")[2])
         ports[BROKER] = (port, "HEADRACE_BROKER__BOOTSTRAP_SERVERS")
     for what, (port, variable) in ports.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        family = socket.AF_INET6 if ":" in settings.endpoints.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.endpoints.host, port))
@@ -284,8 +345,8 @@ async def run_stack(
 ) -> None:
     """Starts the stack and keeps it until SIGINT or SIGTERM; then, or on any error, stops every child.
 
-    `started` is called once, when everything answers; `say` gets a line for each service that had to be
-    started again. Raises ChildDied as `Stack.keep` does.
+    `started` is called once, when everything answers that will; `say` gets a line for each service that ended
+    and is started again. Raises BackendUnavailable as `Stack.start` does.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -293,9 +354,9 @@ async def run_stack(
         loop.add_signal_handler(number, stopped.set)
 
     async def live() -> None:
-        await stack.start(progress)
+        await stack.start(progress, say)
         started()
-        await stack.keep(say)
+        await asyncio.Event().wait()
 
     waits = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(live())]
     try:

@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.panel import Panel
@@ -14,10 +14,7 @@ from services.cli.up import banner
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from services.cli.terminal import Stages
-    from services.demo.tour import Findings
     from services.up import Stack
     from streaming.dataset import Dataset
 
@@ -99,31 +96,14 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
         tour = Tour(
             settings=settings, dataset=dataset, begin=begin, console=terminal.out, announced=announced
         )
-        findings = await _beside(stack, tour.run())
+        findings = await tour.run()
         terminal.out.print(promises_panel(findings, time.monotonic() - started))
         if not once:
             terminal.out.print(f"the console is at {_console_url(settings)}; Ctrl-C stops everything")
-            await stack.keep(terminal.warn)
+            await asyncio.Event().wait()
         return not findings.broken
     finally:
         await stack.stop()
-
-
-async def _beside(stack: "Stack", work: "Coroutine[Any, Any, Findings]") -> "Findings":
-    """What `work` returns; raises ChildDied when a service cannot be kept up under it."""
-    import asyncio
-
-    watching = asyncio.ensure_future(stack.keep(terminal.warn))
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
-        return working.result()
-    finally:
-        for task in (watching, working):
-            task.cancel()
-        await asyncio.gather(watching, working, return_exceptions=True)
 
 
 async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train_s: float) -> set[str]:
@@ -131,7 +111,7 @@ async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train
     import asyncio
 
     with terminal.progress_bars() as bars:
-        await stack.start(bars)
+        await stack.start(bars, terminal.warn)
         announced = await asyncio.to_thread(_send_past, settings, dataset, bars)
     await _train(settings, train_s)
     with terminal.progress_bars() as bars:
@@ -177,4 +157,4 @@ async def _train(settings: Settings, train_s: float) -> None:
 
 
 def _console_url(settings: Settings) -> str:
-    return f"http://{settings.endpoints.host}:{settings.endpoints.console}/"
+    return f"http://{settings.endpoints.host}:{settings.endpoints.port('console')}/"

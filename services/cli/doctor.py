@@ -95,12 +95,13 @@ def _ports(settings: Settings) -> Check:
 def _broker(settings: Settings) -> list[Check]:
     from kafka.errors import KafkaError
 
+    from streaming.errors import BrokerUnavailable
     from streaming.topics import TOPICS, existing_topics
 
     servers = settings.broker.bootstrap_servers
     try:
         present = existing_topics(servers)
-    except (KafkaError, OSError) as error:
+    except (BrokerUnavailable, KafkaError, OSError) as error:
         detail = " ".join(str(error).split())
         return [Check("broker", "warn", f"{servers} does not answer ({detail}); `headrace up` starts one")]
     missing = sorted(set(TOPICS) - present)

@@ -7,6 +7,13 @@ import typer
 from services.cli import calls, terminal
 from services.settings import load_settings
 
+_WHY = {
+    "FALLBACK_REASON_UNKNOWN_USER": "nothing is known of this user (`headrace track USER ITEM` changes that)",
+    "FALLBACK_REASON_NO_USABLE_EVENTS": "no event of this user is a wish: impressions, skips, low ratings",
+    "FALLBACK_REASON_NO_RELEASE": "no release yet; `headrace train --from-topic` or `--data DIR` makes one",
+    "FALLBACK_REASON_BACKEND_UNAVAILABLE": "the model does not answer; `headrace state` says what is live",
+}
+
 
 def recommend(
     user: Annotated[str, typer.Argument(help="The user id.")],
@@ -56,12 +63,14 @@ def recommend(
     )
     notes = [f"release {response.release_id or '-'}"]
     if response.fallback_reason:
-        word = terminal.enum_word(FallbackReason.Name(response.fallback_reason), "FALLBACK_REASON_")
-        notes.append(f"fallback: {word}")
+        name = FallbackReason.Name(response.fallback_reason)
+        notes.append(f"popular items: {_WHY.get(name, name)}")
+    elif response.degraded:
+        notes.append(
+            "degraded: the ranker does not answer (`headrace doctor`; its log is in `headrace state`)"
+        )
     if response.shortfall_reason:
         word = terminal.enum_word(ShortfallReason.Name(response.shortfall_reason), "SHORTFALL_REASON_")
         notes.append(f"fewer than asked: {word}")
-    if response.degraded:
-        notes.append("degraded: a part of the service is down")
     notes += [f"{stage.stage} {stage.latency_ms:.1f} ms" for stage in response.stages]
     terminal.err.print(" · ".join(notes), highlight=False)

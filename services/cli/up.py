@@ -1,5 +1,6 @@
 """`headrace up`: every service on this machine, until Ctrl-C."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +10,36 @@ from typing import Annotated
 import typer
 
 from services.cli import terminal
-from services.settings import BrokerSettings, Settings, load_settings
+from services.errors import BackendUnavailable
+from services.settings import Settings, load_settings
 
 
-def banner(settings: Settings) -> str:
-    """Where everything is, one line each."""
+def banner(settings: Settings, *, has_release: bool = True) -> str:
+    """Where everything is, one line each, and what to do next."""
     endpoints = settings.endpoints
     lines = [
         f"[bold]gRPC[/bold]     {endpoints.address('gateway')}   (health and reflection are on)",
-        f"[bold]console[/bold]  http://{endpoints.host}:{endpoints.console}/",
+        f"[bold]console[/bold]  http://{endpoints.host}:{endpoints.port('console')}/",
         f"[bold]metrics[/bold]  http://{endpoints.host}:{endpoints.metrics_port('gateway')}/metrics   "
         f"(each service: its port + {endpoints.metrics_offset})",
         f"[bold]broker[/bold]   {settings.broker.bootstrap_servers}",
         f"[bold]logs[/bold]     {settings.store.root / 'logs'}",
+        *([] if has_release else ["", *_FIRST_STEPS]),
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
 
 
+_FIRST_STEPS = (
+    "No release yet: popular items are answered, the newest first until there are events. In a second shell:",
+    "  [bold]headrace replay --data DIR --from 0 --until 0.7[/bold]   items and events into the topics",
+    "  [bold]headrace train --from-topic[/bold]                       the first release",
+)
+
+
 def wants_embedded_broker(settings: Settings) -> bool:
     """Whether no broker was named: then `up` brings its own."""
-    return settings.broker.bootstrap_servers == BrokerSettings().bootstrap_servers
+    return settings.broker.bootstrap_servers == settings.embedded_bootstrap
 
 
 def up(
@@ -46,33 +56,46 @@ def up(
 
     from rich.panel import Panel
 
-    from services.up import ChildDied, Stack, run_stack
+    from services.up import Stack, live_release, run_stack
 
     settings = load_settings()
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
     stack = Stack(settings, embedded_broker=embedded)
 
-    with terminal.progress_bars() as bars:
+    with pid_file(settings.store.root / "up.pid"), terminal.progress_bars() as bars:
 
         def started() -> None:
             bars.stop()
-            terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
+            text = banner(settings, has_release=live_release(settings) is not None)
+            title = (
+                f"headrace is up, without {', '.join(stack.degraded)}" if stack.degraded else "headrace is up"
+            )
+            terminal.out.print(Panel(text, title=title, expand=False), highlight=False)
 
-        try:
-            with pid_file(settings.store.root / "up.pid"):
-                asyncio.run(run_stack(stack, bars, started, terminal.warn))
-        except ChildDied as error:
-            bars.stop()
-            terminal.err.print(error.child.log_tail(), highlight=False, markup=False, soft_wrap=True)
-            raise
+        asyncio.run(run_stack(stack, bars, started, terminal.warn))
 
 
 @contextmanager
 def pid_file(path: Path) -> Iterator[None]:
-    """This process's id in `path` while the block runs: `make down` sends SIGTERM there."""
+    """This process's id in `path` while the block runs: `make down` sends SIGTERM there.
+
+    Raises BackendUnavailable, and touches nothing, if another process holds the file. The kernel lets go of
+    it with the process, so a killed one leaves nothing to clean up.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{os.getpid()}\n")
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            raise BackendUnavailable(
+                f"headrace is already running here (pid {handle.read().strip() or 'unknown'}); `make down` "
+                "stops it. For a second one, use another folder and another HEADRACE_ENDPOINTS__BASE_PORT"
+            ) from error
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

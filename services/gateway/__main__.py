@@ -118,7 +118,7 @@ async def _run(
     await server.run(
         views.follow(settings.broker.bootstrap_servers),
         log.run(),
-        console.run(settings.endpoints.host, settings.endpoints.console),
+        console.run(settings.endpoints.host, settings.endpoints.port("console")),
         become_ready(),
     )
     await log.flush()

@@ -11,7 +11,7 @@ import structlog
 
 from protos.headrace.v1.recommend_pb2 import RecommendationLog
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
-from streaming.errors import BrokerUnavailable
+from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.producer import AsyncProducer
 from streaming.topics import RECOMMENDATIONS
 
@@ -65,7 +65,7 @@ class RecommendationLogWriter:
             self._is_filled.clear()
         try:
             await self._producer.send_many(RECOMMENDATIONS, [(record.request_id, record) for record in batch])
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, MalformedEvent, OSError) as error:
             RECOMMENDATION_LOGS_DROPPED.inc(len(batch))
             _log.warning("recommendation logs dropped", num_records=len(batch), reason=str(error))
             return False

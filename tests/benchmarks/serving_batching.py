@@ -65,12 +65,9 @@ def _generate_bodies(bench: Bench) -> list[bytes]:
 
 
 async def _restart_generator(bench: Bench, usual: Settings, max_batch: int) -> None:
-    child = bench.stack.processes["generator"]
-    child.process.terminate()
-    await child.process.wait()
     generator = type(usual.generator)(max_batch=max_batch, max_kept_users=usual.generator.max_kept_users)
     bench.stack.settings = usual.model_copy(update={"generator": generator})
-    await bench.stack.start_service("generator")
+    await bench.stack.restart_service("generator")
     await bench.stack.wait_ready()
     await asyncio.sleep(_SETTLE_S)
 

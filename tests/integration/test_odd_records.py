@@ -176,7 +176,7 @@ async def test_no_clock_but_ours_moves_the_readers(bootstrap: str, tmp_path: Pat
     far = make_event(event_time_ms=4_102_444_800_000)
     ahead = make_event(event_time_ms=now_ms + 23 * 3_600_000)
     plain = make_event()
-    # each with a producer of its own: Apache Kafka refuses a record time in 2100 itself, and its producer ends
+    # each with a producer of its own: one whose record time Apache Kafka refuses (2100) is of no more use
     for event, timestamp_ms in (
         (far, 4_102_444_800_000),
         (far, None),
