@@ -79,13 +79,14 @@ class Stack:
     """Broker and services of one `settings`; an async context manager, or `start` and `stop`.
 
     `embedded_broker` starts the broker of the extra `embedded` on `settings.broker.bootstrap_servers`;
-    without it, a broker must be there already.
+    without it, a broker must be there already. `has_release`: whether one was live at the start.
     """
 
     def __init__(self, settings: Settings, *, embedded_broker: bool = True) -> None:
         self.settings = settings
         self.processes: dict[str, Child] = {}
         self.log_dir = settings.store.root / "logs"
+        self.has_release = False
         self._embedded_broker = embedded_broker
         self._down: set[str] = set()
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -113,6 +114,7 @@ class Stack:
                 self._keepers[name] = asyncio.ensure_future(self._keep(name))
             await self._wait_serving("services live", "liveness", SERVICES, report)
             live = await asyncio.to_thread(live_release, self.settings)
+            self.has_release = live is not None
             if live is not None and await asyncio.to_thread(is_in_store, self.settings, live):
                 await self._wait_serving("services ready", "", SERVING, report)
             elif live is not None:

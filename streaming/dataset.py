@@ -1,44 +1,54 @@
-"""A data folder as events and items: `interactions.parquet`, `items.jsonl.gz`, perhaps embeddings.
+"""A data folder as events and items: an `interactions` file, an `items` file, perhaps embeddings.
 
 Knows the layout only; `streaming/movielens.py` fetches a data set into it. Times become milliseconds,
 ids become text, and events stand in the order of a stream.
 
-interactions.parquet: `user_id, item_id, timestamp` (seconds since the epoch); perhaps `position` (breaks
-    ties of time), `rating` or `value`, and `action` (a name such as "click", or its number).
-items.jsonl.gz: one JSON object a line with `item_id`; perhaps `title`, `brand`, `categories`, each may
-    be null. An item with events but without a line has no text.
-title_emb*.npy: [number of lines of items.jsonl.gz, width] floats, row k for line k.
+interactions (Parquet, CSV, JSON Lines): `user_id, item_id, timestamp`; perhaps `position` (breaks ties of
+    time), `rating` or `value`, and `action` (a name such as "click", or its number). What the columns may
+    hold: `streaming/columns.py`.
+items (the same formats): `item_id`; perhaps `title`, `brand`, `categories`, each may be empty. An item with
+    events but without a line has no text.
+title_emb*.npy: [number of lines of items, width] floats, row k for line k.
 """
 
 import gzip
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
+from streaming import columns
 from streaming.errors import DatasetError
-from streaming.events import MAX_CATEGORIES, MAX_CATEGORY_CHARS, MAX_TEXT_CHARS
+from streaming.events import MAX_CATEGORIES, MAX_CATEGORY_CHARS, MAX_TEXT_CHARS, id_problem
+from streaming.tables import find_file, read_table, require_columns
 
 logger = logging.getLogger(__name__)
 
+# As Headrace writes them itself.
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.jsonl.gz"
 _EMBEDDINGS_GLOB = "title_emb*.npy"
 _LAYOUT = (
-    f"a data folder holds {INTERACTIONS_FILE} (user_id, item_id, timestamp in seconds) and {ITEMS_FILE} "
-    "(one JSON object a line with item_id, title, brand, categories)"
+    "a data folder holds interactions (user_id, item_id, timestamp) and items (item_id, title, brand, "
+    "categories), each as Parquet, CSV or JSON Lines"
 )
+_EVENT_COLUMNS = ("user_id", "item_id", "timestamp")
+_ITEM_COLUMNS = ("item_id", "title", "brand", "categories")
+LEAD_MS = 86_400_000
+# A folder in which more events than this are on items without a line was put together wrongly.
+MAX_UNMATCHED_SHARE = 0.5
+
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -49,7 +59,9 @@ class Dataset:
 
     `user_id_N`, `item_id_N` object arrays of str; `time_ms_N`, `action_N`, `row_N` int64; `value_N`
     float64; `position_N` int64 or None where the file has none. Order: time, then position if there
-    is one, then place in the file. `row_N` is that place: it makes an event's id the same in every run.
+    is one, then place in the file; `row_N` is that place. `event_id_N` are ids made of what the rows say: the
+    same row has the same id in every folder and run, and of rows that say the same each has its own.
+    `num_unmatched` events are on items without a line of their own.
     """
 
     name: str
@@ -61,13 +73,15 @@ class Dataset:
     value_N: npt.NDArray[np.float64]
     row_N: Int64Array
     position_N: Int64Array | None
+    event_id_N: npt.NDArray[np.object_]
+    num_unmatched: int = 0
 
     def __len__(self) -> int:
         return len(self.time_ms_N)
 
     def event_id(self, n: int) -> str:
-        """The id of the n-th event: "{folder name}-{row in the file}"."""
-        return f"{self.name}-{self.row_N[n]}"
+        """The id of the n-th event."""
+        return str(self.event_id_N[n])
 
     def event(self, n: int) -> Event:
         """The n-th event in stream order."""
@@ -79,6 +93,23 @@ class Dataset:
             event_time_ms=int(self.time_ms_N[n]),
             value=float(self.value_N[n]),
         )
+
+    def announcements(self) -> list[Item]:
+        """Every item with the time at which it was announced: `LEAD_MS` before its first event.
+
+        Where nobody knows when an item came, "announced this moment" must not mean "chosen this moment". One
+        without an event was there from the start.
+        """
+        first_ms: dict[str, int] = {}
+        for item_id, time_ms in zip(self.item_id_N, self.time_ms_N.tolist(), strict=True):
+            first_ms.setdefault(item_id, time_ms)
+        announced = []
+        for item in self.items:
+            copy = Item()
+            copy.CopyFrom(item)
+            copy.announced_time_ms = first_ms.get(item.item_id, int(self.time_ms_N[0])) - LEAD_MS
+            announced.append(copy)
+        return announced
 
     def bounds(self, start: float, end: float) -> tuple[int, int]:
         """The first event of a slice by share of events, and the one after its last: 0.7, 1.0 is the
@@ -99,155 +130,166 @@ class Dataset:
         return replace(self, time_ms_N=self.time_ms_N + (time_ms - int(self.time_ms_N[-1])))
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """Reads a data folder.
+def load_dataset(
+    folder: Path, columns_of: Mapping[str, str] | None = None, *, allow_unmatched: bool = False
+) -> Dataset:
+    """Reads a data folder; `columns_of` maps our names of columns to the files'.
 
-    Actions: the column `action` if there is one; else a rating is ACTION_RATING with its value, and an
-    interaction without one is ACTION_CLICK. Raises DatasetError, which says what to do.
+    Raises DatasetError, which says what to do; also where more than `MAX_UNMATCHED_SHARE` of the events are
+    on items that the items file does not have, unless `allow_unmatched`.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; {_LAYOUT}")
-    for name in (INTERACTIONS_FILE, ITEMS_FILE):
-        if not (folder / name).is_file():
-            raise DatasetError(f"{folder} has no {name}; {_LAYOUT}")
-    table = _read_interactions(folder / INTERACTIONS_FILE)
-    columns = set(table.column_names)
-    time_ms_N = _times(table)
-    position_N = _integers(table, "position") if "position" in columns else None
-    action_N, value_N = _actions(table)
+    names = dict(columns_of or {})
+    path = find_file(folder, "interactions")
+    item_path = find_file(folder, "items")
+    table = read_table(path, _only(names, item_columns=False), as_text=("user_id", "item_id"))
+    require_columns(table, _EVENT_COLUMNS, path)
+    if not table.num_rows:
+        raise DatasetError(f"{path} has no rows")
+    time_ms_N = columns.times_ms(table)
+    position_N = columns.integers(table, "position") if "position" in table.column_names else None
+    action_N, value_N = columns.actions(table)
     place_N = np.arange(len(time_ms_N), dtype=np.int64)
     order_N = np.lexsort((place_N, place_N if position_N is None else position_N, time_ms_N))
-    user_id_N, item_id_N = _ids(table, "user_id"), _ids(table, "item_id")
+    user_id_N, item_id_N = (columns.ids(table, name)[order_N] for name in ("user_id", "item_id"))
+    items, num_unmatched = _load_items(folder, item_path, _only(names, item_columns=True), item_id_N)
+    _check_matched(path, item_path, items, item_id_N, num_unmatched, allow_unmatched=allow_unmatched)
+    event_id_N = _content_ids(user_id_N, item_id_N, time_ms_N[order_N], action_N[order_N], value_N[order_N])
     return Dataset(
         name=folder.resolve().name,
-        items=_load_items(folder, item_id_N),
-        user_id_N=user_id_N[order_N],
-        item_id_N=item_id_N[order_N],
+        items=items,
+        user_id_N=user_id_N,
+        item_id_N=item_id_N,
         time_ms_N=time_ms_N[order_N],
         action_N=action_N[order_N],
         value_N=value_N[order_N],
         row_N=place_N[order_N],
         position_N=None if position_N is None else position_N[order_N],
+        event_id_N=event_id_N,
+        num_unmatched=num_unmatched,
     )
 
 
-def _read_interactions(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as Parquet: {error}") from error
-    missing = {"user_id", "item_id", "timestamp"} - set(table.column_names)
-    if missing:
-        raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}; {_LAYOUT}")
-    if not table.num_rows:
-        raise DatasetError(f"{path} has no rows")
-    for name in ("user_id", "item_id", "timestamp"):
-        if table[name].null_count:
-            raise DatasetError(f"{path}: column {name} has {table[name].null_count} empty values")
-    return table
+def _only(names: Mapping[str, str], *, item_columns: bool) -> dict[str, str]:
+    """Those of the names that are of the items file, or of the interactions file; `item_id` is of both."""
+    of_items = {"title", "brand", "categories"}
+    return {
+        name: theirs
+        for name, theirs in names.items()
+        if name == "item_id" or (name in of_items) == item_columns
+    }
 
 
-def _ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
-    try:
-        texts = pc.cast(table[name], pa.string())
-    except pa.ArrowException as error:
-        raise DatasetError(f"column {name} is {table[name].type}; it must be numbers or text") from error
-    # one str object per id, not per event
-    encoded = texts.combine_chunks().dictionary_encode()
-    names = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
-    ids: npt.NDArray[np.object_] = names[encoded.indices.to_numpy()]
-    return ids
+def _content_ids(
+    user_id_N: npt.NDArray[np.object_],
+    item_id_N: npt.NDArray[np.object_],
+    time_ms_N: Int64Array,
+    action_N: Int64Array,
+    value_N: npt.NDArray[np.float64],
+) -> npt.NDArray[np.object_]:
+    seen = Counter[str]()
+    event_ids = []
+    for row in zip(
+        user_id_N, item_id_N, time_ms_N.tolist(), action_N.tolist(), value_N.tolist(), strict=True
+    ):
+        text = "\n".join(map(str, row))
+        seen[text] += 1
+        text += f"\n{seen[text]}"
+        event_ids.append(hashlib.blake2b(text.encode(), digest_size=12).hexdigest())
+    return np.asarray(event_ids, dtype=object)
 
 
-def _times(table: pa.Table) -> Int64Array:
-    column = table["timestamp"]
-    if pa.types.is_timestamp(column.type):
-        return np.asarray(pc.cast(column, pa.timestamp("ms"), safe=False).to_numpy().astype(np.int64))
-    try:
-        seconds_N = column.to_numpy().astype(np.float64)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise DatasetError(f"column timestamp is {column.type}; it must be seconds") from error
-    if not np.isfinite(seconds_N).all() or seconds_N.min() <= 0 or seconds_N.max() > 1e11:
-        raise DatasetError("column timestamp must be seconds since 1970, all after it (not milliseconds)")
-    return np.asarray(np.rint(seconds_N * 1000.0), dtype=np.int64)
+def _check_matched(
+    path: Path,
+    item_path: Path,
+    items: Sequence[Item],
+    item_id_N: npt.NDArray[np.object_],
+    num_unmatched: int,
+    *,
+    allow_unmatched: bool,
+) -> None:
+    if allow_unmatched or num_unmatched <= MAX_UNMATCHED_SHARE * len(item_id_N):
+        return
+    listed = [item.item_id for item in items[:3]]
+    raise DatasetError(
+        f"{num_unmatched:,} of {len(item_id_N):,} events in {path.name} are on items that {item_path.name} "
+        f"does not have: events name {', '.join(map(repr, item_id_N[:3]))}, items are "
+        f"{', '.join(map(repr, listed))}; mend the ids, or say --allow-unmatched"
+    )
 
 
-def _integers(table: pa.Table, name: str) -> Int64Array:
-    try:
-        return np.asarray(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
-    except (pa.ArrowException, ValueError) as error:
-        raise DatasetError(f"column {name} must be whole numbers: {error}") from error
-
-
-def _actions(table: pa.Table) -> tuple[Int64Array, npt.NDArray[np.float64]]:
-    num_events, columns = table.num_rows, table.column_names
-    value_name = next((name for name in ("value", "rating") if name in columns), None)
-    value_N = np.zeros(num_events)
-    if value_name:
-        try:
-            value_N = np.nan_to_num(pc.cast(table[value_name], pa.float64()).to_numpy(), posinf=0, neginf=0)
-        except (pa.ArrowException, ValueError) as error:
-            raise DatasetError(f"column {value_name} must be numbers: {error}") from error
-    if "action" in columns:
-        return _named_actions(table["action"]), value_N
-    action = Action.ACTION_RATING if value_name == "rating" else Action.ACTION_CLICK
-    return np.full(num_events, int(action), dtype=np.int64), value_N
-
-
-def _named_actions(column: pa.ChunkedArray) -> Int64Array:
-    numbers: dict[Any, int] = {}
-    for value in column.unique().to_pylist():
-        text = str(value).strip().upper()
-        name = text if text.startswith("ACTION_") else f"ACTION_{text}"
-        number = int(value) if isinstance(value, int) else dict(Action.items()).get(name, 0)
-        if number not in Action.values() or number == Action.ACTION_UNSPECIFIED:
-            known = ", ".join(key.removeprefix("ACTION_").lower() for key in Action.keys()[1:])
-            raise DatasetError(f"column action has {value!r}; known actions are {known}")
-        numbers[value] = number
-    return np.array([numbers[value] for value in column.to_pylist()], dtype=np.int64)
-
-
-def _load_items(folder: Path, item_id_N: npt.NDArray[np.object_]) -> list[Item]:
-    items = list(_read_items(folder / ITEMS_FILE))
+def _load_items(
+    folder: Path, path: Path, names: Mapping[str, str], item_id_N: npt.NDArray[np.object_]
+) -> tuple[list[Item], int]:
+    """The items with a line, then those with events alone; and how many events those have."""
+    items = list(_read_items(path, names))
     listed = {item.item_id for item in items}
     if len(listed) != len(items):
-        raise DatasetError(f"{folder / ITEMS_FILE} has {len(items) - len(listed)} item ids twice")
+        raise DatasetError(f"{path} has {len(items) - len(listed)} item ids twice")
     embeddings = sorted(folder.glob(_EMBEDDINGS_GLOB))
     if embeddings:
         vectors = _read_embeddings(embeddings[0], len(items))
         for item, vector in zip(items, vectors, strict=True):
             item.embeddings.append(Embedding(modality="text", values=vector.tolist()))
-    bare = [item_id for item_id in dict.fromkeys(item_id_N) if item_id not in listed]
-    if bare:
-        logger.warning("items_without_text", extra={"num_items": len(bare), "example": bare[0]})
-    return items + [Item(item_id=item_id) for item_id in bare]
+    events_of = Counter(item_id for item_id in item_id_N if item_id not in listed)
+    if events_of:
+        example = next(iter(events_of))
+        logger.warning("items_without_a_line", extra={"num_items": len(events_of), "example": example})
+    return items + [Item(item_id=item_id) for item_id in events_of], sum(events_of.values())
 
 
-def _read_items(path: Path) -> Iterator[Item]:
+def _read_items(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
+    if "json" in path.name:
+        yield from _read_item_lines(path, names)
+        return
+    table = read_table(path, names, as_text=_ITEM_COLUMNS)
+    require_columns(table, ("item_id",), path)
+    present = [name for name in _ITEM_COLUMNS if name in table.column_names]
+    for number, fields in enumerate(table.select(present).to_pylist(), start=1):
+        yield _item(fields, f"{path}, row {number}")
+
+
+def _read_item_lines(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _parse_item(line, f"{path}, line {number}")
+                    yield _parse_item(line, names, f"{path}, line {number}")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
 
 
-def _parse_item(line: str, where: str) -> Item:
+def _parse_item(line: str, names: Mapping[str, str], where: str) -> Item:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON: {error}") from error
-    if not isinstance(fields, dict) or _text(fields.get("item_id")) == "":
+    if not isinstance(fields, dict):
         raise DatasetError(f"{where}: not an object with item_id")
+    return _item({name: fields.get(names.get(name, name)) for name in _ITEM_COLUMNS}, where)
+
+
+def _item(fields: Mapping[str, object], where: str) -> Item:
+    try:
+        item_id = columns.id_text(fields.get("item_id"))
+        problem = id_problem(item_id)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise DatasetError(f"{where}: item_id {fields.get('item_id')!r:.60} {problem}")
     categories = fields.get("categories")
     flat = categories if isinstance(categories, list) else [categories]
-    names = [_text(name) for part in flat for name in (part if isinstance(part, list) else [part])]
+    found = [_text(name) for part in flat for name in (part if isinstance(part, list) else [part])]
     return Item(
-        item_id=_text(fields["item_id"]),
+        item_id=item_id,
         title=_text(fields.get("title"))[:MAX_TEXT_CHARS],
         brand=_text(fields.get("brand"))[:MAX_TEXT_CHARS],
-        categories=list(dict.fromkeys(name[:MAX_CATEGORY_CHARS] for name in names if name))[:MAX_CATEGORIES],
+        categories=list(dict.fromkeys(name[:MAX_CATEGORY_CHARS] for name in found if name))[:MAX_CATEGORIES],
     )
 
 
@@ -257,7 +299,8 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    # half of a surrogate pair is no character: JSON may hold one, protobuf and a terminal may not
+    return _HALF_A_PAIR.sub("\ufffd", str(value).strip())
 
 
 def _read_embeddings(path: Path, num_items: int) -> npt.NDArray[np.float32]:
@@ -267,6 +310,16 @@ def _read_embeddings(path: Path, num_items: int) -> npt.NDArray[np.float32]:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if vectors.ndim != 2 or len(vectors) != num_items:
         raise DatasetError(f"{path} is {vectors.shape}; it needs one row for each of {num_items} items")
-    if not np.isfinite(vectors).all():
-        raise DatasetError(f"{path} has values that are not finite")
+    broken = np.nonzero(~np.isfinite(vectors).all(axis=1))[0]
+    if len(broken):
+        raise DatasetError(f"{path}: {_rows(broken)} values that are no numbers")
+    empty = np.nonzero(~vectors.any(axis=1))[0]
+    if len(empty):
+        raise DatasetError(f"{path}: {_rows(empty)} only zeros, which say nothing")
     return np.asarray(vectors, dtype=np.float32)
+
+
+def _rows(places: npt.NDArray[np.int64]) -> str:
+    """`row 3 has`, or `row 3 and 2 others have`."""
+    others = len(places) - 1
+    return f"row {places[0] + 1} has" if not others else f"row {places[0] + 1} and {others:,} others have"

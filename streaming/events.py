@@ -39,8 +39,8 @@ def id_problem(value: str) -> str | None:
         return "must not be empty"
     if len(value) > MAX_ID_CHARS:
         return f"must be at most {MAX_ID_CHARS} characters"
-    if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
-        return "must not contain control characters"
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+        return "must not contain control characters or line breaks"
     return None
 
 

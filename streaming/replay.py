@@ -10,7 +10,6 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from protos.headrace.v1.items_pb2 import Item
 from streaming.consumer import PartitionConsumer
 from streaming.dataset import Dataset
 from streaming.records import Record
@@ -42,13 +41,13 @@ def replay(
 ) -> int:
     """Sends the events from share `start` to share `end` in stream order; returns how many.
 
-    Each item that is not in `known_items` is announced on `items` before its first event here, with that
-    event's time. `events_per_s` None sends as fast as the sink takes them. `on_progress` gets the number
-    sent so far, at each flush (every 1,000 events, or about 10 times a second at a given rate).
+    Each item that is not in `known_items` is announced on `items` before its first event here, as
+    `Dataset.announcements` says. `events_per_s` None sends as fast as the sink takes them. `on_progress` gets
+    the number sent so far, at each flush (every 1,000 events, or about 10 times a second at a given rate).
     Raises BrokerUnavailable from the sink.
     """
     first, last = dataset.bounds(start, end)
-    items = {item.item_id: item for item in dataset.items}
+    items = {item.item_id: item for item in dataset.announcements()}
     announced = set(known_items)
     flush_events = _FLUSH_EVENTS if events_per_s is None else max(1, round(events_per_s / 10))
     began_s = time.monotonic()
@@ -58,7 +57,7 @@ def replay(
             event = dataset.event(n)
             if event.item_id not in announced:
                 announced.add(event.item_id)
-                sink.send(ITEMS, event.item_id, _announcement(items[event.item_id], event.event_time_ms))
+                sink.send(ITEMS, event.item_id, items[event.item_id])
             sink.send(INTERACTIONS, event.user_id, event)
         sink.flush()
         if on_progress is not None:
@@ -80,10 +79,3 @@ def replay_topic(consumer: PartitionConsumer, *, batch_size: int) -> Iterator[li
         records = consumer.poll(batch_size, _POLL_S)
         if records:
             yield records
-
-
-def _announcement(item: Item, time_ms: int) -> Item:
-    announced = Item()
-    announced.CopyFrom(item)
-    announced.announced_time_ms = time_ms
-    return announced

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from services.cli import terminal
 from services.settings import Settings, load_settings
@@ -144,10 +145,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         terminal.print_json([asdict(check) for check in checks])
     else:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-        rows = [
-            (check.name, f"[{colours[check.state]}]{check.state}[/]", check.detail.replace("[", r"\["))
-            for check in checks
-        ]
+        rows = [(check.name, Text(check.state, style=colours[check.state]), check.detail) for check in checks]
         terminal.print_table("doctor", ["check", "", "what was found"], rows)
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)

@@ -28,6 +28,8 @@ def evaluate(
     protocol: Annotated[
         Protocol, typer.Option(help="leave-one-out: each user's last event is the test.")
     ] = Protocol.LEAVE_ONE_OUT,
+    columns: terminal.ColumnsOption = None,
+    allow_unmatched: terminal.UnmatchedOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train from nothing and report Recall and NDCG at 5 and 10 over the whole catalogue.
@@ -40,10 +42,11 @@ def evaluate(
     from models.evaluation import evaluate_leave_one_out
     from services.cold_start import prepare_catalogue
     from streaming.dataset import load_dataset
+    from streaming.tables import parse_columns
 
     settings = load_settings()
     torch.set_num_threads(os.cpu_count() or 1)  # the machine is this command's alone
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     with terminal.progress_bars() as bars:
         catalogue, model = prepare_catalogue(settings, dataset.items, bars)
         report = evaluate_leave_one_out(

@@ -8,11 +8,12 @@ import sys
 
 import structlog
 import typer
+from rich.text import Text
 
 from models.errors import ModelError
 from services.cli import demo, dlq, doctor, evaluate, items, recommend, release, replay, track, train, up
 from services.cli.calls import status_of
-from services.cli.terminal import err
+from services.cli.terminal import err, take_any_text
 from services.errors import ServiceError
 from streaming.errors import StreamingError
 
@@ -61,6 +62,7 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         cache_logger_on_first_use=False,
     )
+    take_any_text()
     try:
         app()
     except KeyboardInterrupt:
@@ -69,7 +71,7 @@ def main() -> None:
         line = error_line(error)
         if line is None:
             raise
-        err.print(f"[red]error[/red] {' '.join(line.split())}", highlight=False, markup=True, soft_wrap=True)
+        err.print(Text.assemble(("error", "red"), " ", " ".join(line.split())), soft_wrap=True)
         sys.exit(1)
 
 

@@ -73,4 +73,4 @@ def recommend(
         word = terminal.enum_word(ShortfallReason.Name(response.shortfall_reason), "SHORTFALL_REASON_")
         notes.append(f"fewer than asked: {word}")
     notes += [f"{stage.stage} {stage.latency_ms:.1f} ms" for stage in response.stages]
-    terminal.err.print(" · ".join(notes), highlight=False)
+    terminal.note(" · ".join(notes))

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from services.cli import calls, terminal
-from services.errors import BackendUnavailable
+from services.errors import BackendUnavailable, ServiceError
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ T = TypeVar("T")
 _CHUNK_ITEMS = 500
 _PATIENCE_S = 60.0
 _POLL_INTERVAL_S = 0.2
+_READING_PATIENCE_S = 30.0
+# Beyond such a share of events that were known, this data was sent before.
+_MAX_KNOWN_SHARE = 0.5
 
 
 def replay(
@@ -34,29 +38,40 @@ def replay(
         bool,
         typer.Option("--keep-times", help="Send the times of the data, not moved so that it ends now."),
     ] = False,
+    columns: terminal.ColumnsOption = None,
+    allow_unmatched: terminal.UnmatchedOption = False,
+    allow_known: Annotated[
+        bool,
+        typer.Option("--allow-known", help="No error where most of the events were known already."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Announce the items, wait for their semantic IDs, then send the events in time order.
 
-    Everything goes straight to the topics, as any Kafka client may write them. Before the first release
-    there is no codebook, and nothing to wait for. Times are moved together so that the whole data ends
-    now: beside what happens today, events that are years old would count for nothing.
+    Everything goes straight to the topics, as any Kafka client may write them. Every item is announced that
+    was there by then: a day before its first event, and one without an event from the start. Before the
+    first release there is no codebook, and nothing to wait for. Times are moved together so that the whole
+    data ends now: beside what happens today, events that are years old would count for nothing. Ends by
+    saying what the learner made of the events.
     """
     if until <= start:
         raise typer.BadParameter("--until must be greater than --from")
     from streaming.dataset import load_dataset
     from streaming.producer import Producer
     from streaming.replay import replay as send_events
+    from streaming.tables import parse_columns
 
     settings = load_settings()
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     if not keep_times:
         dataset = dataset.ending_at(time.time_ns() // 1_000_000)
+    check_events(dataset)
     started = time.monotonic()
     with Producer(settings.broker.bootstrap_servers) as producer, terminal.progress_bars() as bars:
-        items = items_between(dataset, *dataset.bounds(start, until))
-        num_announced = announce(settings, producer, items, bars)
+        before = Taken.now(settings)
         begin, end = dataset.bounds(start, until)
+        items = items_until(dataset, end)
+        num_announced = announce(settings, producer, items, bars)
         num_events = send_events(
             dataset,
             producer,
@@ -66,25 +81,111 @@ def replay(
             known_items={item.item_id for item in items},
             on_progress=lambda done: bars("events sent", done, end - begin),
         )
+        taken = None if before is None else wait_taken(settings, before, num_events, bars)
     seconds = round(time.monotonic() - started, 1)
-    if json:
-        terminal.print_json({"num_items": num_announced, "num_events": num_events, "seconds": seconds})
-    else:
-        terminal.out.print(
-            f"{num_announced:,} items and {num_events:,} events in {seconds} s", highlight=False
+    _report(dataset, num_announced, num_events, taken, seconds, json=json)
+    if taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
+        terminal.warn(
+            f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before? "
+            "(--allow-known makes this no error)"
+        )
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a learner has made of events: learned, known already, refused (dead letters)."""
+
+    num_learned: int
+    num_known: int
+    num_refused: int
+
+    @classmethod
+    def now(cls, settings: Settings) -> "Taken | None":
+        """Its counts since it began; None if no learner learns."""
+        from protos.headrace.v1.learner_pb2 import StatusRequest
+
+        try:
+            with calls.learner(settings) as stub:
+                status = stub.Status(StatusRequest(), timeout=calls.CALL_TIMEOUT_S)
+        except ServiceError:
+            return None
+        if status.state != "learning":
+            return None
+        return cls(status.num_events_learned, status.num_events_duplicate, status.num_events_dead_lettered)
+
+    def since(self, before: "Taken") -> "Taken":
+        """What was added."""
+        return Taken(
+            self.num_learned - before.num_learned,
+            self.num_known - before.num_known,
+            self.num_refused - before.num_refused,
         )
 
+    @property
+    def total(self) -> int:
+        """Events read."""
+        return self.num_learned + self.num_known + self.num_refused
 
-def items_between(dataset: "Dataset", begin: int, end: int) -> "list[Item]":
-    """The items of events [begin, end), each announced at the time of its first event in the whole data."""
-    first_ms: dict[str, int] = {}
-    for item_id, time_ms in zip(dataset.item_id_N, dataset.time_ms_N.tolist(), strict=True):
-        first_ms.setdefault(item_id, time_ms)
-    wanted = set(dataset.item_id_N[begin:end])
-    items = [item for item in dataset.items if item.item_id in wanted]
-    for item in items:
-        item.announced_time_ms = first_ms[item.item_id]
-    return items
+
+def wait_taken(settings: Settings, before: Taken, num_events: int, bars: "Stages") -> Taken:
+    """What the learner made of `num_events` events; less than all if it makes no progress for a while."""
+    taken, changed_s = Taken(0, 0, 0), time.monotonic()
+    while taken.total < num_events and time.monotonic() - changed_s < _READING_PATIENCE_S:
+        now = Taken.now(settings)
+        if now is not None and now.since(before).total != taken.total:
+            taken, changed_s = now.since(before), time.monotonic()
+        bars("events read by the learner", min(taken.total, num_events), num_events)
+        time.sleep(_POLL_INTERVAL_S if taken.total < num_events else 0)
+    return taken
+
+
+def _report(
+    dataset: "Dataset", num_items: int, num_events: int, taken: Taken | None, seconds: float, *, json: bool
+) -> None:
+    if json:
+        made = None if taken is None else asdict(taken)
+        terminal.print_json(
+            {
+                "num_items": num_items,
+                "num_events": num_events,
+                "num_unmatched": dataset.num_unmatched,
+                "taken": made,
+                "seconds": seconds,
+            }
+        )
+        return
+    terminal.out.print(f"{num_items:,} items and {num_events:,} events sent in {seconds} s", highlight=False)
+    if dataset.num_unmatched:
+        terminal.note(
+            f"{dataset.num_unmatched:,} events of the folder are on items without a line (unmatched)"
+        )
+    if taken is None:
+        terminal.note("no learner reads them yet; `headrace train --from-topic` makes the first release")
+        return
+    left = num_events - taken.total
+    terminal.out.print(
+        f"{taken.num_learned:,} learned, {taken.num_known:,} known already, {taken.num_refused:,} refused "
+        "(`headrace dlq list interactions`)" + (f", {left:,} not read yet" if left > 0 else ""),
+        highlight=False,
+    )
+
+
+def check_events(dataset: "Dataset") -> None:
+    """Raises DatasetError for the first event that readers would refuse, before anything is sent."""
+    from streaming.errors import DatasetError
+    from streaming.events import validate_event
+
+    now_ms = time.time_ns() // 1_000_000
+    for n in range(len(dataset)):
+        for field, problem in validate_event(dataset.event(n), now_ms=now_ms):
+            raise DatasetError(f"row {int(dataset.row_N[n]) + 1} of {dataset.name}: {field} {problem}")
+
+
+def items_until(dataset: "Dataset", end: int) -> "list[Item]":
+    """The items that were announced by the time of the last event before `end`."""
+    last_ms = int(dataset.time_ms_N[end - 1]) if end else 0
+    return [item for item in dataset.announcements() if item.announced_time_ms <= last_ms]
 
 
 def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", bars: "Stages") -> int:

@@ -3,16 +3,18 @@
 Data goes to stdout, progress and hints to stderr. Rich drops the colours where there is no terminal.
 """
 
+import io
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import typer
 from google.protobuf.message import Message
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,8 +30,18 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Names of your columns: user_id=uid,item_id=sku,timestamp=ts."),
+]
+UnmatchedOption = Annotated[
+    bool,
+    typer.Option("--allow-unmatched", help="Take a folder in which most events are on items without a line."),
+]
+
+# Text is data: brackets in a title or an id are no markup.
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
 _LINE_INTERVAL_S = 10.0
 
 
@@ -80,7 +92,7 @@ class Stages:
 
     def say(self, line: str) -> None:
         """A line that stays above the bars."""
-        self._bars.console.print(line, highlight=False)
+        self._bars.console.print(line, highlight=False, markup=False)
 
 
 @contextmanager
@@ -100,9 +112,16 @@ def progress_bars() -> Iterator[Stages]:
         yield Stages(bars)
 
 
+def take_any_text() -> None:
+    """Characters that a terminal's encoding does not have are shown escaped, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def warn(line: str) -> None:
     """A line on stderr that stands out on a terminal."""
-    err.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
+    err.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def note(line: str) -> None:
@@ -133,13 +152,16 @@ def print_table(
     numbers: Sequence[str] = (),
     ids: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; the columns in `numbers` are set to the right, those in `ids` never broken."""
-    table = Table(title=title, title_justify="left")
+    """A table on stdout; the columns in `numbers` are set to the right, those in `ids` never broken.
+
+    Text is data: only a cell that is a `Text` has a style, brackets in others are brackets.
+    """
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ids)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     out.print(table, highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +41,8 @@ def train(
         bool,
         typer.Option("--keep-times", help="Keep the times of the data, not moved so that it ends now."),
     ] = False,
+    columns: terminal.ColumnsOption = None,
+    allow_unmatched: terminal.UnmatchedOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Learn a release from a data folder, or from the topics, and make it live.
@@ -56,6 +58,7 @@ def train(
     from services.deadline import Deadline
     from services.preflight import check_folder_of_data, check_training
     from services.state import find_state
+    from streaming.tables import parse_columns
 
     deadline = Deadline(max_minutes * 60 or None)
     state = find_state(load_settings())
@@ -73,7 +76,9 @@ def train(
     torch.set_num_threads(usable_cores())  # the machine is this command's alone
     with terminal.progress_bars() as bars:
         if data is not None:
-            items, events = read_folder(data, until, keep_times)
+            items, events = read_folder(
+                data, until, keep_times, parse_columns(columns), allow_unmatched=allow_unmatched
+            )
             offsets: dict[str, int] = {}
         else:
             items, events, offsets = read_topics(settings, bars)
@@ -121,24 +126,26 @@ def _wait_for_learner(settings: Settings, release_id: str) -> None:
         terminal.note("no learner answers; the next one to start goes on from it")
 
 
-def read_folder(data: Path, until: float, keep_times: bool) -> "tuple[Sequence[Item], list[Event]]":
+def read_folder(
+    data: Path,
+    until: float,
+    keep_times: bool,
+    columns_of: "Mapping[str, str] | None" = None,
+    *,
+    allow_unmatched: bool = False,
+) -> "tuple[Sequence[Item], list[Event]]":
     """The items and the first share of the events of a data folder, moved to end now unless `keep_times`.
 
-    Only items that had an event by then: the others were not there yet, as far as one can know.
+    Items as `headrace replay` announces them: those that come later in the data are not there yet.
     """
+    from services.cli.replay import items_until
     from streaming.dataset import load_dataset
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, columns_of, allow_unmatched=allow_unmatched)
     if not keep_times:
         dataset = dataset.ending_at(time.time_ns() // 1_000_000)
     _, end = dataset.bounds(0.0, until)
-    first_ms: dict[str, int] = {}
-    for item_id, time_ms in zip(dataset.item_id_N[:end], dataset.time_ms_N[:end].tolist(), strict=True):
-        first_ms.setdefault(item_id, time_ms)
-    items = [item for item in dataset.items if item.item_id in first_ms]
-    for item in items:
-        item.announced_time_ms = first_ms[item.item_id]
-    return items, [dataset.event(n) for n in range(end)]
+    return items_until(dataset, end), [dataset.event(n) for n in range(end)]
 
 
 def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[Event], dict[str, int]]":

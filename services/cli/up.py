@@ -8,33 +8,43 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from services.cli import terminal
 from services.errors import BackendUnavailable
 from services.settings import Settings, load_settings
 
 
-def banner(settings: Settings, *, has_release: bool = True) -> str:
+def banner(settings: Settings, *, has_release: bool = True) -> Text:
     """Where everything is, one line each, and what to do next."""
     endpoints = settings.endpoints
-    lines = [
-        f"[bold]gRPC[/bold]     {endpoints.address('gateway')}   (health and reflection are on)",
-        f"[bold]console[/bold]  http://{endpoints.host}:{endpoints.port('console')}/",
-        f"[bold]metrics[/bold]  http://{endpoints.host}:{endpoints.metrics_port('gateway')}/metrics   "
-        f"(each service: its port + {endpoints.metrics_offset})",
-        f"[bold]broker[/bold]   {settings.broker.bootstrap_servers}",
-        f"[bold]logs[/bold]     {settings.store.root / 'logs'}",
-        *([] if has_release else ["", *_FIRST_STEPS]),
-        "Ctrl-C stops everything.",
-    ]
-    return "\n".join(lines)
+    metrics_port = endpoints.metrics_port("gateway")
+    rows = (
+        ("gRPC", f"{endpoints.address('gateway')}   (health and reflection are on)"),
+        ("console", f"http://{endpoints.host}:{endpoints.port('console')}/"),
+        (
+            "metrics",
+            f"http://{endpoints.host}:{metrics_port}/metrics   "
+            f"(each service: its port + {endpoints.metrics_offset})",
+        ),
+        ("broker", settings.broker.bootstrap_servers),
+        ("state", str(settings.store.root.absolute())),
+    )
+    text = Text()
+    for name, value in rows:
+        text.append(f"{name:8} ", style="bold")
+        text.append(f"{value}\n")
+    if not has_release:
+        text.append(_FIRST_STEPS)
+    return text.append("Ctrl-C stops everything.")
 
 
-_FIRST_STEPS = (
-    "No release yet: popular items are answered, the newest first until there are events. In a second shell:",
-    "  [bold]headrace replay --data DIR --from 0 --until 0.7[/bold]   items and events into the topics",
-    "  [bold]headrace train --from-topic[/bold]                       the first release",
-)
+_FIRST_STEPS = """
+No release yet: popular items are answered. In a second shell:
+  headrace replay --data DIR --from 0 --until 0.7   items and events into the topics
+  headrace train --from-topic                       the first release
+
+"""
 
 
 def wants_embedded_broker(settings: Settings) -> bool:
@@ -56,7 +66,7 @@ def up(
 
     from rich.panel import Panel
 
-    from services.up import Stack, live_release, run_stack
+    from services.up import Stack, run_stack
 
     settings = load_settings()
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
@@ -66,7 +76,7 @@ def up(
 
         def started() -> None:
             bars.stop()
-            text = banner(settings, has_release=live_release(settings) is not None)
+            text = banner(settings, has_release=stack.has_release)
             title = (
                 f"headrace is up, without {', '.join(stack.degraded)}" if stack.degraded else "headrace is up"
             )

@@ -92,7 +92,7 @@ class Tour:
         popular = [item_id for item_id, _ in Counter(self.dataset.item_id_N[: self.begin]).most_common(300)]
         user_id = self._some_user(0)
         history = self._history(user_id)
-        self.console.rule("[bold]an event changes the answer")
+        self.console.rule("an event changes the answer")
         self.console.print(f"user {user_id}, {len(history)} events; the last: {_titles(history[-5:], items)}")
         liked = moments.unlike(history, popular, items, _NUM_LIKED)
         changed = await moments.change_answer(stub, user_id, liked, self._like())
@@ -100,7 +100,7 @@ class Tour:
         self.console.print(f"sent by Track: {_titles([item.item_id for item in liked], items)}")
         before = [item.item_id for item in changed.before.recommendations]
         self.console.print(screen.recommendations_table("after", changed.after, before=before))
-        self.console.print(f"[bold]{changed.seconds:.2f} s[/bold] from the last event to the changed answer")
+        self.console.print(f"{changed.seconds:.2f} s from the last event to the changed answer")
         self.findings.promise(
             changed.seconds <= MAX_CHANGE_S, f"an event took {changed.seconds:.2f} s to change the answer"
         )
@@ -117,14 +117,14 @@ class Tour:
             embeddings=template.embeddings,
             announced_time_ms=self._present_ms,
         )
-        self.console.rule("[bold]a new item is found")
+        self.console.rule("a new item is found")
         self.console.print(f"announced now: {item.title}; user {user_id} last chose {template.title}")
         found = await moments.announce(stub, item, user_id)
         self.announced.add(item.item_id)
         self.console.print(
             screen.recommendations_table(f"user {user_id}", found.answer, highlight=item.item_id)
         )
-        self.console.print(f"[bold]{found.seconds:.2f} s[/bold] from the announcement to the recommendation")
+        self.console.print(f"{found.seconds:.2f} s from the announcement to the recommendation")
         self.findings.promise(
             found.seconds <= MAX_NEW_ITEM_S, f"a new item took {found.seconds:.2f} s to be recommended"
         )
@@ -135,7 +135,7 @@ class Tour:
         learner: "learner_pb2_grpc.LearnerServiceAsyncStub",
         producer: AsyncProducer,
     ) -> None:
-        self.console.rule("[bold]the stream goes on, the model learns")
+        self.console.rule("the stream goes on, the model learns")
         users = sorted(set(self.dataset.user_id_N[: self.begin]))
         known = {item.item_id for item in self.dataset.items} | self.announced
         traffic = Traffic(stub, user_ids=users, known_item_ids=known)

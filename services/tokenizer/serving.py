@@ -98,6 +98,8 @@ class TokenizerServing:
                 content_E = precomputed(record.message, content_dim)
                 if content_E is not None:
                     self._put(record, content_E, done)
+                elif record.message.embeddings:
+                    done.rejected.append((record, "wrong_width", _widths(record.message, content_dim)))
                 elif self.index.row(record.message.item_id) is not None and not recheck:
                     self._put_known_text(record, done)
                 elif self._embedder.can_embed(content_dim):
@@ -186,3 +188,9 @@ class TokenizerServing:
 def _same(one_E: Tensor, other_E: Tensor) -> bool:
     """Equal up to what batching and the dtype change in a text's embedding; both are of unit length."""
     return float(one_E @ other_E) > 0.999
+
+
+def _widths(item: Item, content_dim: int) -> str:
+    """Why none of an item's vectors can be used."""
+    found = ", ".join(f"{one.modality} has {len(one.values)}" for one in item.embeddings)
+    return f"its vectors must have the codebook's {content_dim} numbers; {found}"

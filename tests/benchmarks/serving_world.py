@@ -165,6 +165,7 @@ def _generated(num_items: int, num_users: int, num_events: int) -> Dataset:
         value_N=np.full(num_events, 5.0),
         row_N=np.arange(num_events, dtype=np.int64),
         position_N=None,
+        event_id_N=np.array([f"generated-{n}" for n in range(num_events)], dtype=object),
     )
 
 

@@ -138,7 +138,7 @@ def test_one_bot_moves_nobody(world: World, record_property: Record) -> None:
         )
     after = place(world, item_id)
     record_property("figure", f"strangers' place: {before}, then {after}")
-    assert after >= before - 10  # as much as anybody's one click
+    assert after >= before - 20  # as far as one click moves an item of a hundred
 
 
 @pytest.mark.case("12 events of a user sent newest first")

@@ -76,8 +76,9 @@ def item_of(kind: int, number: int) -> str:
 
 
 def kind_of(item_id: str) -> int:
-    """The kind of an item of the world."""
-    return int(item_id.removeprefix("i")) % NUM_KINDS
+    """The kind of an item of the world; -1 for others that a test announced."""
+    number = item_id.removeprefix("i")
+    return int(number) % NUM_KINDS if number.isdigit() else -1
 
 
 class World:
@@ -96,13 +97,16 @@ class World:
         self._channel.close()
         self._learner_channel.close()
 
-    def headrace(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """`headrace arguments`, as a process of its own."""
+    def headrace(
+        self, *arguments: str, check: bool = True, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """`headrace arguments`, as a process of its own, with more variables in its environment."""
         done = subprocess.run(
             [*HEADRACE, *arguments],
-            env=environment(self.settings),
+            env=environment(self.settings) | variables,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=300,
         )
         if check and done.returncode:

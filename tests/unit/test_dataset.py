@@ -1,5 +1,7 @@
 """A data folder as a stream: order, actions, items with holes, and errors that say what to do."""
 
+import datetime as dt
+import decimal
 import gzip
 import json
 import zipfile
@@ -24,8 +26,11 @@ ITEMS: list[dict[str, object]] = [
 ]
 
 
+T = 1_700_000_000
+
+
 def write(folder: Path, columns: dict[str, list[object]], items: list[dict[str, object]] = ITEMS) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / "interactions.parquet")
     with gzip.open(folder / "items.jsonl.gz", "wt") as out:
         out.writelines(json.dumps(item) + "\n" for item in items)
@@ -36,16 +41,15 @@ def basic(tmp_path: Path, **more: list[object]) -> Dataset:
     columns: dict[str, list[object]] = {
         "user_id": [7, 8, 7, 8],
         "item_id": [1, 2, 3, 1],
-        "timestamp": [300, 100, 200, 200],
+        "timestamp": [T + 300, T + 100, T + 200, T + 200],
     }
     return load_dataset(write(tmp_path / "shop", columns | more))
 
 
 def test_events_stand_in_time_order_then_file_order(tmp_path: Path) -> None:
     dataset = basic(tmp_path)
-    assert dataset.time_ms_N.tolist() == [100_000, 200_000, 200_000, 300_000]
+    assert (dataset.time_ms_N - 1_000 * T).tolist() == [100_000, 200_000, 200_000, 300_000]
     assert dataset.row_N.tolist() == [1, 2, 3, 0]
-    assert [dataset.event_id(n) for n in range(4)] == ["shop-1", "shop-2", "shop-3", "shop-0"]
     event = dataset.event(0)
     assert (event.user_id, event.item_id, event.action) == ("8", "2", Action.ACTION_CLICK)
     assert not any(validate_event(dataset.event(n)) for n in range(len(dataset)))
@@ -128,9 +132,9 @@ def _pickled_embeddings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (_without_items, "no items.jsonl.gz"),
+        (_without_items, "no items file .*it holds interactions.parquet"),
         (_broken_items, "cannot be read"),
-        (_broken_parquet, "Parquet"),
+        (_broken_parquet, "cannot be read"),
         (_short_embeddings, "one row for each"),
         (_pickled_embeddings, "cannot be read"),
     ],
@@ -146,7 +150,13 @@ def test_a_spoilt_folder_gets_one_clear_line(tmp_path: Path, spoil: object, text
     ("columns", "text"),
     [
         ({"timestamp": [1, None, 3, 4]}, "empty values"),
-        ({"timestamp": [1_700_000_000_000] * 4}, "seconds"),
+        ({"timestamp": [28_000_000 + n for n in range(4)]}, "not all seconds"),
+        ({"timestamp": [T, T, T, 1_000 * T]}, "not all seconds"),
+        ({"user_id": [1.5, 2.0, 3.0, 4.0]}, "column user_id has 1.5, which is a fraction"),
+        ({"user_id": [float("nan"), 2.0, 3.0, 4.0]}, "which is not a number"),
+        ({"item_id": ["a\nb", "2", "3", "4"]}, "control characters or line breaks"),
+        ({"item_id": ["", "2", "3", "4"]}, "must not be empty"),
+        ({"item_id": [b"x", b"y", b"z", b"q"]}, "which is bytes"),
         ({"timestamp": ["x"] * 4}, "timestamp"),
         ({"action": ["click", "dance", "like", "cart"]}, "dance.*known actions are impression, click"),
         ({"rating": ["good"] * 4}, "numbers"),
@@ -168,9 +178,122 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 def test_items_twice_are_refused(tmp_path: Path) -> None:
-    columns: dict[str, list[object]] = {"user_id": [1], "item_id": [1], "timestamp": [1]}
+    columns: dict[str, list[object]] = {"user_id": [1], "item_id": [1], "timestamp": [T]}
     with pytest.raises(DatasetError, match="twice"):
         load_dataset(write(tmp_path / "shop", columns, [ITEMS[0], ITEMS[0]]))
+
+
+def test_an_event_has_the_id_of_what_it_says_in_any_folder(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "user_id": [1, 1, 2, 2],
+        "item_id": [1, 1, 2, 3],
+        "timestamp": [T, T, T + 1, T + 2],
+    }
+    first = load_dataset(write(tmp_path / "monday" / "export", columns))
+    columns["timestamp"] = [T, T, T + 1, T + 3]
+    second = load_dataset(write(tmp_path / "tuesday" / "export", columns))
+    ours, theirs = ([one.event_id(n) for n in range(4)] for one in (first, second))
+    assert len(set(ours)) == 4
+    assert ours[:3] == theirs[:3]
+    assert ours[3] != theirs[3]
+    assert [first.ending_at(10**13).event_id(n) for n in range(4)] == ours
+
+
+@pytest.mark.case("times as dates, ISO text, milliseconds, microseconds; float32 refused")
+def test_times_are_read_as_what_they_are(tmp_path: Path) -> None:
+    day = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+    seconds = int(day.timestamp())
+    same: list[list[object] | pa.Array] = [
+        [seconds + n for n in range(4)],
+        [1_000 * (seconds + n) for n in range(4)],
+        [1_000_000 * (seconds + n) for n in range(4)],
+        [1_000_000_000 * (seconds + n) for n in range(4)],
+        [float(seconds + n) for n in range(4)],
+        [(day + dt.timedelta(seconds=n)).isoformat() for n in range(4)],
+        [f"2025-01-01T00:00:0{n}" for n in range(4)],
+        [f"2025-01-01 01:00:0{n}+01:00" for n in range(4)],
+        pa.array([day + dt.timedelta(seconds=n) for n in range(4)]),
+    ]
+    for k, times in enumerate(same):
+        dataset = basic(tmp_path / str(k), timestamp=times)  # type: ignore[arg-type]
+        assert dataset.time_ms_N.tolist() == [1_000 * (seconds + n) for n in range(4)]
+    dates = pa.array([(day + dt.timedelta(days=n)).date() for n in range(4)])
+    assert basic(tmp_path / "dates", timestamp=dates).time_ms_N[1] == 1_000 * (seconds + 86_400)
+    with pytest.raises(DatasetError, match=r"column timestamp is float.*nearest 128"):
+        basic(tmp_path / "float32", timestamp=np.arange(T, T + 4).astype(np.float32))  # type: ignore[arg-type]
+
+
+def test_whole_numbers_are_ids_however_they_are_stored(tmp_path: Path) -> None:
+    for name, ids in (
+        ("float", [1.0, 2.0, 3.0, 1.0]),
+        ("decimal", [decimal.Decimal(n) for n in (1, 2, 3, 1)]),
+    ):
+        dataset = basic(tmp_path / name, item_id=list(ids))
+        assert dataset.num_unmatched == 0
+        assert sorted(set(dataset.item_id_N)) == ["1", "2", "3"]
+
+
+def test_events_on_items_without_a_line_are_counted_and_too_many_refused(tmp_path: Path) -> None:
+    assert basic(tmp_path / "few", item_id=[1, 2, 3, 99]).num_unmatched == 1
+    with pytest.raises(DatasetError, match=r"3 of 4 events.*allow-unmatched"):
+        basic(tmp_path / "many", item_id=["a", "b", "c", "1"])
+    folder = tmp_path / "many" / "shop"
+    assert load_dataset(folder, allow_unmatched=True).num_unmatched == 3
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "jsonl.gz", "ndjson"])
+def test_other_files_say_the_same(tmp_path: Path, ending: str) -> None:
+    expected = basic(tmp_path)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    rows = [("7", "1", T + 300), ("8", "2", T + 100), ("7", "3", T + 200), ("8", "1", T + 200)]
+    opener = gzip.open if ending.endswith(".gz") else open
+    with opener(folder / f"interactions.{ending}", "wt") as out:  # type: ignore[operator]
+        if "csv" in ending:
+            out.write("uid,item_id,ts\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+        else:
+            out.writelines(json.dumps({"uid": u, "item_id": i, "ts": t}) + "\n" for u, i, t in rows)
+    (folder / "items.csv").write_text("item_id,title\n1,One\n2,\n3,Three\n")
+    dataset = load_dataset(folder, {"user_id": "uid", "timestamp": "ts"})
+    assert [dataset.event(n) for n in range(4)] == [expected.event(n) for n in range(4)]
+    assert [item.title for item in dataset.items] == ["One", "", "Three"]
+    with pytest.raises(
+        DatasetError, match=r"no column user_id.*it has uid, item_id, ts.*--columns user_id=NAME"
+    ):
+        load_dataset(folder)
+
+
+@pytest.mark.case("a title with half a surrogate pair; zero and NaN vectors")
+def test_odd_text_and_vectors(tmp_path: Path) -> None:
+    items = [
+        {"item_id": 1, "title": "\ud800 half"},
+        {"item_id": 2, "title": "[/x] \U0001f600 שלום"},
+        {"item_id": 3},
+    ]
+    columns: dict[str, list[object]] = {"user_id": [1] * 3, "item_id": [1, 2, 3], "timestamp": [T] * 3}
+    folder = write(tmp_path / "shop", columns, items)
+    assert [item.title for item in load_dataset(folder).items] == ["\ufffd half", "[/x] \U0001f600 שלום", ""]
+    vectors = np.ones((3, 4), dtype=np.float32)
+    for value, text in ((0.0, "row 2 has only zeros"), (np.nan, "row 2 has values that are no numbers")):
+        vectors[1] = value
+        np.save(folder / "title_emb.npy", vectors)
+        with pytest.raises(DatasetError, match=text):
+            load_dataset(folder)
+
+
+@pytest.mark.case("a folder of 100 items, events on 40")
+def test_every_item_is_announced_a_day_before_its_first_event_or_from_the_start(tmp_path: Path) -> None:
+    items = [{"item_id": n} for n in range(100)]
+    columns: dict[str, list[object]] = {
+        "user_id": list(range(40)),
+        "item_id": list(range(40)),
+        "timestamp": [T + 86_400 * n for n in range(40)],
+    }
+    dataset = load_dataset(write(tmp_path / "shop", columns, items))
+    announced = {item.item_id: item.announced_time_ms for item in dataset.announcements()}
+    assert len(announced) == 100
+    assert announced["5"] == 1_000 * (T + 86_400 * 4)
+    assert announced["99"] == 1_000 * (T - 86_400)
 
 
 def test_movielens_is_taken_out_of_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.message import Message
 
 from protos.headrace.v1.items_pb2 import Item
-from streaming.dataset import Dataset
+from streaming.dataset import LEAD_MS, Dataset
 from streaming.replay import replay
 from streaming.topics import INTERACTIONS, ITEMS
 
@@ -43,6 +43,7 @@ def dataset(tmp_path: Path) -> Dataset:
         value_N=np.zeros(10),
         row_N=np.arange(10),
         position_N=None,
+        event_id_N=np.array([f"e{n}" for n in range(10)], dtype=object),
     )
 
 
@@ -57,7 +58,7 @@ def test_each_item_is_announced_before_its_first_event(dataset: Dataset) -> None
         if topic == ITEMS:
             _, _, event = sink.sent[place + 1]
             assert event.item_id == key  # type: ignore[attr-defined]
-            assert message.announced_time_ms == event.event_time_ms  # type: ignore[attr-defined]
+            assert message.announced_time_ms == event.event_time_ms - LEAD_MS  # type: ignore[attr-defined]
     assert sink.num_flushed == len(sink.sent)
     assert not any(item.announced_time_ms for item in dataset.items)
 

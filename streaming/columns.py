@@ -1,0 +1,160 @@
+"""What the columns of a data folder's events mean: ids as text, times in milliseconds, actions with values.
+
+Each is read as meant or refused by name: an id that arrives as 12.0 is "12", and the unit of times is told by
+their size.
+"""
+
+import decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from protos.headrace.v1.events_pb2 import Action
+from streaming.errors import DatasetError
+from streaming.events import id_problem
+from streaming.times import EARLIEST_MS
+
+Int64Array = npt.NDArray[np.int64]
+
+# No log is of later than this, 2100-01-01. Units are a factor of a thousand apart: none is taken for another.
+_LATEST_MS = 4_102_444_800_000
+_UNITS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
+_LARGEST_EXACT = 2**53
+
+
+def ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
+    """A column of ids as text; raises DatasetError, naming the first that is none."""
+    column = table[name]
+    # one str object per id, not per event
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = np.asarray([_id_text(value, name) for value in encoded.dictionary.to_pylist()], dtype=object)
+    found: npt.NDArray[np.object_] = texts[encoded.indices.to_numpy()]
+    return found
+
+
+def id_text(value: object) -> str:
+    """The text of an id of any type: whole numbers without their decimals, text without outer spaces.
+
+    Raises ValueError for what is none: nothing, NaN, a fraction, bytes, a list.
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
+        raise ValueError(f"is {type(value).__name__}")
+    if isinstance(value, int):
+        return str(value)
+    if not value == value or value in (float("inf"), float("-inf")):
+        raise ValueError("is not a number")
+    if value != int(value):
+        raise ValueError("is a fraction")
+    if isinstance(value, float) and abs(value) > _LARGEST_EXACT:
+        raise ValueError("is too large for a float to hold exactly; store ids as text or whole numbers")
+    return str(int(value))
+
+
+def _id_text(value: object, name: str) -> str:
+    try:
+        text = id_text(value)
+        problem = id_problem(text)
+    except ValueError as error:
+        text, problem = "", str(error)
+    if problem:
+        raise DatasetError(f"column {name} has {value!r:.60}, which {problem}")
+    return text
+
+
+def times_ms(table: pa.Table) -> Int64Array:
+    """The column `timestamp` in milliseconds since 1970; text without a zone is UTC.
+
+    Takes dates, timestamps, ISO 8601 text, and numbers of seconds, milliseconds, microseconds or nanoseconds:
+    the unit in which all of them lie between 1990 and 2100. Raises DatasetError for all else.
+    """
+    column = table["timestamp"]
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = _parsed(column)
+    if pa.types.is_date(kind) or pa.types.is_timestamp(column.type):
+        times_N = np.asarray(pc.cast(column, pa.timestamp("ms"), safe=False).to_numpy().astype(np.int64))
+        return _plausible(times_N, f"column timestamp ({kind})")
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        raise DatasetError(
+            f"column timestamp is {kind}, which holds seconds of today to the nearest 128 only: "
+            "store float64 or int64"
+        )
+    try:
+        numbers_N = column.to_numpy().astype(np.float64)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DatasetError(f"column timestamp is {kind}; it must be times or numbers") from error
+    if not np.isfinite(numbers_N).all():
+        raise DatasetError("column timestamp has values that are no numbers")
+    for milliseconds in _UNITS.values():
+        if numbers_N.min() * milliseconds >= EARLIEST_MS and numbers_N.max() * milliseconds <= _LATEST_MS:
+            if milliseconds < 1.0:
+                return np.asarray(column.to_numpy().astype(np.int64) // round(1 / milliseconds))
+            return np.asarray(np.rint(numbers_N * milliseconds), dtype=np.int64)
+    raise DatasetError(
+        f"column timestamp has {numbers_N.min():.15g} to {numbers_N.max():.15g}, which are not all seconds, "
+        "milliseconds, microseconds or nanoseconds since 1970 between 1990 and 2100"
+    )
+
+
+def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """ISO 8601 text as timestamps: with a zone each, or none with one, which is UTC."""
+    try:
+        return pc.cast(column, pa.timestamp("ms", tz="UTC"))
+    except pa.ArrowException:
+        pass
+    try:
+        return pc.cast(column, pa.timestamp("ms"))
+    except pa.ArrowException as error:
+        raise DatasetError(f"column timestamp is text, and not ISO 8601: {error}") from error
+
+
+def _plausible(times_N: Int64Array, what: str) -> Int64Array:
+    if len(times_N) and not EARLIEST_MS <= times_N.min() <= times_N.max() <= _LATEST_MS:
+        raise DatasetError(f"{what} has times before 1990 or after 2100")
+    return times_N
+
+
+def integers(table: pa.Table, name: str) -> Int64Array:
+    """A column of whole numbers; raises DatasetError."""
+    try:
+        return np.asarray(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
+    except (pa.ArrowException, ValueError) as error:
+        raise DatasetError(f"column {name} must be whole numbers: {error}") from error
+
+
+def actions(table: pa.Table) -> tuple[Int64Array, npt.NDArray[np.float64]]:
+    """The action of each event and its value.
+
+    The column `action` if there is one; else a rating is ACTION_RATING with its value, and an interaction
+    without one is ACTION_CLICK. Raises DatasetError.
+    """
+    num_events, columns = table.num_rows, table.column_names
+    value_name = next((name for name in ("value", "rating") if name in columns), None)
+    value_N = np.zeros(num_events)
+    if value_name:
+        try:
+            value_N = np.nan_to_num(pc.cast(table[value_name], pa.float64()).to_numpy(), posinf=0, neginf=0)
+        except (pa.ArrowException, ValueError) as error:
+            raise DatasetError(f"column {value_name} must be numbers: {error}") from error
+    if "action" in columns:
+        return _named_actions(table["action"]), value_N
+    action = Action.ACTION_RATING if value_name == "rating" else Action.ACTION_CLICK
+    return np.full(num_events, int(action), dtype=np.int64), value_N
+
+
+def _named_actions(column: pa.ChunkedArray) -> Int64Array:
+    numbers: dict[Any, int] = {}
+    for value in column.unique().to_pylist():
+        text = str(value).strip().upper()
+        name = text if text.startswith("ACTION_") else f"ACTION_{text}"
+        number = int(value) if isinstance(value, int) else dict(Action.items()).get(name, 0)
+        if number not in Action.values() or number == Action.ACTION_UNSPECIFIED:
+            known = ", ".join(key.removeprefix("ACTION_").lower() for key in Action.keys()[1:])
+            raise DatasetError(f"column action has {value!r}; known actions are {known}")
+        numbers[value] = number
+    return np.array([numbers[value] for value in column.to_pylist()], dtype=np.int64)

@@ -1,0 +1,97 @@
+"""Files as people have them: Parquet, CSV and JSON Lines, plain or gzipped, as one table of columns.
+
+Finds the file of a stem in a folder and gives its columns the names that are asked for. Knows no events.
+"""
+
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from streaming.errors import DatasetError
+
+FORMATS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+
+def find_file(folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> Path:
+    """`folder/stem` in one of the formats; raises DatasetError where there is none, or more than one."""
+    found = [path for ending in formats if (path := folder / f"{stem}{ending}").is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DatasetError(f"{folder} has {' and '.join(path.name for path in found)}: keep one of them")
+    present = sorted(path.name for path in folder.iterdir())[:8]
+    there = f"; it holds {', '.join(present)}" if present else "; it is empty"
+    endings = ", ".join(ending.removeprefix(".") for ending in formats)
+    raise DatasetError(f"{folder} has no {stem} file ({endings}){there}")
+
+
+def read_table(path: Path, columns: Mapping[str, str], *, as_text: Sequence[str] = ()) -> pa.Table:
+    """The file's table, with the columns named by the values of `columns` renamed to its keys.
+
+    Columns in `as_text` are not guessed to be numbers where the format has no types: "007" stays. Raises
+    DatasetError, which names the file.
+    """
+    try:
+        table = _read(path, [columns.get(name, name) for name in as_text])
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    columns = {
+        name: theirs
+        for name, theirs in columns.items()
+        if theirs in table.column_names or name not in table.column_names
+    }
+    for name, theirs in columns.items():
+        if theirs not in table.column_names:
+            raise DatasetError(f"{path} has no column {theirs} (for {name}); it has {_names(table)}")
+        if name != theirs and name in table.column_names:
+            table = table.drop_columns([name])
+    given = {theirs: name for name, theirs in columns.items()}
+    return table.rename_columns([given.get(name, name) for name in table.column_names])
+
+
+def require_columns(table: pa.Table, names: Sequence[str], path: Path) -> None:
+    """Raises DatasetError where a column is not there or has empty values."""
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise DatasetError(
+            f"{path} has no column {', '.join(missing)}; it has {_names(table)}: rename it, or say which one "
+            f"it is (--columns {missing[0]}=NAME)"
+        )
+    for name in names:
+        if table[name].null_count:
+            raise DatasetError(f"{path}: column {name} has {table[name].null_count} empty values")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`user_id=uid,item_id=sku` as a mapping from our names to theirs; raises DatasetError."""
+    mapping = {}
+    for part in (text or "").split(","):
+        name, equals, theirs = part.strip().partition("=")
+        if part.strip() and not (name and equals and theirs):
+            raise DatasetError(
+                f"{part.strip()!r} names no column: write OUR_NAME=THEIR_NAME, separated by commas"
+            )
+        if name:
+            mapping[name] = theirs
+    return mapping
+
+
+def _read(path: Path, text_columns: Sequence[str]) -> pa.Table:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return pa.parquet.read_table(path)
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
+        if name.endswith(".csv"):
+            types = dict.fromkeys(text_columns, pa.string())
+            options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+            return pa.csv.read_csv(stream, convert_options=options)
+        return pa.json.read_json(stream)
+
+
+def _names(table: pa.Table) -> str:
+    return ", ".join(table.column_names[:12])
