@@ -20,6 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from services import errors, metrics
+from services.admission import Admission, admission_var
 from services.clients import REQUEST_ID, deadline_var, request_id_var
 from services.settings import ServerSettings
 from services.statuses import code_of, status_of
@@ -49,10 +50,8 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         self._service = service
         self._settings = settings
         self._deadlines_s = dict(deadlines_s or {})
-        self._num_inflight = 0
+        self._admission = Admission(service, settings)
         self._wrapped: dict[str, Handler] = {}
-        self._inflight = metrics.INFLIGHT.labels(service)
-        self._inflight.set(0)
         self._answered = cache(lambda method, code: metrics.REQUESTS.labels(service, method, code))
         self._seconds = cache(lambda method: metrics.REQUEST_SECONDS.labels(service, method))
 
@@ -66,10 +65,43 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         handler = self._wrapped.get(path)
         if handler is None:
             plain = await continuation(handler_call_details)
-            if plain is None or path.startswith("/grpc."):
-                return plain
-            handler = self._wrapped[path] = self._wrap(plain, path.rpartition("/")[2])
+            if plain is None:
+                return None
+            if path.startswith("/grpc."):
+                handler = self._watched(plain) if plain.response_streaming else plain
+            else:
+                handler = self._wrap(plain, path.rpartition("/")[2])
+            self._wrapped[path] = handler
         return handler
+
+    def _watched(self, handler: Handler) -> Handler:
+        """Health watches and reflection: streams with a limit of their own, so that health always answers."""
+        behaviour: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def answer(request: Any, context: Context) -> None:
+            try:
+                with self._admission.watch():
+                    # the health servicer writes to the context, reflection yields
+                    result = behaviour(request, context)
+                    if inspect.isawaitable(result):
+                        await result
+                    else:
+                        async for message in result:
+                            await context.write(message)
+            except errors.Overloaded as error:
+                await _abort(context, error, _request_id(context))
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        wrapped: Any = answer
+        return make(
+            wrapped,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         parse = handler.request_deserializer
@@ -90,13 +122,13 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         deadline_s = self._deadlines_s.get(method, self._settings.default_deadline_s)
 
         async def answer(request: Any, context: Context) -> Any:
-            async with self._request(method, context, deadline_s):
+            async with self._request(method, context, deadline_s, stays_open=bool(handler.request_streaming)):
                 result = behaviour(check(request), context)
                 return await result if inspect.isawaitable(result) else result
 
         async def answer_stream(request: Any, context: Context) -> AsyncIterator[Any]:
             async with (
-                self._request(method, context, None),
+                self._request(method, context, None, stays_open=True),
                 contextlib.aclosing(behaviour(check(request), context)) as messages,
             ):
                 async for message in messages:
@@ -114,7 +146,9 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         )
 
     @contextlib.asynccontextmanager
-    async def _request(self, method: str, context: Context, deadline_s: float | None) -> AsyncIterator[None]:
+    async def _request(
+        self, method: str, context: Context, deadline_s: float | None, *, stays_open: bool
+    ) -> AsyncIterator[None]:
         request_id = _request_id(context)
         request_id_var.set(request_id)
         structlog.contextvars.clear_contextvars()
@@ -122,20 +156,16 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         started = time.perf_counter()
         code = _CODE.OK.name
-        self._count(+1)
+        admission_var.set(self._admission)
         try:
-            if self._num_inflight > self._settings.max_inflight:
-                metrics.SHED.labels("inflight").inc()
-                raise errors.Overloaded(
-                    f"{self._service} works on {self._settings.max_inflight} requests already"
-                )
-            has_deadline = context.time_remaining() is not None
-            limit_s = None if has_deadline else deadline_s
-            if limit_s is not None:
-                deadline_var.set(asyncio.get_running_loop().time() + limit_s)
-            async with asyncio.timeout(limit_s):
-                yield
-            code = _code_name(context)
+            with self._admission.stream() if stays_open else self._admission.call():
+                has_deadline = context.time_remaining() is not None
+                limit_s = None if has_deadline else deadline_s
+                if limit_s is not None:
+                    deadline_var.set(asyncio.get_running_loop().time() + limit_s)
+                async with asyncio.timeout(limit_s):
+                    yield
+                code = _code_name(context)
         except asyncio.CancelledError:
             left = context.time_remaining()
             code = (_CODE.CANCELLED if left is None or left > 0 else _CODE.DEADLINE_EXCEEDED).name
@@ -147,15 +177,10 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
             code = code_of(error).name
             await _abort(context, error, request_id)
         finally:
-            self._count(-1)
             seconds = time.perf_counter() - started
             self._answered(method, code).inc()
             self._seconds(method).observe(seconds)
             log.info("request", method=method, code=code, latency_ms=round(seconds * 1e3, 2))
-
-    def _count(self, change: int) -> None:
-        self._num_inflight += change
-        self._inflight.inc(change)
 
 
 async def _abort(context: Context, error: Exception, request_id: str) -> None:

@@ -24,6 +24,8 @@ REQUEST_SECONDS = Histogram(
     buckets=_FAST,
 )
 INFLIGHT = Gauge("headrace_inflight_requests", "Requests being worked on.", ["service"])
+OPEN_STREAMS = Gauge("headrace_open_streams", "Streams and watches that are open.", ["service", "kind"])
+OPEN_FILES = Gauge("headrace_open_files", "Files and connections that this process has open.")
 SHED = Counter("headrace_requests_shed", "Requests refused to protect the others.", ["reason"])
 QUEUE_WAIT_SECONDS = Histogram(
     "headrace_queue_wait_seconds", "Time a request waited for the model's thread.", buckets=_FAST

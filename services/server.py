@@ -17,6 +17,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.descriptors import raise_limit, watch_open_files
 from services.errors import InvalidSettings
 from services.interceptors import RequestInterceptor
 from services.logging import configure_logging
@@ -50,9 +51,15 @@ class ServiceServer:
                 ("grpc.max_send_message_length", limits.max_message_bytes),
                 # A second process on the port is a mistake, not a replica.
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_idle_ms", round(limits.max_connection_idle_s * 1e3)),
+                ("grpc.keepalive_permit_without_calls", 1),
+                (
+                    "grpc.http2.min_ping_interval_without_data_ms",
+                    round(limits.min_ping_interval_s * 1e3),
+                ),
             ],
             # The interceptor refuses first, with RetryInfo; this is the backstop.
-            maximum_concurrent_rpcs=limits.max_inflight * 4,
+            maximum_concurrent_rpcs=limits.max_inflight * 4 + limits.max_streams + limits.max_watches,
         )
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
@@ -106,7 +113,7 @@ class ServiceServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        tasks = [asyncio.ensure_future(work) for work in background]
+        tasks = [asyncio.ensure_future(work) for work in (*background, watch_open_files())]
         failures: list[BaseException] = []
 
         def ended(task: asyncio.Future[None]) -> None:
@@ -145,6 +152,7 @@ def run_service(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
     configure_logging(name, settings.log_level)
+    log.info("open files", limit=raise_limit())
     log.info("settings", **settings.model_dump(mode="json"))
 
     async def body() -> None:

@@ -112,10 +112,16 @@ class EndpointSettings:
 class ServerSettings:
     """What every gRPC server does alike; `max_inflight` requests are worked on at once, more are refused.
 
-    `default_deadline_s` binds a unary request whose caller gave no deadline.
+    `max_streams` streams and `max_watches` watches of the health may be open; they are worked on only while
+    they answer. `default_deadline_s` binds a unary request whose caller gave no deadline. A connection
+    without a call is closed after `max_connection_idle_s`; a client may ping every `min_ping_interval_s`.
     """
 
     max_inflight: int = 64
+    max_streams: int = 1_024
+    max_watches: int = 1_024
+    max_connection_idle_s: float = 300.0
+    min_ping_interval_s: float = 5.0
     default_deadline_s: float = 10.0
     stop_grace_s: float = 5.0
     max_message_bytes: int = 16 * 1024 * 1024

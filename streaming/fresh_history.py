@@ -20,11 +20,13 @@ class FreshHistory:
     def __init__(self, store: HistoryStore, *, max_waiting: int = MAX_WAITING) -> None:
         self._store = store
         self._max_waiting = max_waiting
+        self._num_written = 0
         self._written: deque[Written] = deque()  # in order; those applied meanwhile stay until pushed out
         self._waiting: dict[str, list[Written]] = {}
 
     def wrote(self, written: Written) -> None:
         """The broker has this event."""
+        self._num_written += 1
         user_id = written.event.user_id
         self._waiting.setdefault(user_id, []).append(written)
         self._written.append(written)
@@ -43,6 +45,11 @@ class FreshHistory:
         events, waiting = self._store.get_with(user_id, limit, written, with_shown=with_shown)
         self._keep(user_id, waiting)
         return events
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another one whenever anybody's history may have changed; costs next to nothing."""
+        return self._store.version, self._num_written
 
     def count(self, user_id: str) -> int:
         """How many events the user ever had, as far as this process can know."""

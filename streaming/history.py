@@ -150,6 +150,11 @@ class HistoryStore:
         """How many events the user ever had, those no longer kept among them."""
         return self._read(lambda txn: self._read_user(txn, _hash(user_id)).num_events)
 
+    @property
+    def version(self) -> int:
+        """The number of the last transaction, of whatever process."""
+        return int(self._environment.info()["last_txnid"])
+
     def num_users(self) -> int:
         """How many users have a history."""
         return self._read(lambda txn: int(txn.stat(self._users)["entries"]))

@@ -24,6 +24,7 @@ from protos.headrace.v1.recommend_pb2 import (
     UpsertItemsRequest,
     UpsertItemsResponse,
 )
+from services.admission import working_turn
 from services.clients import remaining
 from services.errors import NotFound
 from services.gateway import validation
@@ -34,7 +35,7 @@ from streaming.fresh_history import FreshHistory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# How often an open RecommendStream looks at the user's history; a look is one LMDB read.
+# How often an open RecommendStream looks whether anybody's history changed, and then at its user's.
 _POLL_S = 0.05
 
 
@@ -70,9 +71,10 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         ask = RecommendRequest()
         ask.CopyFrom(request.request)
         shown: list[str] | None = None
-        num_answered_events = -1
+        num_answered_events, version = -1, (-1, -1)
         while True:
-            num_events = self._history.count(ask.user_id)
+            is_same, version = version == self._history.version, self._history.version
+            num_events = num_answered_events if is_same else self._history.count(ask.user_id)
             if num_events != num_answered_events:
                 response = await self._answer_in_stream(ask, context)
                 num_answered_events = num_events
@@ -91,7 +93,8 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         def left() -> float:
             return min(until - loop.time(), remaining(context))
 
-        return await self._engine.recommend(ask, left)
+        async with working_turn():
+            return await self._engine.recommend(ask, left)
 
     async def Track(self, request: TrackRequest, context: Context) -> TrackResponse:
         """Answers once the broker has the event."""

@@ -27,6 +27,7 @@ from protos.headrace.v1.events_pb2 import Action, Event
 from services.settings import (
     EndpointSettings,
     LearnerServiceSettings,
+    ServerSettings,
     Settings,
     StoreSettings,
     to_environment,
@@ -210,6 +211,7 @@ def world_settings(root: Path) -> Settings:
         store=StoreSettings(root=root),
         endpoints=EndpointSettings(**{name: find_port_pair() for name in names}, metrics_offset=1),
         train=TrainConfig(max_epochs=2),
+        server=ServerSettings(min_ping_interval_s=1.0),
         learner_service=LearnerServiceSettings(batch_wait_s=0.2),
     )
     return settings.model_copy(
