@@ -5,6 +5,7 @@ With more threads than that, those of one computation wait for each other's turn
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -18,22 +19,52 @@ def usable_cores(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> in
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
 
+def use_cores() -> int:
+    """Gives torch, faiss and Arrow one thread for each usable core: the machine is this process's alone."""
+    import faiss
+    import pyarrow
+    import torch
+
+    cores = usable_cores()
+    torch.set_num_threads(cores)
+    faiss.omp_set_num_threads(cores)
+    pyarrow.set_cpu_count(cores)
+    return cores
+
+
 def _quota(cgroups: Path, membership: Path) -> float | None:
     """The tightest quota of this process's group and those around it, in cores; None without one."""
-    try:
-        [name] = [line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")]
-    except (OSError, ValueError):
-        name = "/"
-    here = cgroups / name.strip("/")
     quotas = [
-        _read_quota(folder / "cpu.max") for folder in (here, *here.parents) if folder.is_relative_to(cgroups)
+        quota
+        for root, name in _groups(cgroups, membership)
+        for folder in (root / name, *(root / name).parents)
+        if folder.is_relative_to(root) and (quota := _read_quota(folder)) is not None
     ]
-    return min((quota for quota in quotas if quota is not None), default=None)
+    return min(quotas, default=None)
 
 
-def _read_quota(path: Path) -> float | None:
+def _groups(cgroups: Path, membership: Path) -> Iterator[tuple[Path, str]]:
+    """Where this process's groups that may bound its CPU time begin, and their names, of both versions."""
     try:
-        quota, period = path.read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        hierarchy, controllers, name = line.split(":", 2)
+        if hierarchy == "0":
+            yield cgroups, name.strip("/")
+        elif "cpu" in controllers.split(","):
+            yield from ((cgroups / folder, name.strip("/")) for folder in {"cpu", controllers})
+
+
+def _read_quota(folder: Path) -> float | None:
+    """The quota of one group: `cpu.max` of version 2, or the two files of version 1."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+        else:
+            quota = int((folder / "cpu.cfs_quota_us").read_text())
+            period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
         return None  # "max", or no such file
+    return quota / period if quota > 0 and period > 0 else None  # -1: none

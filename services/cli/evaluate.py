@@ -1,6 +1,5 @@
 """`headrace evaluate`: trains on a data folder by a published protocol and reports test figures."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,15 +36,14 @@ def evaluate(
     Three systems: the generator's beam search alone, the dense head alone, and the whole path of Recommend.
     Needs no running service, and changes none.
     """
-    import torch
-
     from models.evaluation import evaluate_leave_one_out
     from services.cold_start import prepare_catalogue
+    from services.cores import use_cores
     from streaming.dataset import load_dataset
     from streaming.tables import parse_columns
 
     settings = load_settings()
-    torch.set_num_threads(os.cpu_count() or 1)  # the machine is this command's alone
+    use_cores()
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     with terminal.progress_bars() as bars:
         catalogue, model = prepare_catalogue(settings, dataset.items, bars)

@@ -68,12 +68,10 @@ def train(
         check_folder_of_data(data)
     terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
 
-    import torch
-
     from services.cold_start import train_first_release
-    from services.cores import usable_cores
+    from services.cores import use_cores
 
-    torch.set_num_threads(usable_cores())  # the machine is this command's alone
+    use_cores()
     with terminal.progress_bars() as bars:
         if data is not None:
             items, events = read_folder(
