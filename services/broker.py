@@ -1,13 +1,13 @@
-"""The embedded broker: noida-db's Kafka service as a child process on loopback.
+"""The embedded broker: `streaming.broker` as a child process on loopback.
 
-For trying Headrace and for tests; it is one node, keeps its state in one JSON file and confirms records
-seconds before they are on disk. Everything else speaks Kafka's protocol and does not know it.
+For one machine; everything else speaks Kafka's protocol and does not know which broker it is.
 """
 
-import importlib.util
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -40,18 +40,17 @@ class EmbeddedBroker:
     def start(self, *, timeout_s: float = 30.0) -> None:
         """Starts the broker and returns when it answers.
 
-        Raises InvalidSettings if the address is not one on loopback, BackendUnavailable if it is taken,
-        the package is not installed, or the broker does not come up.
+        Raises InvalidSettings if the address is not on loopback, BackendUnavailable if it is taken, or the
+        broker does not come up.
         """
-        host, port = _loopback_address(self.bootstrap)
+        host, port = loopback_address(self.bootstrap)
         _check_free(host, port)
         self._folder.mkdir(parents=True, exist_ok=True)
         log_path = self._folder / "broker.log"
-        # the binary warns of a GLIBC symbol that it does without: that goes to the log
-        command = [str(_binary()), "start", "--only", "kafka", "--data-dir", str(self._folder)]
+        command = [sys.executable, "-m", "services.launch", str(os.getpid()), "streaming.broker"]
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--host", host, "--kafka-port", str(port)],
+                [*command, "--folder", str(self._folder), "--host", host, "--port", str(port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -76,7 +75,7 @@ class EmbeddedBroker:
                 time.sleep(_POLL_S)
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """Lets the broker write its state and end; kills it if it takes longer than `timeout_s`."""
+        """Ends the broker; kills it if that takes longer than `timeout_s`."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -97,7 +96,8 @@ class EmbeddedBroker:
         self.stop()
 
 
-def _loopback_address(bootstrap: str) -> tuple[str, int]:
+def loopback_address(bootstrap: str) -> tuple[str, int]:
+    """Host and port of a broker's address; raises InvalidSettings unless it is one on loopback."""
     host, _, port = bootstrap.rpartition(":")
     if host not in _LOOPBACK or not port.isdigit():
         raise InvalidSettings(
@@ -117,18 +117,6 @@ def _listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _binary() -> Path:
-    spec = importlib.util.find_spec("noida_db")
-    if spec is None or spec.origin is None:
-        raise BackendUnavailable(
-            "the embedded broker is not installed: pip install 'headrace[embedded]', or run Apache Kafka "
-            "and name it in HEADRACE_BROKER__BOOTSTRAP_SERVERS"
-        )
-    binary = Path(spec.origin).parent / "noida-db"
-    binary.chmod(0o755)
-    return binary
-
-
 def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if "weak version" not in line]
+    lines = path.read_text(errors="replace").splitlines()
     return lines[-1] if lines else "no message"

@@ -32,6 +32,7 @@ from streaming.topics import create_topics, existing_topics
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
 BROKER = "broker"
 _MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.broker_host"}
+_FORMER_BROKER_FILE = "kafka.json"
 # Those that have something to serve only with a release.
 SERVING = ("tokenizer", "generator", "ranker", "gateway")
 
@@ -78,7 +79,7 @@ class ChildDied(BackendUnavailable):
 class Stack:
     """Broker and services of one `settings`; an async context manager, or `start` and `stop`.
 
-    `embedded_broker` starts the broker of the extra `embedded` on `settings.broker.bootstrap_servers`;
+    `embedded_broker` starts `streaming.broker` on `settings.broker.bootstrap_servers`;
     without it, a broker must be there already. `has_release`: whether one was live at the start.
     """
 
@@ -200,6 +201,12 @@ class Stack:
         report("broker", 0, 1)
         broker = self.settings.broker
         if self._embedded_broker:
+            former = self.settings.store.broker_path / _FORMER_BROKER_FILE
+            if former.exists():
+                self._say(
+                    f"{former} holds the records of the broker before this version, which this one does not "
+                    "read: send them again with `headrace replay`, then delete it"
+                )
             await self.start_service(BROKER)
             await self._wait_broker(broker.bootstrap_servers)
         await asyncio.to_thread(

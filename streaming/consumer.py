@@ -28,12 +28,7 @@ logger = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 5.0
 _CONNECT_TIMEOUT_S = 5.0
-_FETCH_MAX_WAIT_MS = 100
-# The embedded broker answers an empty fetch at once, and kafka-python asks again at once: a wait inside its
-# poll took 40% of a core, and all of the time that the poll may last. Short polls with a pause between take a
-# fortieth of a core; a record waits for two of the pauses at most.
-_POLL_S = 0.002
-_EMPTY_PAUSE_S = 0.1
+_FETCH_MAX_WAIT_MS = 500
 
 
 class PartitionConsumer:
@@ -90,16 +85,14 @@ class PartitionConsumer:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                records = self._poll_once(max_records, min(_POLL_S, max(0.0, deadline - time.monotonic())))
+                records = self._poll_once(max_records, max(0.0, deadline - time.monotonic()))
             except (KafkaError, BrokerUnavailable, OSError) as error:
                 self._back_off(error, deadline)
                 records = []
             else:
                 self._backoff_s = _FIRST_BACKOFF_S
-            left_s = deadline - time.monotonic()
-            if records or left_s <= 0:
+            if records or time.monotonic() >= deadline:
                 return records
-            time.sleep(min(_EMPTY_PAUSE_S, left_s))
 
     def lag(self) -> dict[str, int]:
         """How many offsets each partition has beyond `offsets`; raises BrokerUnavailable.

@@ -86,9 +86,10 @@ def _going_on(unpack: Any) -> Any:
         try:
             yield from unpack(self)
         except (UnicodeDecodeError, CorruptRecordException):
-            # from the beginning of the fetch: what is before `next_fetch_offset` is passed over; what is
-            # corrupt in another way fails again
+            # from the beginning of the fetch, without what it gave already (whole batches move
+            # `next_fetch_offset` back); what is corrupt in another way fails again
+            reached = self.next_fetch_offset
             self._records = _MemoryRecordsPy(self._records.data)
-            yield from unpack(self)
+            yield from (record for record in unpack(self) if record.offset >= reached)
 
     return records

@@ -15,7 +15,6 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from streaming.codec import read_record
 from streaming.errors import MalformedEvent
 from streaming.header_names import read_any_header_name
-from streaming.patience import pause_after_empty_fetches
 from streaming.records import Record, position_of, text_key
 
 logger = logging.getLogger(__name__)
@@ -109,8 +108,8 @@ class _Follower:
         records = []
         for raw_records in fetched.values():
             records += [record for raw in raw_records if (record := self._decode(raw))]
-        for partition in self._partitions:
-            self._offsets[_name(partition)] = await consumer.position(partition)
+        positions = {_name(partition): await consumer.position(partition) for partition in self._partitions}
+        self._offsets |= positions  # all or none: a failure on the way reads these records again
         return records
 
     def caught_up(self) -> bool:
@@ -126,7 +125,6 @@ class _Follower:
             await consumer.stop()
 
     async def _connect(self) -> None:
-        pause_after_empty_fetches()
         read_any_header_name()
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,

@@ -8,7 +8,7 @@ Owns what a `Trend` record says and how events change it. Knows no broker and no
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from protos.headrace.v1 import events_pb2, trends_pb2
 from streaming.meaning import EventMeaning, Meaning
@@ -50,10 +50,16 @@ class TrendCounter:
     after a crash changes nothing. And the last `num_remembered` users with their items and days are
     known to this counter, and with them a producer's duplicates; that memory does not outlive it, so what
     is sent again after a restart counts twice.
+
+    `ends` are the offsets after the last record of each partition. An item that was counted beyond them was
+    counted in a topic that is gone: its offsets say nothing of the one that was made anew.
     """
 
-    def __init__(self, meaning: EventMeaning, num_remembered: int = 100_000) -> None:
+    def __init__(
+        self, meaning: EventMeaning, ends: Mapping[int, int], *, num_remembered: int = 100_000
+    ) -> None:
         self._meaning = meaning
+        self._ends = dict(ends)
         self._num_remembered = num_remembered
         self._recent: OrderedDict[bytes, None] = OrderedDict()
 
@@ -70,13 +76,15 @@ class TrendCounter:
         changed: dict[str, trends_pb2.Trend] = {}
         loaded: dict[str, trends_pb2.Trend] = {}
         for partition, offset, event in records:
+            end = self._ends[partition] = max(self._ends.get(partition, 0), offset + 1)
             if self._meaning.of(event.action, event.value) is not Meaning.WISH:
                 continue
             item_id = event.item_id
             trend = loaded.get(item_id)
             if trend is None:
                 trend = loaded[item_id] = load(item_id) or trends_pb2.Trend(item_id=item_id)
-            if offset < trend.next_offsets.get(partition, 0) or self._has_counted(event):
+            is_counted = offset < trend.next_offsets.get(partition, 0) <= end
+            if is_counted or self._has_counted(event):
                 continue
             fold(trend, event.event_time_ms)
             trend.next_offsets[partition] = offset + 1

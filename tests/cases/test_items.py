@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
-from protos.headrace.v1.recommend_pb2 import UpsertItemsRequest
+from protos.headrace.v1.recommend_pb2 import RecommendRequest, ShortfallReason, UpsertItemsRequest
 from streaming.dead_letter import list_dead_letters
 from streaming.producer import Producer
 from streaming.topics import ITEMS
@@ -91,3 +92,25 @@ def test_a_time_in_another_unit_is_refused_by_name(world: World) -> None:
         done = world.headrace("track", "u1", "i1", "--time-ms", str(value), check=False)
         assert done.returncode == 1
         assert f"looks like {unit} since 1970: it must be milliseconds" in " ".join(done.stderr.split())
+
+
+@pytest.mark.case("k = 5, exclude 92 of 100 items; the same with 98; one user with the whole catalogue")
+def test_a_shortfall_is_named(world: World) -> None:
+    everything = [f"i{n}" for n in range(100)]
+    for num_excluded, k in ((92, 5), (98, 5)):
+        request = RecommendRequest(user_id="u9", k=k, exclude_item_ids=everything[:num_excluded])
+        answer = world.gateway.Recommend(request, timeout=30)
+        found = [one.item_id for one in answer.recommendations]
+        assert len(found) <= k
+        assert not set(found) & set(everything[:num_excluded])
+        assert (answer.shortfall_reason == ShortfallReason.SHORTFALL_REASON_FILTERED) == (len(found) < k)
+    heavy = [
+        Event(event_id=f"h{n}", user_id="owns all", item_id=item, action=Action.ACTION_PURCHASE)
+        for n, item in enumerate(everything * 3)
+    ]
+    with world.taking(len(heavy)):
+        world.send(heavy)
+    answer = world.recommend("owns all", k=5)
+    found = [one.item_id for one in answer.recommendations]
+    assert not set(found) & set(everything)
+    assert (answer.shortfall_reason == ShortfallReason.SHORTFALL_REASON_FILTERED) == (len(found) < 5)

@@ -238,7 +238,7 @@ def test_the_embedded_broker_says_what_is_wrong(
 ) -> None:
     with pytest.raises(BackendUnavailable, match="is taken"):
         EmbeddedBroker(tmp_path / "other", own_broker.bootstrap).start()
-    with pytest.raises(BackendUnavailable, match="already running"):
+    with pytest.raises(BackendUnavailable, match="another broker"):
         EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{free_port()}").start()
     with pytest.raises(InvalidSettings, match="loopback"):
         EmbeddedBroker(tmp_path / "other", "kafka.example.org:9092").start()

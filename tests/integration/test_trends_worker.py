@@ -15,9 +15,11 @@ import grpc.aio
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kafka import KafkaAdminClient, TopicPartition
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, ACTION_IMPRESSION, Event
 from protos.headrace.v1.trends_pb2 import Trend
+from services.broker import EmbeddedBroker
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, TRENDS, create_topics
 from streaming.trends import TrendsView
@@ -192,3 +194,49 @@ async def test_strange_records_do_not_stall_it(broker: str, service: Service) ->
         assert trend.num_events_total == 1  # one click sent twice, one impression
         assert await service.end(signal.SIGTERM) == 0
     assert "Traceback" not in service.log_path.read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.case("`delete_records` on the trends changelog, restart; `interactions` made anew")
+async def test_counts_go_on_where_topics_were_cut_or_made_anew(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{free_port()}") as broker:
+        create_topics(broker.bootstrap, num_partitions=4, replication_factor=1)
+        service = Service(broker.bootstrap, tmp_path, free_port())
+        async with AsyncProducer(broker.bootstrap) as producer:
+            first = Traffic(producer)
+            async with running(service):
+                await first.send(300)
+                await expect(first, broker.bootstrap)
+                assert await service.end(signal.SIGTERM) == 0
+            await asyncio.to_thread(cut_trends, broker.bootstrap)
+            afresh = Traffic(producer)
+            async with running(service):
+                await afresh.send(100)
+                await expect(afresh, broker.bootstrap)
+                assert await service.end(signal.SIGTERM) == 0
+            await asyncio.to_thread(make_anew, broker.bootstrap, INTERACTIONS)
+        async with AsyncProducer(broker.bootstrap) as producer, running(service):
+            anew = Traffic(producer)
+            anew.tag = afresh.tag  # the same items: their offsets were counted in the topic that is gone
+            for number in range(afresh.num_sent):
+                anew.total[f"{anew.tag}-{number % 37 % 11}"] += 1
+            anew.num_sent = afresh.num_sent
+            await anew.send(100)
+            await expect(anew, broker.bootstrap)
+
+
+def cut_trends(bootstrap: str) -> None:
+    """Deletes all records of the changelog."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.delete_records({TopicPartition(TRENDS, partition): -1 for partition in range(4)})
+    admin.close()
+
+
+def make_anew(bootstrap: str, topic: str) -> None:
+    """Deletes a topic and makes it again."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.delete_topics([topic])
+    admin.close()
+    create_topics(bootstrap, num_partitions=4, replication_factor=1)

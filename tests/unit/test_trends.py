@@ -20,6 +20,8 @@ from streaming.trends import HALF_LIFE_MS, WINDOW_MS, TrendCounter, TrendsView, 
 
 START_MS = 1_700_000_000_000 - 1_700_000_000_000 % WINDOW_MS
 
+ENDS = dict.fromkeys(range(8), 1 << 40)  # every offset is one that the topic has
+
 
 def make_event(number: int, item_id: str, time_ms: int, action: Action = ACTION_CLICK) -> Event:
     return Event(
@@ -57,7 +59,7 @@ def count_all(records: list[tuple[int, int, Event]], batch: int, counter: TrendC
 
 def test_counts_equal_the_obvious_ones() -> None:
     records = make_stream(2_000)
-    trends = count_all(records, 97, TrendCounter(EventMeaning()))
+    trends = count_all(records, 97, TrendCounter(EventMeaning(), ENDS))
     by_item: dict[str, list[int]] = {}
     for _, _, event in records:
         by_item.setdefault(event.item_id, []).append(event.event_time_ms)
@@ -86,7 +88,9 @@ def test_partitions_may_run_apart() -> None:
     """Whatever the interleaving of the partitions, the counters end the same."""
     records = make_stream(1_000)
     in_turn = sorted(records, key=lambda record: record[0])
-    first, second = (count_all(order, 100, TrendCounter(EventMeaning())) for order in (records, in_turn))
+    first, second = (
+        count_all(order, 100, TrendCounter(EventMeaning(), ENDS)) for order in (records, in_turn)
+    )
     assert first.keys() == second.keys()
     for item_id, trend in first.items():
         other = second[item_id]
@@ -97,10 +101,10 @@ def test_partitions_may_run_apart() -> None:
 
 def test_a_batch_read_again_changes_nothing() -> None:
     records = make_stream(500)
-    once = count_all(records, 100, TrendCounter(EventMeaning()))
+    once = count_all(records, 100, TrendCounter(EventMeaning(), ENDS))
     # a new process: it remembers nobody
     assert (
-        TrendCounter(EventMeaning()).count_many(
+        TrendCounter(EventMeaning(), ENDS).count_many(
             records[300:], lambda item_id: Trend.FromString(once[item_id].SerializeToString())
         )
         == {}
@@ -110,21 +114,21 @@ def test_a_batch_read_again_changes_nothing() -> None:
 def test_a_batch_counted_in_part_is_completed() -> None:
     """Killed when the broker had only some items of the batch: those are left alone, the others counted."""
     records = make_stream(400)
-    full = count_all(records, 100, TrendCounter(EventMeaning()))
-    stored = count_all(records[:300], 100, TrendCounter(EventMeaning()))
+    full = count_all(records, 100, TrendCounter(EventMeaning(), ENDS))
+    stored = count_all(records[:300], 100, TrendCounter(EventMeaning(), ENDS))
     partly = dict(stored) | {item_id: full[item_id] for item_id in sorted(full)[::2]}
 
     def load(item_id: str) -> Trend | None:
         return Trend.FromString(partly[item_id].SerializeToString()) if item_id in partly else None
 
-    partly |= TrendCounter(EventMeaning()).count_many(records[300:], load)
+    partly |= TrendCounter(EventMeaning(), ENDS).count_many(records[300:], load)
     assert partly == full
 
 
 def test_a_repeated_event_id_counts_once_inside_the_window() -> None:
     event = make_event(1, "a", START_MS)
     other = make_event(2, "a", START_MS)
-    counter = TrendCounter(EventMeaning(), num_remembered=1)
+    counter = TrendCounter(EventMeaning(), ENDS, num_remembered=1)
     state: dict[str, Trend] = {}
     changes = []
     for offset, sent in enumerate((event, event, other, event)):
@@ -141,7 +145,7 @@ def test_one_user_counts_once_a_day_for_an_item() -> None:
     ]  # the user and the item are the same, the ids are not
     for n, (_, _, event) in enumerate(records):
         event.event_id = f"other-{n}"
-    trends = count_all(records, 50, TrendCounter(EventMeaning()))
+    trends = count_all(records, 50, TrendCounter(EventMeaning(), ENDS))
     assert trends["a"].num_events_total == 1
     assert trends["a"].decayed_score <= 1.0
 
@@ -151,13 +155,15 @@ def test_ratings_count_by_their_stars() -> None:
     events = [make_event(n, f"i{n}", START_MS, Action.ACTION_RATING) for n in range(len(stars))]
     for event, value in zip(events, stars, strict=True):
         event.value = value
-    trends = count_all([(0, n, event) for n, event in enumerate(events)], 9, TrendCounter(EventMeaning()))
+    trends = count_all(
+        [(0, n, event) for n, event in enumerate(events)], 9, TrendCounter(EventMeaning(), ENDS)
+    )
     assert set(trends) == {"i2", "i3"}
 
 
 @pytest.mark.parametrize("action", [ACTION_IMPRESSION, ACTION_SKIP])
 def test_being_shown_is_not_being_popular(action: Action) -> None:
-    counter = TrendCounter(EventMeaning())
+    counter = TrendCounter(EventMeaning(), ENDS)
     assert counter.count_many([(0, 0, make_event(1, "a", START_MS, action))], lambda _: None) == {}
     changed = counter.count_many([(0, 1, make_event(2, "a", START_MS, ACTION_PURCHASE))], lambda _: None)
     assert changed["a"].num_events_total == 1
@@ -231,3 +237,19 @@ def test_a_record_without_a_score_is_last() -> None:
     view.apply(trend)
     assert [trend.item_id for trend in view.top(2)] == ["b", "a"]
     view.remove("unknown")
+
+
+def test_offsets_of_a_topic_that_is_gone_hide_nothing_of_the_new_one() -> None:
+    def event(n: int) -> Event:
+        return make_event(n, "i", START_MS + n)
+
+    stored = Trend()
+    stored.CopyFrom(
+        TrendCounter(EventMeaning(), {0: 90}).count_many([(0, 89, event(0))], lambda _: None)["i"]
+    )
+    assert stored.next_offsets[0] == 90
+    counter = TrendCounter(EventMeaning(), {0: 2})
+    first = counter.count_many([(0, n, event(1 + n)) for n in range(2)], lambda _: stored)["i"]
+    assert first.num_events_total == 3
+    again = TrendCounter(EventMeaning(), {0: 2}).count_many([(0, 1, event(2))], lambda _: first)
+    assert again == {}

@@ -1,4 +1,4 @@
-"""An idle consumer leaves the embedded broker, and the machine, alone."""
+"""An idle consumer leaves the broker, and the machine, alone."""
 
 import asyncio
 import time
