@@ -9,7 +9,7 @@ DATA ?=
 ARGS ?=
 
 .PHONY: help setup protos format check test test-unit test-integration cases demo kernels up down clean
-.PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-trends bench-quick
+.PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-memory bench-trends bench-quick
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do printf '  make %-18s %s\n' "$$target" "$$text"; done
@@ -53,7 +53,7 @@ cases: setup ## Situations that went wrong once, on real brokers: one table with
 demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
 
-bench: bench-quality bench-decode bench-ranker bench-serving bench-trends ## Every benchmark: results, plots and the tables of the README
+bench: bench-quality bench-decode bench-ranker bench-serving bench-memory bench-trends ## Every benchmark: results, plots and the tables of the README
 
 bench-quality: setup ## Accuracy beside popularity, SASRec and TIGER, and the ablations; ARGS=--quick
 	$(BIN)/python tests/benchmarks/bench_quality.py $(ARGS)
@@ -67,6 +67,9 @@ bench-ranker: setup ## The ranker's accuracy and cost beside target attention; A
 bench-serving: setup ## Latency and throughput of all services together; ARGS=--quick
 	$(BIN)/python tests/benchmarks/bench_serving.py $(ARGS)
 
+bench-memory: setup ## Memory and idle CPU of each process of a running stack; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_memory.py $(ARGS)
+
 bench-trends: setup ## The trends worker on both brokers, as JSON on standard output
 	$(BIN)/python tests/benchmarks/bench_trends.py --broker embedded
 	deploy/with-test-tools $(BIN)/python tests/benchmarks/bench_trends.py --broker container
@@ -76,6 +79,7 @@ bench-quick: setup ## Whether the benchmarks run and their numbers are finite; s
 	$(MAKE) bench-decode ARGS=--quick
 	$(MAKE) bench-ranker ARGS=--quick
 	$(MAKE) bench-serving ARGS=--quick
+	$(MAKE) bench-memory ARGS=--quick
 
 kernels: setup ## Compile the GPU kernels (no GPU needed) and report registers, spills and shared memory
 	$(BIN)/python -m models.kernels.compile --output tests/benchmarks/results/kernels.json

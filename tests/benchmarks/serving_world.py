@@ -189,7 +189,7 @@ def _fill(root: Path, dataset: Dataset, *, quick: bool) -> None:
         create_topics(broker.bootstrap, num_partitions=settings.broker.num_partitions, replication_factor=1)
         with Producer(broker.bootstrap) as producer:
             for item in items:
-                # the vectors stay out: this broker writes all it holds anew every few seconds
+                # the vectors stay out: the release has them
                 bare = Item(item_id=item.item_id, title=item.title, brand=item.brand)
                 bare.categories.extend(item.categories)
                 bare.announced_time_ms = item.announced_time_ms

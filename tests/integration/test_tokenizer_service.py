@@ -84,7 +84,7 @@ async def test_items_get_codes_and_keep_them(settings: Settings) -> None:
         await asyncio.to_thread(send, settings, ITEMS, ("odd", make_item("odd", narrow[:3])), ("", Item()))
 
         async def are_rejected() -> bool:
-            return await reasons(settings) == ["invalid", "no_content"]
+            return await reasons(settings) == ["invalid", "wrong_width"]
 
         await until(are_rejected)
 
