@@ -180,6 +180,12 @@ def latest(root: Path) -> Path | None:
     return None
 
 
+def newest(root: Path) -> Path | None:
+    """The newest numbered checkpoint under `root`, verified by nobody; None when there is none."""
+    numbered = _numbered(root)
+    return numbered[-1] if numbered else None
+
+
 def prune(root: Path, keep: int) -> None:
     """Removes all but the newest `keep` numbered checkpoints, and what killed writers left.
 

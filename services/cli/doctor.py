@@ -66,6 +66,18 @@ def _device() -> Check:
     return Check("compute", "ok", f"{device.type}, {dtype} (measured), torch {torch.__version__}")
 
 
+def _state(settings: Settings) -> tuple[Check, Settings]:
+    """Where the state is, and the settings that say so; the given ones where it cannot be told."""
+    from services.state import StateElsewhere, find_state
+
+    try:
+        found = find_state(settings)
+    except StateElsewhere as error:
+        return Check("state", "fail", str(error)), settings
+    told = f"told by {found.answered_by}" if found.answered_by else "this folder's own; no service answers"
+    return Check("state", "ok", f"{found.settings.store.root} ({told})"), found.settings
+
+
 def _disk(settings: Settings) -> Check:
     root = settings.store.root.absolute()
     existing = next(path for path in (root, *root.parents) if path.exists())
@@ -119,10 +131,12 @@ def _release_store(settings: Settings) -> Check:
 
 def run_checks(settings: Settings) -> list[Check]:
     """Every check, in the order in which a person would mend what fails."""
+    state, settings = _state(settings)
     singles: list[Callable[[], Check]] = [
         _python,
         _packages,
         _device,
+        lambda: state,
         lambda: _disk(settings),
         lambda: _ports(settings),
     ]

@@ -11,7 +11,20 @@ import typer
 from rich.text import Text
 
 from models.errors import ModelError
-from services.cli import demo, dlq, doctor, evaluate, items, recommend, release, replay, track, train, up
+from services.cli import (
+    demo,
+    dlq,
+    doctor,
+    evaluate,
+    items,
+    recommend,
+    release,
+    replay,
+    state,
+    track,
+    train,
+    up,
+)
 from services.cli.calls import status_of
 from services.cli.terminal import err, take_any_text
 from services.errors import ServiceError
@@ -34,6 +47,7 @@ app.command("replay")(replay.replay)
 app.add_typer(items.app, name="items")
 app.add_typer(release.app, name="release")
 app.add_typer(dlq.app, name="dlq")
+app.command("state")(state.state)
 app.command("doctor")(doctor.doctor)
 
 

@@ -23,8 +23,9 @@ def _state(release: "Release") -> str:
 
 def _all_releases() -> "list[Release]":
     from services.release import ReleasePublisher
+    from services.state import find_state
 
-    return ReleasePublisher(load_settings()).list()
+    return ReleasePublisher(find_state(load_settings()).settings).list()
 
 
 @app.command("list")

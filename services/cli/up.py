@@ -47,6 +47,9 @@ No release yet: popular items are answered. In a second shell:
 """
 
 
+_PID_FILE = "up.pid"
+
+
 def wants_embedded_broker(settings: Settings) -> bool:
     """Whether no broker was named: then `up` brings its own."""
     return settings.broker.bootstrap_servers == settings.embedded_bootstrap
@@ -72,7 +75,7 @@ def up(
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
     stack = Stack(settings, embedded_broker=embedded)
 
-    with pid_file(settings.store.root / "up.pid"), terminal.progress_bars() as bars:
+    with pid_file(settings.store.root / _PID_FILE), terminal.progress_bars() as bars:
 
         def started() -> None:
             bars.stop()
@@ -109,3 +112,17 @@ def pid_file(path: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def running_up(root: Path) -> int | None:
+    """The process id of the `headrace up` at work on a state folder; None if there is none."""
+    try:
+        with (root / _PID_FILE).open() as handle:
+            try:
+                # held for no time: shared, so that two who ask do not see each other
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(handle.read().strip() or 0) or None
+    except (OSError, ValueError):
+        pass
+    return None

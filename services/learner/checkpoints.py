@@ -85,6 +85,10 @@ class CheckpointStore:
         """
         return checkpoint.latest(self.root)
 
+    def newest_of_all(self) -> Path | None:
+        """The newest checkpoint, whether it verifies or not; None where there is none."""
+        return checkpoint.newest(self.root)
+
     # -- a training's checkpoint, until its release is live --
 
     def stage(self, learner: OnlineLearner, position: LearnerPosition, release_id: str) -> None:

@@ -99,12 +99,19 @@ class World:
         self._learner_channel.close()
 
     def headrace(
-        self, *arguments: str, check: bool = True, **variables: str
+        self, *arguments: str, check: bool = True, folder: Path | None = None, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
-        """`headrace arguments`, as a process of its own, with more variables in its environment."""
+        """`headrace arguments`, as a process of its own, with more variables in its environment.
+
+        In `folder`, if given, as in a second shell there: not told where the state is.
+        """
+        inherited = environment(self.settings)
+        if folder is not None:
+            del inherited["HEADRACE_STORE"]
         done = subprocess.run(
             [*HEADRACE, *arguments],
-            env=environment(self.settings) | variables,
+            cwd=folder,
+            env=inherited | variables,
             capture_output=True,
             encoding="utf-8",
             errors="replace",

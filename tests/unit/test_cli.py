@@ -47,6 +47,7 @@ def test_help_imports_nothing_heavy() -> None:
         "items",
         "release",
         "dlq",
+        "state",
     ):
         assert command in done.stdout
 
