@@ -84,6 +84,11 @@ DLQ_RECORDS = Counter(
     "headrace_dlq_records", "Records sent to a dead-letter topic.", ["topic", "stage", "reason"]
 )
 STREAM_LAG = Gauge("headrace_stream_lag_records", "Records not read yet.", ["topic", "partition", "group"])
+STREAM_HIDDEN = Gauge(
+    "headrace_stream_hidden_records",
+    "Records not read yet that an open transaction hides.",
+    ["topic", "partition", "group"],
+)
 EVENT_TO_HISTORY_SECONDS = Histogram(
     "headrace_event_to_history_seconds", "From a record's append to its place in the history.", buckets=_FRESH
 )
@@ -126,6 +131,12 @@ CODEBOOK_ERROR = Gauge(
 SID_COLLISIONS = Gauge(
     "headrace_sid_collisions_ratio", "Share of items whose semantic prefix another item shares."
 )
+
+
+def count_stream_lag(topic: str, partition: int, group: str, num_records: int, num_hidden: int) -> None:
+    """Shows how many records of a partition a reader has not read, and how many of them it cannot yet."""
+    STREAM_LAG.labels(topic, str(partition), group).set(num_records)
+    STREAM_HIDDEN.labels(topic, str(partition), group).set(num_hidden)
 
 
 def serve_metrics(host: str, port: int) -> Callable[[], None]:

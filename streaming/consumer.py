@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import (
+    IsolationLevel,
+    KafkaAdminClient,
+    KafkaConsumer,
+    OffsetAndMetadata,
+    OffsetSpec,
+    TopicPartition,
+)
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.clients import make_admin, make_consumer
@@ -21,7 +28,7 @@ from streaming.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.records import Record, position_of
 
-__all__ = ["PartitionConsumer", "Record"]
+__all__ = ["PartitionConsumer", "Record", "describe_hidden"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,30 +102,32 @@ class PartitionConsumer:
                 return records
 
     def lag(self) -> dict[str, int]:
-        """How many offsets each partition has beyond `offsets`; raises BrokerUnavailable.
+        """How many offsets each partition has beyond `offsets`, to its high watermark.
 
-        Those that an open transaction hides are among them: they are there, and wait for its end.
+        Those that an open transaction hides are among them: they are there, and wait for its end. Raises
+        BrokerUnavailable.
         """
 
         def ask(consumer: KafkaConsumer) -> dict[str, int]:
-            ends = consumer.end_offsets(self._partitions)
+            # In this order: what comes between the two answers is not taken for hidden.
+            highwater = self._high_watermarks(self._partitions)
+            reachable = consumer.end_offsets(self._partitions)
             self._hidden = {
-                _name(partition): hidden
-                for partition, end in ends.items()
-                if (hidden := (consumer.highwater(partition) or 0) - end) > 0
+                _name(partition): max(0, highwater[partition] - end) for partition, end in reachable.items()
             }
             return {
-                _name(partition): max(
-                    0, end + self._hidden.get(_name(partition), 0) - self._offsets[_name(partition)]
-                )
-                for partition, end in ends.items()
+                _name(partition): max(0, max(highwater[partition], end) - self._offsets[_name(partition)])
+                for partition, end in reachable.items()
             }
 
         return self._ask(ask)
 
-    @property
     def hidden(self) -> dict[str, int]:
-        """How many offsets an open transaction hid in each partition, when `lag` was asked last."""
+        """How many offsets of each partition an open transaction hid, when `lag` was asked last.
+
+        From the first one that it holds (the last stable offset) to the high watermark, others' records
+        among them: no reader of what is committed gets beyond that before the transaction ends.
+        """
         return dict(self._hidden)
 
     def end_offsets(self) -> dict[str, int]:
@@ -136,22 +145,18 @@ class PartitionConsumer:
         Nothing ever reads them back, so a failure is logged and forgotten.
         """
         try:
-            if self._admin is None:
-                self._admin = make_admin(self._bootstrap, _CONNECT_TIMEOUT_S)
             positions = {
                 partition: OffsetAndMetadata(self._offsets[_name(partition)], "", -1)
                 for partition in self._partitions
             }
-            self._admin.alter_group_offsets(group_id, positions)
+            self._connected_admin().alter_group_offsets(group_id, positions)
         except (KafkaError, BrokerUnavailable, OSError) as error:
             logger.warning("group_offsets_not_written", extra={"group": group_id, "error": repr(error)})
 
     def close(self) -> None:
         """Disconnects; the place is the caller's already."""
         self._disconnect()
-        if self._admin is not None:
-            self._admin.close()
-            self._admin = None
+        self._disconnect_admin()
 
     def _poll_once(self, max_records: int, timeout_s: float) -> list[Record]:
         consumer = self._connected()
@@ -220,7 +225,9 @@ class PartitionConsumer:
         for partition in self._partitions:
             name = _name(partition)
             wanted = self._offsets.setdefault(name, first[partition])
-            if not first[partition] <= wanted <= max(end[partition], consumer.highwater(partition) or 0):
+            is_there = first[partition] <= wanted <= end[partition]
+            # one that an open transaction hides is there, too
+            if not is_there and not end[partition] < wanted <= self._high_watermarks([partition])[partition]:
                 logger.error(
                     "offset_out_of_range",
                     extra={
@@ -253,6 +260,27 @@ class PartitionConsumer:
         self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
         time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
 
+    def _high_watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offset after the last record of each partition, committed or not."""
+        try:
+            answer = self._connected_admin().list_partition_offsets(
+                dict.fromkeys(partitions, OffsetSpec.LATEST), IsolationLevel.READ_UNCOMMITTED
+            )
+        except (KafkaError, OSError):
+            self._disconnect_admin()  # the next one finds out at once whether anybody listens
+            raise
+        return {partition: int(found.offset) for partition, found in answer.items()}
+
+    def _connected_admin(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = make_admin(self._bootstrap, _CONNECT_TIMEOUT_S)
+        return self._admin
+
+    def _disconnect_admin(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
     def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
@@ -269,3 +297,12 @@ class PartitionConsumer:
 
 def _name(partition: TopicPartition) -> str:
     return position_of(partition.topic, partition.partition)
+
+
+def describe_hidden(hidden: Mapping[str, int]) -> str:
+    """One line on what `PartitionConsumer.hidden` found; empty where nothing is hidden."""
+    return "; ".join(
+        f"{num_records:,} records of {name} wait for an open transaction"
+        for name, num_records in sorted(hidden.items())
+        if num_records
+    )

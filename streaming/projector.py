@@ -30,13 +30,15 @@ class ProjectionReport:
     """One turn of the loop.
 
     `event_to_history_s` is, per event, the time from being sent to being readable; `lag` the records
-    not read yet by "topic/partition", None in the turns in which it was not asked for.
+    not read yet by "topic/partition", None in the turns in which it was not asked for; `hidden` those of them
+    that an open transaction hides.
     """
 
     num_events: int = 0
     num_duplicates: int = 0
     event_to_history_s: list[float] = field(default_factory=list)
     lag: dict[str, int] | None = None
+    hidden: dict[str, int] = field(default_factory=dict)
 
 
 def project(
@@ -73,6 +75,7 @@ def project(
                             max(0.0, now_ms - record.timestamp_ms) / 1000.0 for record in records
                         ],
                         lag=lag,
+                        hidden=consumer.hidden(),
                     )
                 )
 

@@ -22,9 +22,11 @@ DEFAULT_KAFKA_IMAGE = "apache/kafka:4.2.1"
 KAFKA_SINGLE_NODE = {
     "KAFKA_NODE_ID": "1",
     "KAFKA_PROCESS_ROLES": "broker,controller",
-    "KAFKA_LISTENERS": "PLAINTEXT://0.0.0.0:9092,CONTROLLER://0.0.0.0:9093",
+    # the broker ends transactions by writing to itself: clients' address is none of the container's own
+    "KAFKA_LISTENERS": "PLAINTEXT://0.0.0.0:9092,CONTROLLER://0.0.0.0:9093,INTERNAL://0.0.0.0:9094",
+    "KAFKA_INTER_BROKER_LISTENER_NAME": "INTERNAL",
     "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
-    "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT",
     "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
     "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
     "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
@@ -102,7 +104,8 @@ def kafka_in_container() -> Iterator[str]:
     port = find_free_port()
     try:
         container = DockerContainer(image)
-        container.with_envs(**KAFKA_SINGLE_NODE, KAFKA_ADVERTISED_LISTENERS=f"PLAINTEXT://127.0.0.1:{port}")
+        advertised = f"PLAINTEXT://127.0.0.1:{port},INTERNAL://localhost:9094"
+        container.with_envs(**KAFKA_SINGLE_NODE, KAFKA_ADVERTISED_LISTENERS=advertised)
         container.ports = {"9092/tcp": ("127.0.0.1", port)}
         container.waiting_for(LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(120))
     except docker.errors.DockerException as error:

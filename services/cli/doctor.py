@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from services.cli import terminal
+from services.cli import calls, terminal
 from services.settings import Settings, load_settings
 
 _PACKAGES = (
@@ -26,6 +26,7 @@ _PACKAGES = (
     "lmdb",
 )
 _MIN_FREE_BYTES = 2 * 1024**3
+_LEARNER_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,21 @@ def _broker(settings: Settings) -> list[Check]:
     return [Check("broker", "ok", f"{servers} answers"), topics]
 
 
+def _learner(settings: Settings) -> Check:
+    import grpc
+
+    from protos.headrace.v1.learner_pb2 import StatusRequest
+    from services.errors import BackendUnavailable
+
+    try:
+        with calls.learner(settings) as stub:
+            status = stub.Status(StatusRequest(), timeout=_LEARNER_TIMEOUT_S)
+    except (BackendUnavailable, grpc.RpcError):
+        return Check("learner", "warn", "does not answer (right if `headrace up` does not run)")
+    said = [text for text in (status.problem, status.stalled) if text]
+    return Check("learner", "warn" if said else "ok", "; ".join([status.state, *said]))
+
+
 def _release_store(settings: Settings) -> Check:
     import fsspec
 
@@ -140,7 +156,7 @@ def run_checks(settings: Settings) -> list[Check]:
         lambda: _disk(settings),
         lambda: _ports(settings),
     ]
-    return [*(check() for check in singles), *_broker(settings), _release_store(settings)]
+    return [*(check() for check in singles), *_broker(settings), _learner(settings), _release_store(settings)]
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -66,6 +66,7 @@ class StateFacts:
     broker_bytes: int
     learner: str
     learner_problem: str
+    stalled: str
 
 
 def state(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -98,7 +99,7 @@ def look(found: "State") -> StateFacts:
     if not broker_answers and checkpoint is not None and checkpoint.live_release_id:
         live, known_by = checkpoint.live_release_id, "checkpoint"
     num_users, history_problem = _histories(store.history_path)
-    learner, learner_problem = _learner(settings)
+    learner, learner_problem, stalled = _learner(settings)
     has_broker = store.broker_path.is_dir()
     return StateFacts(
         root=str(store.root),
@@ -119,6 +120,7 @@ def look(found: "State") -> StateFacts:
         broker_bytes=bytes_on_disk(store.broker_path),
         learner=learner,
         learner_problem=learner_problem,
+        stalled=stalled,
     )
 
 
@@ -154,9 +156,9 @@ def rows_of(facts: StateFacts) -> list[tuple[str, str]]:
         ("embedded broker", _embedded_text(facts)),
     ]
     if facts.learner:
-        rows.append(
-            ("learner", facts.learner + (f": {facts.learner_problem}" if facts.learner_problem else ""))
-        )
+        rows.append(("learner", ": ".join(filter(None, (facts.learner, facts.learner_problem)))))
+    if facts.stalled:
+        rows.append(("stream", facts.stalled))
     return rows
 
 
@@ -266,8 +268,8 @@ def _histories(path: Path) -> tuple[int | None, str]:
         store.close()
 
 
-def _learner(settings: Settings) -> tuple[str, str]:
-    """The learner's state and problem; empty where none answers."""
+def _learner(settings: Settings) -> tuple[str, str, str]:
+    """The learner's state, its problem, and what of its stream is stalled; empty where none answers."""
     import grpc
 
     from protos.headrace.v1.learner_pb2 import StatusRequest
@@ -276,5 +278,5 @@ def _learner(settings: Settings) -> tuple[str, str]:
         with calls.learner(settings) as stub:
             status = stub.Status(StatusRequest(), timeout=_LEARNER_TIMEOUT_S)
     except (ServiceError, grpc.RpcError):
-        return "", ""
-    return status.state, status.problem
+        return "", "", ""
+    return status.state, status.problem, status.stalled

@@ -172,10 +172,14 @@ def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[E
 
 def _records(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Record]":
     """All records; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
+    from streaming.consumer import describe_hidden
     from streaming.replay import replay_topic
 
+    consumer.lag()
+    if stalled := describe_hidden(consumer.hidden()):
+        terminal.warn(f"{stalled}, and are not learned here")
     ends = consumer.end_offsets()
-    total = left = sum(consumer.lag().values())
+    total = left = sum(max(0, end - consumer.offsets[position]) for position, end in ends.items())
     bars(stage, 0, total)
     found: list[Record] = []
     for records in replay_topic(consumer, batch_size=_BATCH_RECORDS):

@@ -12,6 +12,7 @@ from protos.headrace.v1.learner_pb2 import OnlineQuality, QualityPoint, StatusRe
 from services import metrics
 from services.learner.position import LearnerPosition
 from services.translate import offset_messages
+from streaming.consumer import describe_hidden
 from streaming.records import Record, split_position
 
 GROUP = "learner"
@@ -27,6 +28,7 @@ class Figures:
     num_steps: int = 0
     train_loss: float = 0.0
     lag_records: int = 0
+    stalled: str = ""
     events_per_s: float = 0.0
 
 
@@ -74,12 +76,17 @@ def count_batch(records: Sequence[Record], report: LearnReport, figures: Figures
         _count_step(report.step, figures)
 
 
-def count_lag(lag: Mapping[str, int], figures: Figures) -> None:
-    """Records not read yet, by partition and in all."""
+def count_lag(lag: Mapping[str, int], hidden: Mapping[str, int], figures: Figures) -> None:
+    """Records not read yet, by partition and in all, and those of them that an open transaction hides.
+
+    Nothing changes where `lag` is empty: then nobody knows.
+    """
+    if not lag:
+        return
     for name, records in lag.items():
-        topic, partition = split_position(name)
-        metrics.STREAM_LAG.labels(topic, str(partition), GROUP).set(records)
+        metrics.count_stream_lag(*split_position(name), GROUP, records, hidden[name])
     figures.lag_records = sum(lag.values())
+    figures.stalled = describe_hidden(hidden)
 
 
 def status_response(state: str, position: LearnerPosition, figures: Figures) -> StatusResponse:
@@ -99,6 +106,7 @@ def status_response(state: str, position: LearnerPosition, figures: Figures) -> 
         offsets=offset_messages(position.offsets),
         last_checkpoint_time_ms=position.checkpoint_time_ms,
         curve=figures.curve,
+        stalled=figures.stalled,
     )
 
 

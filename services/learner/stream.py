@@ -116,6 +116,10 @@ class LearnerStream:
             log.warning("lag unknown", problem=str(error))
             return {}
 
+    def hidden(self) -> dict[str, int]:
+        """Those of them that an open transaction hid when `lag` was asked last."""
+        return self._events.hidden()
+
     def close(self) -> None:
         """Disconnects."""
         self._events.close()

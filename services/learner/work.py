@@ -210,7 +210,7 @@ class LearnerWork:
         now = time.monotonic()
         if now - self._lag_asked_s >= _LAG_INTERVAL_S:
             self._lag_asked_s = now
-            report.count_lag(self._stream.lag(), self._figures)
+            report.count_lag(self._stream.lag(), self._stream.hidden(), self._figures)
         if now - self._rate_since_s >= _RATE_WINDOW_S:
             learned = self.position.num_learned - self._rate_learned
             self._figures.events_per_s = learned / (now - self._rate_since_s)

@@ -12,7 +12,7 @@ from services.metrics import (
     EVENT_TO_HISTORY_SECONDS,
     EVENTS_CONSUMED,
     EVENTS_DUPLICATE,
-    STREAM_LAG,
+    count_stream_lag,
 )
 from services.server import ServiceServer, run_service
 from services.settings import Settings
@@ -70,8 +70,7 @@ def observe(batch: ProjectionReport) -> None:
     for seconds in batch.event_to_history_s:
         EVENT_TO_HISTORY_SECONDS.observe(seconds)
     for position, lag in (batch.lag or {}).items():
-        topic, partition = split_position(position)
-        STREAM_LAG.labels(topic, str(partition), GROUP_ID).set(lag)
+        count_stream_lag(*split_position(position), GROUP_ID, lag, batch.hidden[position])
 
 
 def _count_dead_letter(topic: str, stage: str, reason: str) -> None:

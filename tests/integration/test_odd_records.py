@@ -13,16 +13,22 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaProducer
+from prometheus_client import REGISTRY
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from services.broker import EmbeddedBroker
+from protos.headrace.v1.learner_pb2 import StatusResponse
 from services.follow import read_to_end
+from services.learner import report
+from services.learner.position import LearnerPosition
+from services.learner.stream import LearnerStream
 from streaming.codec import JSON, encode
 from streaming.consumer import PartitionConsumer
 from streaming.dead_letter import DeadLetters, list_dead_letters, redrive
@@ -33,6 +39,7 @@ from streaming.records import Record
 from streaming.topics import COMPACTED_TOPICS, INTERACTIONS, MESSAGE_OF, TRENDS, create_topics
 from streaming.trends_worker import TrendsWorker
 from tests.conftest import DEFAULT_KAFKA_IMAGE, find_free_port
+from tests.integration.learner_world import small_settings
 
 PATIENCE_S = 60
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -242,6 +249,101 @@ def test_one_record_is_one_letter_however_often_it_is_sent_again(bootstrap: str)
         read_by_all()
         assert len(letters()) == 26, round_
     assert {(one.num_failed, one.num_redriven) for one in letters()} == {(4, 3)}
+
+
+@contextmanager
+def open_transaction(bootstrap: str, events: Sequence[Event], *, commits: bool) -> Iterator[None]:
+    """Events on partition 0 in a transaction that ends with the block: late, or by the next one's start."""
+    settings: dict[str, Any] = {
+        "bootstrap_servers": bootstrap,
+        "transactional_id": f"test-{uuid.uuid4().hex}",
+    }
+    dead = KafkaProducer(**settings)
+    dead.init_transactions()
+    dead.begin_transaction()
+    for event in events:
+        dead.send(INTERACTIONS, value=encode(event), partition=0)
+    dead.flush()
+    try:
+        yield
+        if commits:
+            dead.commit_transaction()
+    finally:
+        # who takes over its id aborts what it left open
+        heir = KafkaProducer(**settings)
+        heir.init_transactions()
+        heir.close()
+        dead.close(timeout=0)
+
+
+@pytest.mark.container
+@pytest.mark.case("24 events in a transaction whose producer died")
+@pytest.mark.parametrize("commits", [False, True], ids=["aborted", "committed"])
+def test_what_an_open_transaction_hides_is_lag(kafka_container: str, tmp_path: Path, commits: bool) -> None:
+    create_topics(kafka_container, num_partitions=4, replication_factor=1)
+    known = {record.message.event_id for record in polled(kafka_container)}
+    place, others = f"{INTERACTIONS}/0", [f"{INTERACTIONS}/{n}" for n in range(1, 4)]
+    settings = small_settings(kafka_container, tmp_path)
+    figures = report.Figures()
+    held, after = [make_event() for _ in range(24)], make_event()
+    letters = DeadLetters(kafka_container, stage="test")
+    with PartitionConsumer(
+        kafka_container, [INTERACTIONS], offsets={}, dead_letters=letters, stage="test"
+    ) as consumer:
+        while sum(consumer.lag().values()):
+            consumer.poll(500, 0.2)
+        begin = consumer.offsets
+        assert consumer.hidden() == dict.fromkeys([place, *others], 0)
+
+        stream = LearnerStream(
+            settings,
+            LearnerPosition(live_release_id="r", offsets=begin),
+            is_known=lambda item_id: True,
+            insert=lambda sid: None,
+        )
+
+        def said() -> StatusResponse:
+            report.count_lag(stream.lag(), stream.hidden(), figures)
+            return report.status_response("learning", LearnerPosition(live_release_id="r"), figures)
+
+        with stream:
+            with open_transaction(kafka_container, held, commits=commits):
+                assert (said().lag_records, said().stalled) == (
+                    24,
+                    f"24 records of {place} wait for an open transaction",
+                )
+                producer = KafkaProducer(bootstrap_servers=kafka_container)
+                producer.send(INTERACTIONS, value=encode(after), partition=0)
+                producer.flush()
+                producer.close()
+                assert stream.take() == consumer.poll(500, 1.0) == []
+                assert consumer.lag() == consumer.hidden() == {place: 25} | dict.fromkeys(others, 0)
+                labels = {"topic": INTERACTIONS, "partition": "0", "group": report.GROUP}
+                said()
+                assert REGISTRY.get_sample_value("headrace_stream_hidden_records", labels) == 25
+                # an offset among the hidden ones is there: it is kept
+                with PartitionConsumer(
+                    kafka_container,
+                    [INTERACTIONS],
+                    offsets=begin | {place: begin[place] + 24},
+                    dead_letters=letters,
+                    stage="test",
+                ) as other:
+                    assert other.lag()[place] == 1
+                    assert other.take_rewound() == {}
+            # aborted: what it held is gone; and what was behind it comes
+            deadline = time.monotonic() + PATIENCE_S
+            learned = stream.take()
+            while said().lag_records:
+                assert time.monotonic() < deadline
+                learned += stream.take()
+            assert said().stalled == ""
+            assert REGISTRY.get_sample_value("headrace_stream_hidden_records", labels) == 0
+            expected = [event.event_id for event in [*(held if commits else []), after]]
+            assert [record.message.event_id for record in learned] == expected
+        seen = event_ids(polled(kafka_container))
+    letters.close()
+    assert seen == known | set(expected)
 
 
 def random_json(rng: random.Random, names: Sequence[str], depth: int = 3) -> Any:

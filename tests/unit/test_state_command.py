@@ -32,6 +32,7 @@ FACTS = StateFacts(
     broker_bytes=0,
     learner="",
     learner_problem="",
+    stalled="",
 )
 
 
@@ -118,6 +119,10 @@ def test_who_told_and_who_is_silent_is_said() -> None:
     assert (rows["live release"], rows["histories"]) == ("r1", "of 1,200 users")
     assert rows["up"] == "`headrace up` runs here, pid 17"
     assert rows["learner"] == "learning"
+    assert "stream" not in rows
+    stalled = replace(told, learner_problem="a reason", stalled="24 records wait")
+    assert dict(rows_of(stalled))["stream"] == "24 records wait"
+    assert dict(rows_of(stalled))["learner"] == "learning: a reason"
     by_checkpoint = replace(FACTS, live_release_id="r1", live_known_by="checkpoint")
     assert dict(rows_of(by_checkpoint))["live release"].startswith("r1 (by the checkpoint")
     assert not nothing_there(told)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.headrace.v1 import release_pb2 as headrace_dot_v1_dot_release__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19headrace/v1/learner.proto\x12\x0bheadrace.v1\x1a\x19headrace/v1/release.proto\"\x0f\n\rStatusRequest\"\x7f\n\rOnlineQuality\x12\x0f\n\x07segment\x18\x01 \x01(\t\x12\x12\n\nnum_events\x18\x02 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x03 \x01(\x01\x12\x12\n\nndcg_at_10\x18\x04 \x01(\x01\x12\x1f\n\x17popularity_recall_at_10\x18\x05 \x01(\x01\"\xc0\x03\n\x0eStatusResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x17\n\x0flive_release_id\x18\x02 \x01(\t\x12\x1a\n\x12num_events_learned\x18\x03 \x01(\x03\x12\x1c\n\x14num_events_duplicate\x18\x04 \x01(\x03\x12 \n\x18num_events_dead_lettered\x18\x05 \x01(\x03\x12\x11\n\tnum_steps\x18\x06 \x01(\x03\x12\x13\n\x0blag_records\x18\x07 \x01(\x03\x12\x19\n\x11\x65vents_per_second\x18\x08 \x01(\x01\x12\x12\n\ntrain_loss\x18\t \x01(\x01\x12+\n\x07quality\x18\n \x03(\x0b\x32\x1a.headrace.v1.OnlineQuality\x12\x1b\n\x13hierarchical_recall\x18\x0b \x03(\x01\x12-\n\x07offsets\x18\x0c \x03(\x0b\x32\x1c.headrace.v1.PartitionOffset\x12\x1f\n\x17last_checkpoint_time_ms\x18\r \x01(\x03\x12(\n\x05\x63urve\x18\x0e \x03(\x0b\x32\x19.headrace.v1.QualityPoint\x12\x0f\n\x07problem\x18\x0f \x01(\t\"Y\n\x0cQualityPoint\x12\x12\n\nnum_events\x18\x01 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x02 \x01(\x01\x12\x1f\n\x17popularity_recall_at_10\x18\x03 \x01(\x01\"\x13\n\x11\x43heckpointRequest\"0\n\x12\x43heckpointResponse\x12\x1a\n\x12num_events_learned\x18\x01 \x01(\x03\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"$\n\x0ePromoteRequest\x12\x12\n\nrelease_id\x18\x01 \x01(\t\"8\n\x0fPromoteResponse\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Release\"!\n\x0fRollbackRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"9\n\x10RollbackResponse\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Release2\xb4\x03\n\x0eLearnerService\x12\x41\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1b.headrace.v1.StatusResponse\x12M\n\nCheckpoint\x12\x1e.headrace.v1.CheckpointRequest\x1a\x1f.headrace.v1.CheckpointResponse\x12>\n\x05Pause\x12\x19.headrace.v1.PauseRequest\x1a\x1a.headrace.v1.PauseResponse\x12\x41\n\x06Resume\x12\x1a.headrace.v1.ResumeRequest\x1a\x1b.headrace.v1.ResumeResponse\x12\x44\n\x07Promote\x12\x1b.headrace.v1.PromoteRequest\x1a\x1c.headrace.v1.PromoteResponse\x12G\n\x08Rollback\x12\x1c.headrace.v1.RollbackRequest\x1a\x1d.headrace.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19headrace/v1/learner.proto\x12\x0bheadrace.v1\x1a\x19headrace/v1/release.proto\"\x0f\n\rStatusRequest\"\x7f\n\rOnlineQuality\x12\x0f\n\x07segment\x18\x01 \x01(\t\x12\x12\n\nnum_events\x18\x02 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x03 \x01(\x01\x12\x12\n\nndcg_at_10\x18\x04 \x01(\x01\x12\x1f\n\x17popularity_recall_at_10\x18\x05 \x01(\x01\"\xd1\x03\n\x0eStatusResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x17\n\x0flive_release_id\x18\x02 \x01(\t\x12\x1a\n\x12num_events_learned\x18\x03 \x01(\x03\x12\x1c\n\x14num_events_duplicate\x18\x04 \x01(\x03\x12 \n\x18num_events_dead_lettered\x18\x05 \x01(\x03\x12\x11\n\tnum_steps\x18\x06 \x01(\x03\x12\x13\n\x0blag_records\x18\x07 \x01(\x03\x12\x19\n\x11\x65vents_per_second\x18\x08 \x01(\x01\x12\x12\n\ntrain_loss\x18\t \x01(\x01\x12+\n\x07quality\x18\n \x03(\x0b\x32\x1a.headrace.v1.OnlineQuality\x12\x1b\n\x13hierarchical_recall\x18\x0b \x03(\x01\x12-\n\x07offsets\x18\x0c \x03(\x0b\x32\x1c.headrace.v1.PartitionOffset\x12\x1f\n\x17last_checkpoint_time_ms\x18\r \x01(\x03\x12(\n\x05\x63urve\x18\x0e \x03(\x0b\x32\x19.headrace.v1.QualityPoint\x12\x0f\n\x07problem\x18\x0f \x01(\t\x12\x0f\n\x07stalled\x18\x10 \x01(\t\"Y\n\x0cQualityPoint\x12\x12\n\nnum_events\x18\x01 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x02 \x01(\x01\x12\x1f\n\x17popularity_recall_at_10\x18\x03 \x01(\x01\"\x13\n\x11\x43heckpointRequest\"0\n\x12\x43heckpointResponse\x12\x1a\n\x12num_events_learned\x18\x01 \x01(\x03\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"$\n\x0ePromoteRequest\x12\x12\n\nrelease_id\x18\x01 \x01(\t\"8\n\x0fPromoteResponse\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Release\"!\n\x0fRollbackRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"9\n\x10RollbackResponse\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.headrace.v1.Release2\xb4\x03\n\x0eLearnerService\x12\x41\n\x06Status\x12\x1a.headrace.v1.StatusRequest\x1a\x1b.headrace.v1.StatusResponse\x12M\n\nCheckpoint\x12\x1e.headrace.v1.CheckpointRequest\x1a\x1f.headrace.v1.CheckpointResponse\x12>\n\x05Pause\x12\x19.headrace.v1.PauseRequest\x1a\x1a.headrace.v1.PauseResponse\x12\x41\n\x06Resume\x12\x1a.headrace.v1.ResumeRequest\x1a\x1b.headrace.v1.ResumeResponse\x12\x44\n\x07Promote\x12\x1b.headrace.v1.PromoteRequest\x1a\x1c.headrace.v1.PromoteResponse\x12G\n\x08Rollback\x12\x1c.headrace.v1.RollbackRequest\x1a\x1d.headrace.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ONLINEQUALITY']._serialized_start=86
   _globals['_ONLINEQUALITY']._serialized_end=213
   _globals['_STATUSRESPONSE']._serialized_start=216
-  _globals['_STATUSRESPONSE']._serialized_end=664
-  _globals['_QUALITYPOINT']._serialized_start=666
-  _globals['_QUALITYPOINT']._serialized_end=755
-  _globals['_CHECKPOINTREQUEST']._serialized_start=757
-  _globals['_CHECKPOINTREQUEST']._serialized_end=776
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=778
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=826
-  _globals['_PAUSEREQUEST']._serialized_start=828
-  _globals['_PAUSEREQUEST']._serialized_end=842
-  _globals['_PAUSERESPONSE']._serialized_start=844
-  _globals['_PAUSERESPONSE']._serialized_end=859
-  _globals['_RESUMEREQUEST']._serialized_start=861
-  _globals['_RESUMEREQUEST']._serialized_end=876
-  _globals['_RESUMERESPONSE']._serialized_start=878
-  _globals['_RESUMERESPONSE']._serialized_end=894
-  _globals['_PROMOTEREQUEST']._serialized_start=896
-  _globals['_PROMOTEREQUEST']._serialized_end=932
-  _globals['_PROMOTERESPONSE']._serialized_start=934
-  _globals['_PROMOTERESPONSE']._serialized_end=990
-  _globals['_ROLLBACKREQUEST']._serialized_start=992
-  _globals['_ROLLBACKREQUEST']._serialized_end=1025
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1027
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1084
-  _globals['_LEARNERSERVICE']._serialized_start=1087
-  _globals['_LEARNERSERVICE']._serialized_end=1523
+  _globals['_STATUSRESPONSE']._serialized_end=681
+  _globals['_QUALITYPOINT']._serialized_start=683
+  _globals['_QUALITYPOINT']._serialized_end=772
+  _globals['_CHECKPOINTREQUEST']._serialized_start=774
+  _globals['_CHECKPOINTREQUEST']._serialized_end=793
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=795
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=843
+  _globals['_PAUSEREQUEST']._serialized_start=845
+  _globals['_PAUSEREQUEST']._serialized_end=859
+  _globals['_PAUSERESPONSE']._serialized_start=861
+  _globals['_PAUSERESPONSE']._serialized_end=876
+  _globals['_RESUMEREQUEST']._serialized_start=878
+  _globals['_RESUMEREQUEST']._serialized_end=893
+  _globals['_RESUMERESPONSE']._serialized_start=895
+  _globals['_RESUMERESPONSE']._serialized_end=911
+  _globals['_PROMOTEREQUEST']._serialized_start=913
+  _globals['_PROMOTEREQUEST']._serialized_end=949
+  _globals['_PROMOTERESPONSE']._serialized_start=951
+  _globals['_PROMOTERESPONSE']._serialized_end=1007
+  _globals['_ROLLBACKREQUEST']._serialized_start=1009
+  _globals['_ROLLBACKREQUEST']._serialized_end=1042
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1044
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1101
+  _globals['_LEARNERSERVICE']._serialized_start=1104
+  _globals['_LEARNERSERVICE']._serialized_end=1540
 # @@protoc_insertion_point(module_scope)

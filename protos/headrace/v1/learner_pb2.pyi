@@ -88,6 +88,7 @@ class StatusResponse(_message.Message):
     LAST_CHECKPOINT_TIME_MS_FIELD_NUMBER: _builtins.int
     CURVE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """waiting_for_release, refused, learning, paused, stopping"""
     live_release_id: _builtins.str
@@ -101,6 +102,10 @@ class StatusResponse(_message.Message):
     last_checkpoint_time_ms: _builtins.int
     problem: _builtins.str
     """What keeps it from learning, or from the live release, and the cure; one line, empty where all is well."""
+    stalled: _builtins.str
+    """"24 records of interactions/0 wait for an open transaction": of a producer that died, most likely. They
+    are in lag_records; empty where nothing waits.
+    """
     @_builtins.property
     def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___OnlineQuality]: ...
     @_builtins.property
@@ -131,10 +136,11 @@ class StatusResponse(_message.Message):
         last_checkpoint_time_ms: _builtins.int = ...,
         curve: _abc.Iterable[Global___QualityPoint] | None = ...,
         problem: _builtins.str = ...,
+        stalled: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "events_per_second", b"events_per_second", "hierarchical_recall", b"hierarchical_recall", "lag_records", b"lag_records", "last_checkpoint_time_ms", b"last_checkpoint_time_ms", "live_release_id", b"live_release_id", "num_events_dead_lettered", b"num_events_dead_lettered", "num_events_duplicate", b"num_events_duplicate", "num_events_learned", b"num_events_learned", "num_steps", b"num_steps", "offsets", b"offsets", "problem", b"problem", "quality", b"quality", "state", b"state", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "events_per_second", b"events_per_second", "hierarchical_recall", b"hierarchical_recall", "lag_records", b"lag_records", "last_checkpoint_time_ms", b"last_checkpoint_time_ms", "live_release_id", b"live_release_id", "num_events_dead_lettered", b"num_events_dead_lettered", "num_events_duplicate", b"num_events_duplicate", "num_events_learned", b"num_events_learned", "num_steps", b"num_steps", "offsets", b"offsets", "problem", b"problem", "quality", b"quality", "stalled", b"stalled", "state", b"state", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

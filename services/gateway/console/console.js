@@ -60,6 +60,7 @@ function showTiles(status) {
   byId("tile-rate").textContent = learner
     ? `${whole.format(learner.events_per_second)} events/s, ${whole.format(learner.lag_records)} waiting`
     : "the learner does not answer";
+  byId("tile-stalled").textContent = learner ? learner.problem || learner.stalled : "";
   const all = learner && learner.quality.find((quality) => quality.segment === "all");
   byId("tile-recall").textContent = all ? all.recall_at_10.toFixed(3) : "–";
   byId("tile-popularity").textContent = all ? `popularity ${all.popularity_recall_at_10.toFixed(3)}` : "";
