@@ -6,8 +6,10 @@ order of the first event, so a statistic outlives the release (and the catalogue
 with. Users are known by a 64-bit hash and their last few items. There is no clock: time is the
 event's, and the "now" of a request is data. `models.features` turns these numbers into a ranker's input.
 
-Only wishes count: neither what was shown nor what was turned down moves a number. Nor does one user alone
-move much: an item counts once for each user and window of `count_window_s`.
+Only wishes count: neither what was shown nor what was turned down moves a number of any item, and an item
+that was only shown has no row here. The stream's own count and clock (`num_events`, `newest_ms`) go on with
+every event: they make all items older, none fresher. Nor does one user alone move much: an item counts once
+for each user and window of `count_window_s`.
 
 Extra shape letters: U users, R recent items, J neighbours kept per item, H half-lives.
 """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import ACTION_NAMES, IMPRESSION, SKIP
+from models.batch import ACTION_NAMES, IMPRESSION, PASSIVE_ACTIONS, SKIP
 from models.config import StatisticsConfig
 from models.dedupe import hash_id
 from models.statistics import LiveStatistics
@@ -164,6 +164,25 @@ def test_what_is_no_wish_moves_nothing() -> None:
     ours, theirs = statistics.state(), untouched.state()
     assert ours[1].equals(theirs[1])
     assert all(torch.equal(ours[0][name], theirs[0][name]) for name in ours[0] if name != "progress")
+
+
+@pytest.mark.parametrize("action", sorted(PASSIVE_ACTIONS))
+def test_what_was_shown_only_looks_neither_used_nor_fresh(action: int) -> None:
+    """Not to the ranker's statistics and not to the sources; what it had before, it keeps."""
+    statistics = LiveStatistics(StatisticsConfig())
+    statistics.update("u", "old", CLICK, 10**12)
+    for n in range(300):
+        for item in ("old", "shown"):
+            statistics.update(f"v{n}", item, action, 10**12 + DAY + n)
+    found = statistics.items(statistics.rows(["old", "shown"]), 10**12)
+    assert found.total_M.tolist() == [1, 0]
+    assert found.first_ms_M.tolist() == found.last_ms_M.tolist() == [10**12, -1]
+    assert found.count_MH[0].tolist() == [1.0] * len(statistics.config.half_lives_s)
+    assert not found.count_MH[1].any()
+    assert list(statistics.item_ids()) == statistics.trending(5) == ["old"]
+    assert statistics.cooccurring(["old"], 5) == []
+    # the stream's own clock and count are of all events
+    assert (statistics.num_events, statistics.newest_ms) == (601, 10**12 + DAY + 299)
 
 
 def test_trending_equals_sorting_all_items_also_after_a_restart() -> None:
