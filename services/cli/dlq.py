@@ -31,6 +31,13 @@ TopicArgument = Annotated[SourceTopic, typer.Argument(help="The topic that the r
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _bootstrap() -> str:
+    """The broker of the service that answers; raises StateElsewhere where the settings name another."""
+    from services.state import find_state
+
+    return find_state(load_settings()).settings.broker.bootstrap_servers
+
+
 @app.command("list")
 def list_letters(
     topic: TopicArgument = SourceTopic.INTERACTIONS,
@@ -40,7 +47,7 @@ def list_letters(
     """The newest dead letters of a topic, oldest first."""
     from streaming.dead_letter import list_dead_letters
 
-    letters = list_dead_letters(load_settings().broker.bootstrap_servers, topic.value, limit)
+    letters = list_dead_letters(_bootstrap(), topic.value, limit)
     if json:
         terminal.print_json([_as_json(letter) for letter in letters])
         return
@@ -77,7 +84,7 @@ def redrive(
     """
     from streaming.dead_letter import redrive as send_again
 
-    bootstrap = load_settings().broker.bootstrap_servers
+    bootstrap = _bootstrap()
     num_sent = send_again(bootstrap, topic.value, reason=reason, again=again)
     if json:
         terminal.print_json({"num_sent": num_sent})

@@ -56,12 +56,13 @@ def replay(
     """
     if until <= start:
         raise typer.BadParameter("--until must be greater than --from")
+    from services.state import find_state
     from streaming.dataset import load_dataset
     from streaming.producer import Producer
     from streaming.replay import replay as send_events
     from streaming.tables import parse_columns
 
-    settings = load_settings()
+    settings = find_state(load_settings()).settings
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     if not keep_times:
         dataset = dataset.ending_at(time.time_ns() // 1_000_000)
@@ -84,6 +85,8 @@ def replay(
         taken = None if before is None else wait_taken(settings, before, num_events, bars)
     seconds = round(time.monotonic() - started, 1)
     _report(dataset, num_announced, num_events, taken, seconds, json=json)
+    if taken is not None and taken.total < num_events and (stalled := stalled_stream(settings)):
+        terminal.warn(stalled)
     if taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
         terminal.warn(
             f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before? "
@@ -126,6 +129,17 @@ class Taken:
     def total(self) -> int:
         """Events read."""
         return self.num_learned + self.num_known + self.num_refused
+
+
+def stalled_stream(settings: Settings) -> str:
+    """What the learner says of records that it cannot reach; empty where there are none, or none answers."""
+    from protos.headrace.v1.learner_pb2 import StatusRequest
+
+    try:
+        with calls.learner(settings) as stub:
+            return stub.Status(StatusRequest(), timeout=calls.CALL_TIMEOUT_S).stalled
+    except ServiceError:
+        return ""
 
 
 def wait_taken(settings: Settings, before: Taken, num_events: int, bars: "Stages") -> Taken:

@@ -23,8 +23,8 @@ from kafka import KafkaProducer
 from prometheus_client import REGISTRY
 
 from protos.headrace.v1.events_pb2 import Action, Event
-from services.broker import EmbeddedBroker
 from protos.headrace.v1.learner_pb2 import StatusResponse
+from services.broker import EmbeddedBroker
 from services.follow import read_to_end
 from services.learner import report
 from services.learner.position import LearnerPosition
