@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import uvloop
 from kafka.errors import UnsupportedVersionError
 from kafka.protocol import admin, consumer, metadata, producer
 from kafka.protocol.api_header import RequestHeader
@@ -55,7 +56,7 @@ def run(folder: Path, host: str, port: int) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     read_any_header_name()
-    asyncio.run(serve())
+    uvloop.run(serve())
 
 
 class BadRequest(Exception):

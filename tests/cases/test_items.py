@@ -108,8 +108,8 @@ def test_a_shortfall_is_named(world: World) -> None:
         Event(event_id=f"h{n}", user_id="owns all", item_id=item, action=Action.ACTION_PURCHASE)
         for n, item in enumerate(everything * 3)
     ]
-    with world.taking(len(heavy)):
-        world.send(heavy)
+    world.send(heavy)
+    until(lambda: world.num_events("owns all") == len(heavy), "the whole history")
     answer = world.recommend("owns all", k=5)
     found = [one.item_id for one in answer.recommendations]
     assert not set(found) & set(everything)
