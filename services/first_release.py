@@ -56,8 +56,9 @@ def publish_training(settings: Settings, trained: Trained, reason: str) -> Relea
         _stage(settings, store, trained)
         releases.save(trained.bundle)
     except BaseException:
-        store.drop_staged()
+        # in this order: what is staged names the release that a killed training left
         releases.discard(trained.release_id)
+        store.drop_staged()
         raise
     publisher = ReleasePublisher(settings)
     release = _patiently(lambda: publisher.announce_stored(trained.release_id, RELEASE_STATE_LIVE, reason))

@@ -1,4 +1,7 @@
-"""What a training needs, looked at before it begins: it is no use to learn that at the end of it."""
+"""What a training needs, looked at before it begins: it is no use to learn that at the end of it.
+
+Imports nothing heavy: a refusal comes in the first second.
+"""
 
 import os
 import shutil
@@ -9,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from services.errors import BackendUnavailable, ServiceError
-from services.learner.checkpoints import CheckpointStore
+from services.learner.locks import training_lock
 from services.settings import Settings
 from streaming.errors import BrokerUnavailable
 from streaming.topics import INTERACTIONS, ITEMS, RELEASES, existing_topics
@@ -30,7 +33,7 @@ def check_training(settings: Settings, *, from_topic: bool) -> None:
     _check_broker(settings, (RELEASES, ITEMS, INTERACTIONS) if from_topic else (RELEASES,))
     _check_folder(settings.store.root)
     _check_release_store(settings.store.releases_url)
-    with CheckpointStore(settings.store.checkpoint_path).training_lock():
+    with training_lock(settings.store.checkpoint_path):
         pass
 
 

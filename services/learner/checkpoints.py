@@ -9,13 +9,10 @@ that counts only while this very release is live: the learner then makes it its 
 record on `releases` is the one moment at which a training counts, and what a killed one left is waste.
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
 
 import structlog
 
@@ -23,20 +20,12 @@ from models import checkpoint
 from models.errors import IncompatibleCheckpoint
 from models.learner import OnlineLearner
 from services import metrics
-from services.errors import ServiceError
+from services.learner.locks import learner_lock, training_lock
 from services.learner.position import LearnerPosition
 
 log = structlog.get_logger()
 
 _NUM_KEPT = 2
-
-
-class LearnerRunning(ServiceError):
-    """Another process owns the learner's state."""
-
-
-class TrainingRunning(ServiceError):
-    """Another training uses this state folder."""
 
 
 class CheckpointStore:
@@ -46,24 +35,13 @@ class CheckpointStore:
         self.root = root
         self._staged = root / "trained"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the right to write numbered checkpoints; raises LearnerRunning if another process has it.
+    def lock(self) -> AbstractContextManager[None]:
+        """Holds the right to write numbered checkpoints; raises LearnerRunning if another process has it."""
+        return learner_lock(self.root)
 
-        The kernel drops it with the process, so a killed learner leaves nothing to clean up.
-        """
-        with _locked_file(self.root / "lock") as locked:
-            if not locked:
-                raise LearnerRunning(f"another learner is at work on {self.root}")
-            yield
-
-    @contextmanager
-    def training_lock(self) -> Iterator[None]:
+    def training_lock(self) -> AbstractContextManager[None]:
         """Holds the right to stage; raises TrainingRunning if another process has it. A learner may run."""
-        with _locked_file(self.root / "training.lock") as locked:
-            if not locked:
-                raise TrainingRunning(f"another `headrace train` is at work on {self.root}: wait for its end")
-            yield
+        return training_lock(self.root)
 
     def ledger_path(self, name: str) -> Path:
         """Where a ledger named in a checkpoint is."""
@@ -156,18 +134,3 @@ def read_checkpoint(directory: Path) -> tuple[OnlineLearner, LearnerPosition]:
 def ledger_name_of(release_id: str) -> str:
     """The file name of the ledger that begins with a release."""
     return f"ledger-{release_id}.txt"
-
-
-@contextmanager
-def _locked_file(path: Path) -> Iterator[bool]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        yield _locked(handle)
-
-
-def _locked(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -20,8 +20,9 @@ from models.release import ReleaseBundle
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import NotReady
-from services.learner.checkpoints import CheckpointStore, LearnerRunning
+from services.learner.checkpoints import CheckpointStore
 from services.learner.commands import CommandQueue
+from services.learner.locks import LearnerRunning
 from services.learner.releases import ReleaseDesk
 from services.learner.start import CannotBegin, Interrupted, find_beginning, why_unloadable
 from services.learner.work import LearnerWork
