@@ -10,7 +10,6 @@ It is never written again; a checkpoint that is replaced is a new numbered direc
 
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -37,8 +36,6 @@ _TENSORS, _TABLE = ".safetensors", ".arrow"
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|arrow)")
 _NUMBERED = re.compile(r"[0-9]{12}")
 _TEMPORARY = re.compile(r"\..+\.tmp")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         document = json.loads(raw)
         if document["format"] != FORMAT:
-            raise IncompatibleCheckpoint("format", f"format {document['format']!r}, this reads {FORMAT}")
+            raise IncompatibleCheckpoint(
+                "format", f"written in format {document['format']!r:.20}, this version reads {FORMAT}"
+            )
         files = tuple(
             FileEntry(str(entry["name"]), str(entry["sha256"]), int(entry["size_bytes"]))
             for entry in document["files"]
@@ -164,20 +163,15 @@ def read_manifest(directory: Path) -> Manifest:
 
 def next_directory(root: Path) -> Path:
     """The name of the next numbered checkpoint under `root`; nothing is made."""
-    numbered = _numbered(root)
-    return root / f"{int(numbered[-1].name) + 1 if numbered else 0:012d}"
+    present = numbered(root)
+    return root / f"{int(present[-1].name) + 1 if present else 0:012d}"
 
 
-def latest(root: Path) -> Path | None:
-    """The newest numbered checkpoint under `root` whose every file verifies; None when there is none."""
-    for directory in reversed(_numbered(root)):
-        try:
-            verify(directory)
-        except IncompatibleCheckpoint as error:
-            logger.warning("checkpoint_refused directory=%s reason=%s: %s", directory, error.reason, error)
-        else:
-            return directory
-    return None
+def numbered(root: Path) -> list[Path]:
+    """The numbered checkpoints under `root`, oldest first, whole or broken."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _NUMBERED.fullmatch(path.name))
 
 
 def newest(root: Path) -> Path | None:
@@ -193,18 +187,12 @@ def prune(root: Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError("keep must be at least 1")
-    for directory in _numbered(root)[:-keep]:
+    for directory in numbered(root)[:-keep]:
         shutil.rmtree(directory)
     if root.is_dir():
         for path in root.iterdir():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path)
-
-
-def _numbered(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if _NUMBERED.fullmatch(path.name))
 
 
 def _manifest_body(meta: Mapping[str, JsonValue], files: Sequence[FileEntry]) -> dict[str, JsonValue]:

@@ -93,7 +93,7 @@ def train_first_release(
     deadline = deadline or Deadline(None)
     with CheckpointStore(settings.store.checkpoint_path).training_lock():
         clear_remains(settings)
-        catalogue, notes = _catalogue_of(settings, items, events, _watched(progress, deadline))
+        catalogue, notes = _catalogue_of(settings, items, events, watched(progress, deadline))
         batch = _known_events(events, catalogue, settings.meaning)
         learner, figures = _train(settings, catalogue, batch, progress, deadline)
         bundle = learner.release_bundle(
@@ -135,18 +135,20 @@ def fitted_config(settings: Settings, catalogue: CatalogueIndex) -> ModelConfig:
     )
 
 
-def _watched(progress: Progress, deadline: Deadline) -> Progress:
+def watched(progress: Progress, deadline: Deadline) -> Progress:
     """`progress`, ending what cannot be cut as soon as it is plain that it takes too long."""
 
-    begun_s: dict[str, float] = {}
-    heard_s = deadline.used_s
+    first: dict[str, tuple[float, int]] = {}
 
     def watch(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        nonlocal heard_s
         progress(stage, done, total, figures)
-        begin_s, heard_s = begun_s.setdefault(stage, heard_s), deadline.used_s
-        needed_s = (heard_s - begin_s) / done * total
-        if deadline.max_seconds is not None and begin_s + needed_s > deadline.max_seconds:
+        # counted from the first report: before it, a model was loaded
+        first_s, first_done = first.setdefault(stage, (deadline.used_s, done))
+        if deadline.max_seconds is None or done <= first_done:
+            return
+        pace_s = (deadline.used_s - first_s) / (done - first_done)
+        needed_s = pace_s * total
+        if deadline.used_s + pace_s * (total - done) > deadline.max_seconds:
             raise TooLittleTime(
                 f"to {stage} ({total:,}) takes about {needed_s / 60:.1f} minutes, and the whole training may "
                 f"take {deadline.max_seconds / 60:g}: raise --max-minutes"

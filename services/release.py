@@ -71,6 +71,30 @@ class ReleaseStore:
         _require_safe(release_id)
         return read_manifest(Path(self._root) / release_id if self._is_local else self._fetched(release_id))
 
+    def problem(self, release_id: str) -> str:
+        """Why this version cannot load a release, one line; empty if it can.
+
+        By its manifest and its files' sizes: what is in them is verified when it is loaded.
+        """
+        try:
+            _require_safe(release_id)
+            with tempfile.TemporaryDirectory() as folder:
+                place = f"{self._root}/{release_id}"
+                self._fs.get_file(f"{place}/{MANIFEST_NAME}", str(Path(folder) / MANIFEST_NAME))
+                manifest = read_manifest(Path(folder))
+            release_meta(manifest)
+            for file in manifest.files:
+                size = self._fs.size(f"{place}/{file.name}")
+                if size != file.size_bytes:
+                    return f"size: {file.name} has {size} bytes, not {file.size_bytes}"
+        except IncompatibleCheckpoint as error:
+            return f"{error.reason}: {error}"
+        except FileNotFoundError as error:
+            return f"missing_file: {error.filename or error} is missing"
+        except OSError as error:
+            return f"{_UNREACHABLE}: {error}"
+        return ""
+
     def discard(self, release_id: str) -> None:
         """Removes a release that was never announced, and what a killed writer left of it."""
         _require_safe(release_id)

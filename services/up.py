@@ -20,7 +20,6 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from models.errors import IncompatibleCheckpoint
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
 from services.release import ReleasePublisher, release_store
@@ -116,13 +115,17 @@ class Stack:
             await self._wait_serving("services live", "liveness", SERVICES, report)
             live = await asyncio.to_thread(live_release, self.settings)
             self.has_release = live is not None
-            if live is not None and await asyncio.to_thread(is_in_store, self.settings, live):
-                await self._wait_serving("services ready", "", SERVING, report)
-            elif live is not None:
-                self._say(
-                    f"release {live} is live, and its files are not in {self.settings.store.releases_url}: "
-                    "popular items are answered; run `headrace train --from-topic`, or bring the files back"
-                )
+            if live is not None:
+                problem = await asyncio.to_thread(release_store(self.settings).problem, live)
+                if problem:
+                    where = self.settings.store.releases_url
+                    self._say(
+                        f"release {live} is live and cannot be loaded from {where} ({problem}): an older one "
+                        "serves, or popular items; run `headrace train --from-topic`, bring its files back, "
+                        "or promote one that `headrace release list` shows as loadable"
+                    )
+                else:
+                    await self._wait_serving("services ready", "", SERVING, report)
         except BaseException:
             await self.stop()
             raise
@@ -309,15 +312,6 @@ def live_release(settings: Settings) -> str | None:
     """The id of the release that the topic says is live; raises BrokerUnavailable."""
     live = [one for one in ReleasePublisher(settings).list() if one.state == RELEASE_STATE_LIVE]
     return live[-1].release_id if live else None
-
-
-def is_in_store(settings: Settings, release_id: str) -> bool:
-    """Whether the release store holds a manifest of this release."""
-    try:
-        release_store(settings).manifest(release_id)
-    except (IncompatibleCheckpoint, OSError, ValueError):
-        return False
-    return True
 
 
 def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:

@@ -1,5 +1,6 @@
 """`headrace release`: the releases there are, and which one is live."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,25 +29,44 @@ def _all_releases() -> "list[Release]":
     return ReleasePublisher(find_state(load_settings()).settings).list()
 
 
+def _problems(releases: "Sequence[Release]") -> list[str]:
+    """Why each release cannot be loaded, empty where it can."""
+    from services.release import release_store
+    from services.state import StateElsewhere, find_state
+
+    try:
+        store = release_store(find_state(load_settings()).settings)
+    except StateElsewhere as error:
+        return [f"unknown: {error}"] * len(releases)
+    return [store.problem(release.release_id) for release in releases]
+
+
 @app.command("list")
 def list_releases(json: JsonOption = False) -> None:
-    """Every release that was announced, oldest first."""
+    """Every release that was announced, oldest first, and whether this version can load it."""
     releases = sorted(_all_releases(), key=lambda release: release.created_time_ms)
+    problems = _problems(releases)
     if json:
-        terminal.print_json([terminal.message_dict(release) for release in releases])
+        terminal.print_json(
+            [
+                terminal.message_dict(release) | {"problem": problem}
+                for release, problem in zip(releases, problems, strict=True)
+            ]
+        )
         return
     rows = [
         (
             release.release_id,
             _state(release),
+            problem or "yes",
             terminal.time_text(release.created_time_ms),
             release.parent_release_id or "-",
             f"{release.metrics['recall@10']:.4f}" if "recall@10" in release.metrics else "-",
             release.reason,
         )
-        for release in releases
+        for release, problem in zip(releases, problems, strict=True)
     ]
-    columns = ["release", "state", "created (UTC)", "parent", "recall@10", "reason"]
+    columns = ["release", "state", "loadable", "created (UTC)", "parent", "recall@10", "reason"]
     terminal.print_table("releases", columns, rows, numbers=("recall@10",), ids=("release",))
 
 

@@ -56,12 +56,12 @@ class CheckpointStore:
         metrics.CHECKPOINT_SUCCESS.set_to_current_time()
         metrics.CHECKPOINT_BYTES.set(sum(file.size_bytes for file in manifest.files))
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that verifies, or None where there is none.
+    def newest_first(self) -> list[Path]:
+        """The checkpoints, whole or broken.
 
         After a broken one the events since the checkpoint before it are learned again, from its state.
         """
-        return checkpoint.latest(self.root)
+        return checkpoint.numbered(self.root)[::-1]
 
     def newest_of_all(self) -> Path | None:
         """The newest checkpoint, whether it verifies or not; None where there is none."""

@@ -167,7 +167,9 @@ class LearningLoop:
                 except (CannotBegin, LearnerRunning) as error:
                     self._wait("refused", str(error))
                 except (IncompatibleCheckpoint, OSError, ValueError) as error:
-                    line = f"{type(error).__name__}: {error}; `headrace state` shows what is there"
+                    line = (
+                        f"{type(error).__name__}: {error}; `headrace release list` shows what can be loaded"
+                    )
                     self._wait("refused", line)
                 else:
                     if work is not None:

@@ -7,7 +7,6 @@ else the live release, with histories and statistics read from the topic again.
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -59,8 +58,7 @@ def find_beginning(
     Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, and Interrupted if `stopping` is
     set meanwhile.
     """
-    newest = store.newest()
-    own, problem = _read_own(newest)
+    own, problem = _read_own(store)
     live = desk.live()
     if live is None:
         if own is None:
@@ -99,16 +97,18 @@ def why_unloadable(release: Release, error: Exception) -> str:
     )
 
 
-def _read_own(directory: Path | None) -> tuple[Beginning | None, str]:
-    """The learner's own newest checkpoint, or why it cannot be read."""
-    if directory is None:
-        return None, ""
-    try:
-        learner, position = read_checkpoint(directory)
-    except IncompatibleCheckpoint as error:
-        log.error("checkpoint refused", directory=str(directory), reason=error.reason, problem=str(error))
-        return None, f"the checkpoint {directory} cannot be read by this version ({error.reason}: {error})"
-    return Beginning(learner=learner, position=position), ""
+def _read_own(store: CheckpointStore) -> tuple[Beginning | None, str]:
+    """The learner's own newest checkpoint that can be read, or why the newest of them cannot."""
+    problem = ""
+    for directory in store.newest_first():
+        try:
+            learner, position = read_checkpoint(directory)
+        except IncompatibleCheckpoint as error:
+            log.error("checkpoint refused", directory=str(directory), reason=error.reason, problem=str(error))
+            problem = problem or f"the checkpoint {directory} cannot be read ({error.reason}: {error})"
+        else:
+            return Beginning(learner=learner, position=position), ""
+    return None, problem
 
 
 def _read_staged(store: CheckpointStore, release_id: str) -> Beginning | None:

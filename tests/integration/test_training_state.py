@@ -3,34 +3,50 @@
 Real files, a real broker, a small model. `write_steps` stops the work before each of its writes.
 """
 
+import asyncio
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from models.checkpoint import FORMAT
 from models.learner import OnlineLearner
 from protos.headrace.v1.events_pb2 import Event
+from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest
+from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceStub
+from protos.headrace.v1.ranker_pb2 import RankRequest
+from protos.headrace.v1.ranker_pb2_grpc import RankerServiceStub
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_CANDIDATE, RELEASE_STATE_LIVE, Release
+from services.cli.main import main
 from services.cold_start import train_first_release
+from services.deadline import Deadline
 from services.first_release import Trained, clear_remains, publish_training
+from services.generator import __main__ as generator
 from services.learner.checkpoints import CheckpointStore
 from services.learner.ledger import Ledger
+from services.learner.loop import LearningLoop
 from services.learner.releases import ReleaseDesk
-from services.learner.start import Beginning, find_beginning
+from services.learner.start import Beginning, CannotBegin, find_beginning
+from services.ranker import __main__ as ranker
 from services.release import ReleasePublisher, release_store
-from services.settings import Settings, StoreSettings
+from services.settings import Settings, StoreSettings, to_environment
 from services.translate import event_batch
+from streaming.producer import Producer
+from streaming.topics import INTERACTIONS
 from tests.cases.world import HEADRACE, environment, write_world
 from tests.conftest import find_free_port
 from tests.integration.learner_world import make_world, small_settings
-from tests.integration.serving import own_broker
+from tests.integration.serving import SERVING, health, own_broker, ready, serving, until
 from tests.integration.write_steps import before_each_step
 
 pytestmark = pytest.mark.integration
@@ -277,3 +293,189 @@ def test_without_a_broker_training_is_refused_in_the_first_second(tmp_path: Path
     assert "no broker answers" in line
     assert "start `headrace up`" in line
     assert not settings.store.root.exists()
+
+
+def write_as_before(directory: Path) -> None:
+    """Makes a checkpoint or release one of the version before."""
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 0'))
+
+
+@pytest.mark.case("state and release of the version before")
+def test_what_the_version_before_wrote_is_named_and_gone_around(
+    scene: Scene, watch: Watch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = watch.settings
+    store, desk = CheckpointStore(settings.store.checkpoint_path), ReleaseDesk(settings)
+    newest = store.newest_first()[0]
+    write_as_before(newest)
+    # the one before it is as good
+    assert begin(settings).position.num_learned == NUM_OLD
+    for directory in store.newest_first():
+        write_as_before(directory)
+    with store.lock():
+        found = find_beginning(settings, store, desk, threading.Event())
+    assert found is not None
+    assert f"the checkpoint {newest} cannot be read (format: written in format 0" in found.problem
+    assert f"began again from release {scene.old_id}" in found.problem
+
+    write_as_before(settings.store.root / "releases" / scene.old_id)
+    cure = "promote one that `headrace release list` shows as loadable, or run `headrace train`"
+    with pytest.raises(CannotBegin, match=re.escape(cure)), store.lock():
+        find_beginning(settings, store, desk, threading.Event())
+    loadable = scene.as_release("20990101-000001-loadable")
+    ReleasePublisher(settings).publish(loadable.bundle, RELEASE_STATE_CANDIDATE)
+    for name, value in to_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["headrace", "release", "list", "--json"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main()
+    listed = {one["release_id"]: one["problem"] for one in json.loads(capsys.readouterr().out)}
+    assert listed[scene.old_id] == f"format: written in format 0, this version reads {FORMAT}"
+    assert listed[loadable.release_id] == ""
+
+    publish(settings, scene.as_release("20990101-000002-cure"))
+    assert state_of(settings) == ("20990101-000002-cure", NUM_NEW)
+
+
+@pytest.mark.case("a release whose files are missing goes live")
+async def test_a_refused_release_ends_nobody(scene: Scene, watch: Watch) -> None:
+    settings = watch.settings
+    refused = scene.as_release("20990101-000003-refused").bundle
+    await asyncio.to_thread(release_store(settings).save, refused)
+    missing = settings.store.root / "releases" / refused.meta.release_id / "ranker.safetensors"
+    content = missing.read_bytes()
+    missing.unlink()
+    loop = LearningLoop(settings)
+    learning = asyncio.ensure_future(asyncio.to_thread(loop.run))
+    try:
+        async with (
+            serving("generator", generator.serve, settings) as generating,
+            serving("ranker", ranker.serve, settings) as ranking,
+        ):
+            await ready(generating)
+            await ready(ranking)
+            await until(is_true(lambda: loop.status.live_release_id == scene.old_id))
+            publisher = ReleasePublisher(settings)
+            await asyncio.to_thread(publisher.announce_stored, refused.meta.release_id, RELEASE_STATE_LIVE)
+            loop.went_live(refused.meta.release_id)
+            await until(is_true(lambda: loop.status.problem))
+            assert "ranker.safetensors is missing" in loop.status.problem
+            assert "put its files back, promote one" in loop.status.problem
+            assert loop.status.state == "learning"
+            assert await health(generating) == await health(ranking) == SERVING
+            stub = GeneratorServiceStub(generating)
+            assert (await stub.Generate(GenerateRequest(k=5))).release_id == scene.old_id
+            rank = RankRequest(candidates=Candidates(item_ids=["item-0"], source_masks=[0], beam_scores=[0]))
+            assert (await RankerServiceStub(ranking).Rank(rank)).release_id == scene.old_id
+
+            missing.write_bytes(content)
+
+            async def taken() -> bool:
+                return (await stub.Generate(GenerateRequest(k=5))).release_id == refused.meta.release_id
+
+            await until(taken)
+    finally:
+        loop.stop()
+        await learning
+
+
+def is_true(condition: Callable[[], object]) -> Callable[[], Awaitable[bool]]:
+    """For `until`."""
+
+    async def holds() -> bool:
+        return bool(condition())
+
+    return holds
+
+
+NUM_STREAMED = 900
+_TERMINATES_AT_RELEASE = """
+import os, signal, sys
+def hear(event, arguments):
+    if event == "os.rename" and "/releases/" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(hear)
+from services.learner.__main__ import main
+main()
+"""
+
+
+@pytest.mark.case("SIGTERM at the very step of a checkpoint and of a release")
+def test_a_learner_told_to_stop_in_the_midst_of_a_write_loses_nothing(scene: Scene, watch: Watch) -> None:
+    service = replace(watch.settings.learner_service, checkpoint_interval_s=0.0, release_interval_events=30)
+    settings = watch.settings.model_copy(update={"learner_service": service})
+    events = make_world(NUM_NEW + NUM_STREAMED).events[NUM_NEW:]
+    with Producer(settings.broker.bootstrap_servers) as producer:
+        for event in events:
+            producer.send(INTERACTIONS, event.user_id, event)
+        producer.flush()
+
+    done = subprocess.run(
+        [sys.executable, "-c", _TERMINATES_AT_RELEASE],
+        env=environment(settings),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-2_000:]
+    num_learned = [NUM_OLD, check_stopped(settings)]
+    for step in (
+        "open /learner/.",
+        "os.rename /learner/.",
+        "open /releases/.",
+        "os.rename /releases/.",
+        "send to releases",
+    ):
+        loop = LearningLoop(settings)
+
+        def stop(name: str, loop: LearningLoop = loop, step: str = step) -> None:
+            if name.startswith(step) and loop.status.num_events_learned:
+                loop.stop()
+
+        patience = threading.Timer(20, loop.stop)
+        patience.start()
+        before_each_step(loop.run, str(settings.store.root), stop)
+        assert patience.is_alive(), f"no step {step}"
+        patience.cancel()
+        num_learned.append(check_stopped(settings))
+    assert num_learned == sorted(set(num_learned))
+    assert num_learned[-1] < NUM_OLD + NUM_STREAMED
+
+    loop = LearningLoop(settings)
+    learning = threading.Thread(target=loop.run)
+    learning.start()
+    deadline = time.monotonic() + 30
+    while loop.status.num_events_learned < NUM_OLD + NUM_STREAMED and time.monotonic() < deadline:
+        time.sleep(0.05)
+    loop.stop()
+    learning.join()
+    assert check_stopped(settings) == NUM_OLD + NUM_STREAMED
+
+
+def check_stopped(settings: Settings) -> int:
+    """How many events were learned, each once; everything is whole, and nothing half-written is left."""
+    assert not [*settings.store.root.rglob(".*.tmp")]
+    store = release_store(settings)
+    for release in ReleasePublisher(settings).list():
+        path = settings.store.root / "releases" / release.release_id
+        assert not path.exists() or not store.problem(release.release_id)
+    return state_of(settings)[1]
+
+
+def test_a_limit_bounds_the_whole_training(scene: Scene, watch: Watch) -> None:
+    """Without one, this would take hours; the first stages leave time for the last."""
+    endless = replace(watch.settings.train, max_epochs=1_000_000, patience_epochs=1_000_000)
+    settings = watch.settings.model_copy(update={"train": endless})
+    world = make_world(NUM_OLD)
+    deadline = Deadline(4.0)
+    made = train_first_release(
+        settings,
+        world.items,
+        world.events,
+        offsets={},
+        progress=lambda stage, done, total, figures: None,
+        deadline=deadline,
+    )
+    assert deadline.used_s < 8.0
+    assert state_of(settings) == (made.release.release_id, NUM_OLD)

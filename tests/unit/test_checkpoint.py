@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import checkpoint
-from models.checkpoint import Manifest, json_sha256, latest, load, next_directory, prune, save
+from models.checkpoint import Manifest, json_sha256, load, next_directory, numbered, prune, save
 from models.errors import IncompatibleCheckpoint
 
 META = {"name": "a", "nested": {"z": [1, 2.5, None], "a": True}}
@@ -186,19 +186,13 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == []
 
 
-def test_numbered_checkpoints_the_newest_whole_one_wins(tmp_path: Path) -> None:
+def test_checkpoints_are_numbered_and_only_the_newest_are_kept(tmp_path: Path) -> None:
     root = tmp_path / "learner"
-    assert latest(root) is None
+    assert numbered(root) == []
     for value in range(3):
         save_sample(next_directory(root), value=float(value))
     assert next_directory(root).name == "000000000003"
-    newest = latest(root)
-    assert newest is not None
-    assert newest.name == "000000000002"
-    (newest / "items.arrow").unlink()
-    fallback = latest(root)
-    assert fallback is not None
-    assert fallback.name == "000000000001"
+    assert [path.name for path in numbered(root)] == ["000000000000", "000000000001", "000000000002"]
     (root / ".000000000003.abcd.tmp").mkdir()
     prune(root, keep=2)
     assert sorted(os.listdir(root)) == ["000000000001", "000000000002"]

@@ -1,0 +1,56 @@
+"""One limit for several stages, and the stage that can be seen to need more than that."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from services.cold_start import TooLittleTime, watched
+from services.deadline import Deadline
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_stage_that_ends_early_leaves_its_time_to_the_next() -> None:
+    clock = Clock()
+    deadline = Deadline(100.0, clock)
+    first = deadline.until(0.5, reserve_s=10.0)
+    assert first() == 0.0
+    clock.now_s += 9.0
+    assert first() == pytest.approx(9 / 45)
+    second = deadline.until(0.5, reserve_s=10.0)
+    clock.now_s += 18.0
+    assert second() == pytest.approx(0.5)
+    clock.now_s += 100.0
+    assert first() == second() == deadline.until(0.9)() == 1.0
+    assert deadline.used_s == 127.0
+
+
+def test_without_a_limit_no_time_is_used_up() -> None:
+    clock = Clock()
+    share = Deadline(None, clock).until(0.5)
+    clock.now_s += 1e9
+    assert share() == 0.0
+
+
+def ignore(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    """No progress is shown."""
+
+
+def test_what_cannot_be_cut_ends_when_it_is_plain_that_it_takes_too_long() -> None:
+    clock = Clock()
+    watch = watched(ignore, Deadline(60.0, clock))
+    clock.now_s += 10.0  # a model is loaded: this says nothing of the pace
+    watch("embed items", 32, 400, {})
+    clock.now_s += 1.0
+    watch("embed items", 64, 400, {})
+    clock.now_s += 10.0
+    with pytest.raises(TooLittleTime, match=r"embed items \(400\).*raise --max-minutes"):
+        watch("embed items", 96, 400, {})
