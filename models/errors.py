@@ -20,6 +20,10 @@ class NonFiniteLoss(ModelError):
     """A training step produced NaN or infinity; the step was dropped and the weights are unchanged."""
 
 
+class NothingToTest(ModelError):
+    """A protocol of evaluation finds no event to test with."""
+
+
 class UnknownItem(ModelError):
     """An item id that the catalogue index does not hold."""
 

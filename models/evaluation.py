@@ -18,6 +18,7 @@ from models.batch import EventBatch, Float64Array, HistoryBatch, Int64Array
 from models.catalogue import CatalogueIndex
 from models.config import ModelConfig, SearchConfig, StatisticsConfig, TrainConfig
 from models.device import compute_dtype
+from models.errors import NothingToTest
 from models.features import feature_names
 from models.generation import Generation
 from models.holdout import HoldoutCases, dense_ranks
@@ -124,13 +125,13 @@ def evaluate_leave_one_out(
       events while the ranker is fitted, validation events as well in the test. An answer thus uses the
       moment of the request, as serving does, which the published sequence models do not.
 
-    `events` are in stream order, on rows of `catalogue`. Raises ValueError if no user has two events, and
+    `events` are in stream order, on rows of `catalogue`. Raises NothingToTest if no user has two events, and
     NonFiniteLoss.
     """
     begin_s = time.perf_counter()
     split = split_leave_one_out(events)
     if not len(split.test):
-        raise ValueError("leave-one-out needs a user with at least two events")
+        raise NothingToTest("leave-one-out needs a user with at least two events that are wishes")
     pipeline, ranker_figures = fit_pipeline(
         catalogue, split, model=model, train=train, search=search, statistics=statistics, progress=progress
     )

@@ -92,6 +92,7 @@ def train_first_release(
     """
     deadline = deadline or Deadline(None)
     with CheckpointStore(settings.store.checkpoint_path).training_lock():
+        _require_wishes(events, {item.item_id for item in items}, settings.meaning)
         clear_remains(settings)
         catalogue, notes = _catalogue_of(settings, items, events, watched(progress, deadline))
         batch = _known_events(events, catalogue, settings.meaning)
@@ -117,10 +118,16 @@ def train_first_release(
 
 
 def prepare_catalogue(
-    settings: Settings, items: Sequence[Item], progress: Progress
+    settings: Settings,
+    items: Sequence[Item],
+    progress: Progress,
+    *,
+    say: Callable[[str], None] = lambda note: None,
 ) -> tuple[CatalogueIndex, ModelConfig]:
-    """A catalogue with a codebook fitted to the items, and the model's config for it."""
-    catalogue, _ = _catalogue_of(settings, items, (), progress)
+    """A catalogue with a codebook fitted to the items, and the model's config for it; `say` gets notes."""
+    catalogue, notes = _catalogue_of(settings, items, (), progress)
+    for note in notes:
+        say(note)
     return catalogue, fitted_config(settings, catalogue)
 
 
@@ -144,13 +151,14 @@ def watched(progress: Progress, deadline: Deadline) -> Progress:
         progress(stage, done, total, figures)
         # counted from the first report: before it, a model was loaded
         first_s, first_done = first.setdefault(stage, (deadline.used_s, done))
-        if deadline.max_seconds is None or done <= first_done:
+        is_over = deadline.max_seconds is not None and deadline.used_s > deadline.max_seconds
+        if deadline.max_seconds is None or (done <= first_done and not is_over):
             return
-        pace_s = (deadline.used_s - first_s) / (done - first_done)
+        pace_s = (deadline.used_s - first_s) / (done - first_done) if done > first_done else first_s / done
         needed_s = pace_s * total
         if deadline.used_s + pace_s * (total - done) > deadline.max_seconds:
             raise TooLittleTime(
-                f"to {stage} ({total:,}) takes about {needed_s / 60:.1f} minutes, and the whole training may "
+                f"to {stage} ({total:,}) takes about {needed_s / 60:.2g} minutes, and the whole training may "
                 f"take {deadline.max_seconds / 60:g}: raise --max-minutes"
             )
 
@@ -165,7 +173,21 @@ def _catalogue_of(
         raise NothingToLearn("there are no items to learn a codebook from")
     content = item_content(items, events, progress)
     kept = [items[n] for n in content.kept]
-    return _fit_catalogue(settings, kept, content.content_NE, progress), content.notes
+    catalogue = _fit_catalogue(settings, kept, content.content_NE, progress)
+    return catalogue, content.notes + _crowding(catalogue)
+
+
+def _crowding(catalogue: CatalogueIndex) -> list[str]:
+    """A line where more items are alike than one semantic prefix holds."""
+    described_NL = catalogue.codebook.encode(catalogue.content_NE)
+    num_moved = int((catalogue.codes_NC[:, :-1] != described_NL).any(dim=1).sum())
+    if not num_moved:
+        return []
+    return [
+        f"{num_moved:,} of {len(catalogue):,} items have a semantic ID that says another content: more are "
+        f"alike than the {catalogue.num_disambiguation} that one prefix holds (titles or vectors that tell "
+        "them apart help, or a larger HEADRACE_CODEBOOK__CODEBOOK_SIZE)"
+    ]
 
 
 def _fit_catalogue(
@@ -190,18 +212,28 @@ def _fit_catalogue(
     return catalogue
 
 
+def _require_wishes(events: Sequence[Event], item_ids: set[str], meaning: EventMeaning) -> None:
+    """Raises NothingToLearn where there is too little at first sight, before minutes go into the items."""
+    known = [event for event in events if event.item_id in item_ids]
+    batch = event_batch(known, np.zeros(len(known), dtype=np.int64), meaning)
+    _require_enough(int(np.count_nonzero(batch.is_wish_N)))
+
+
+def _require_enough(num_wishes: int) -> None:
+    if num_wishes < _MIN_EVENTS:
+        raise NothingToLearn(
+            f"{num_wishes} events that wish for a known item are too few for a first release; "
+            f"{_MIN_EVENTS} are needed"
+        )
+
+
 def _known_events(events: Sequence[Event], catalogue: CatalogueIndex, meaning: EventMeaning) -> EventBatch:
     """The events on known items, each id of a user once, in time order (equal times in the order given)."""
     rows_N = catalogue.rows([event.item_id for event in events])
     batch = event_batch(events, rows_N, meaning)
     first = {key: n for n, key in reversed(list(enumerate(batch.keys)))}
     keep = np.array(sorted(n for n in first.values() if rows_N[n] >= 0), dtype=np.int64)
-    num_wishes = int(np.count_nonzero(batch.is_wish_N[keep]))
-    if num_wishes < _MIN_EVENTS:
-        raise NothingToLearn(
-            f"{num_wishes} events that wish for a known item are too few for a first release; "
-            f"{_MIN_EVENTS} are needed"
-        )
+    _require_enough(int(np.count_nonzero(batch.is_wish_N[keep])))
     return batch.select(keep[np.argsort(batch.time_ms_N[keep], kind="stable")])
 
 

@@ -31,6 +31,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     model_errors.UnknownItem: _CODE.NOT_FOUND,
     model_errors.IncompatibleCheckpoint: _CODE.FAILED_PRECONDITION,
     model_errors.PrefixFull: _CODE.FAILED_PRECONDITION,
+    model_errors.NothingToTest: _CODE.FAILED_PRECONDITION,
     model_errors.NonFiniteLoss: _CODE.INTERNAL,
     model_errors.ModelError: _CODE.INTERNAL,
     stream_errors.BrokerUnavailable: _CODE.UNAVAILABLE,

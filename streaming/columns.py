@@ -27,7 +27,7 @@ _LARGEST_EXACT = 2**53
 
 def ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
     """A column of ids as text; raises DatasetError, naming the first that is none."""
-    column = table[name]
+    column = _plain(table, name)
     # one str object per id, not per event
     encoded = column.combine_chunks().dictionary_encode()
     texts = np.asarray([_id_text(value, name) for value in encoded.dictionary.to_pylist()], dtype=object)
@@ -121,6 +121,8 @@ def _plausible(times_N: Int64Array, what: str) -> Int64Array:
 
 def integers(table: pa.Table, name: str) -> Int64Array:
     """A column of whole numbers; raises DatasetError."""
+    if table[name].null_count:
+        raise DatasetError(f"column {name} has {table[name].null_count} empty values")
     try:
         return np.asarray(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
     except (pa.ArrowException, ValueError) as error:
@@ -142,9 +144,17 @@ def actions(table: pa.Table) -> tuple[Int64Array, npt.NDArray[np.float64]]:
         except (pa.ArrowException, ValueError) as error:
             raise DatasetError(f"column {value_name} must be numbers: {error}") from error
     if "action" in columns:
-        return _named_actions(table["action"]), value_N
+        return _named_actions(_plain(table, "action")), value_N
     action = Action.ACTION_RATING if value_name == "rating" else Action.ACTION_CLICK
     return np.full(num_events, int(action), dtype=np.int64), value_N
+
+
+def _plain(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of one value a row; raises DatasetError for one of lists or structures."""
+    column = table[name]
+    if pa.types.is_nested(column.type):
+        raise DatasetError(f"column {name} is {column.type}: it must hold one value a row")
+    return column
 
 
 def _named_actions(column: pa.ChunkedArray) -> Int64Array:
@@ -152,7 +162,8 @@ def _named_actions(column: pa.ChunkedArray) -> Int64Array:
     for value in column.unique().to_pylist():
         text = str(value).strip().upper()
         name = text if text.startswith("ACTION_") else f"ACTION_{text}"
-        number = int(value) if isinstance(value, int) else dict(Action.items()).get(name, 0)
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        number = value if is_number else dict(Action.items()).get(name, 0)
         if number not in Action.values() or number == Action.ACTION_UNSPECIFIED:
             known = ", ".join(key.removeprefix("ACTION_").lower() for key in Action.keys()[1:])
             raise DatasetError(f"column action has {value!r}; known actions are {known}")

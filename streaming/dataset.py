@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,7 +144,8 @@ def load_dataset(
     names = dict(columns_of or {})
     path = find_file(folder, "interactions")
     item_path = find_file(folder, "items")
-    table = read_table(path, _only(names, item_columns=False), as_text=("user_id", "item_id"))
+    own_names = _only(names, item_columns=False)
+    table = read_table(path, own_names, as_text=("user_id", "item_id"), shared=("item_id",))
     require_columns(table, _EVENT_COLUMNS, path)
     if not table.num_rows:
         raise DatasetError(f"{path} has no rows")
@@ -153,8 +155,11 @@ def load_dataset(
     place_N = np.arange(len(time_ms_N), dtype=np.int64)
     order_N = np.lexsort((place_N, place_N if position_N is None else position_N, time_ms_N))
     user_id_N, item_id_N = (columns.ids(table, name)[order_N] for name in ("user_id", "item_id"))
-    items, num_unmatched = _load_items(folder, item_path, _only(names, item_columns=True), item_id_N)
-    _check_matched(path, item_path, items, item_id_N, num_unmatched, allow_unmatched=allow_unmatched)
+    items, num_listed, num_unmatched = _load_items(
+        folder, item_path, _only(names, item_columns=True), item_id_N
+    )
+    if not allow_unmatched and num_unmatched > MAX_UNMATCHED_SHARE * len(item_id_N):
+        _refuse_unmatched(path, item_path, items[:num_listed], item_id_N, num_unmatched)
     event_id_N = _content_ids(user_id_N, item_id_N, time_ms_N[order_N], action_N[order_N], value_N[order_N])
     return Dataset(
         name=folder.resolve().name,
@@ -200,17 +205,15 @@ def _content_ids(
     return np.asarray(event_ids, dtype=object)
 
 
-def _check_matched(
+def _refuse_unmatched(
     path: Path,
     item_path: Path,
     items: Sequence[Item],
     item_id_N: npt.NDArray[np.object_],
     num_unmatched: int,
-    *,
-    allow_unmatched: bool,
 ) -> None:
-    if allow_unmatched or num_unmatched <= MAX_UNMATCHED_SHARE * len(item_id_N):
-        return
+    if not items:
+        raise DatasetError(f"{item_path} has no items; give one line an item, or say --allow-unmatched")
     listed = [item.item_id for item in items[:3]]
     raise DatasetError(
         f"{num_unmatched:,} of {len(item_id_N):,} events in {path.name} are on items that {item_path.name} "
@@ -221,8 +224,8 @@ def _check_matched(
 
 def _load_items(
     folder: Path, path: Path, names: Mapping[str, str], item_id_N: npt.NDArray[np.object_]
-) -> tuple[list[Item], int]:
-    """The items with a line, then those with events alone; and how many events those have."""
+) -> tuple[list[Item], int, int]:
+    """The items with a line, then those with events alone; how many have a line, and the others' events."""
     items = list(_read_items(path, names))
     listed = {item.item_id for item in items}
     if len(listed) != len(items):
@@ -236,14 +239,15 @@ def _load_items(
     if events_of:
         example = next(iter(events_of))
         logger.warning("items_without_a_line", extra={"num_items": len(events_of), "example": example})
-    return items + [Item(item_id=item_id) for item_id in events_of], sum(events_of.values())
+    all_items = items + [Item(item_id=item_id) for item_id in events_of]
+    return all_items, len(items), sum(events_of.values())
 
 
 def _read_items(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
     if "json" in path.name:
         yield from _read_item_lines(path, names)
         return
-    table = read_table(path, names, as_text=_ITEM_COLUMNS)
+    table = read_table(path, names, as_text=_ITEM_COLUMNS, shared=("item_id",))
     require_columns(table, ("item_id",), path)
     present = [name for name in _ITEM_COLUMNS if name in table.column_names]
     for number, fields in enumerate(table.select(present).to_pylist(), start=1):
@@ -260,8 +264,9 @@ def _read_item_lines(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _parse_item(line, names, f"{path}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        cure = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise DatasetError(f"{path} cannot be read: {error}{cure}") from error
 
 
 def _parse_item(line: str, names: Mapping[str, str], where: str) -> Item:
@@ -299,6 +304,9 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, bytes):
+        # text in a Parquet file whose writer did not say that it is text
+        value = value.decode(errors="replace")
     # half of a surrogate pair is no character: JSON may hold one, protobuf and a terminal may not
     return _HALF_A_PAIR.sub("\ufffd", str(value).strip())
 
@@ -306,17 +314,21 @@ def _text(value: object) -> str:
 def _read_embeddings(path: Path, num_items: int) -> npt.NDArray[np.float32]:
     try:
         vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error or 'it is empty'}") from error
+    if not isinstance(vectors, np.ndarray) or vectors.dtype.kind not in "fiu":
+        raise DatasetError(f"{path} must hold one array of real numbers")
     if vectors.ndim != 2 or len(vectors) != num_items:
         raise DatasetError(f"{path} is {vectors.shape}; it needs one row for each of {num_items} items")
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(vectors, dtype=np.float32)
     broken = np.nonzero(~np.isfinite(vectors).all(axis=1))[0]
     if len(broken):
-        raise DatasetError(f"{path}: {_rows(broken)} values that are no numbers")
+        raise DatasetError(f"{path}: {_rows(broken)} values that are no numbers, or too large for float32")
     empty = np.nonzero(~vectors.any(axis=1))[0]
     if len(empty):
         raise DatasetError(f"{path}: {_rows(empty)} only zeros, which say nothing")
-    return np.asarray(vectors, dtype=np.float32)
+    return vectors
 
 
 def _rows(places: npt.NDArray[np.int64]) -> str:

@@ -3,7 +3,7 @@
 Finds the file of a stem in a folder and gives its columns the names that are asked for. Knows no events.
 """
 
-import gzip
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,26 +24,33 @@ def find_file(folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> Path
         return found[0]
     if found:
         raise DatasetError(f"{folder} has {' and '.join(path.name for path in found)}: keep one of them")
-    present = sorted(path.name for path in folder.iterdir())[:8]
+    present = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())[:8]
     there = f"; it holds {', '.join(present)}" if present else "; it is empty"
     endings = ", ".join(ending.removeprefix(".") for ending in formats)
     raise DatasetError(f"{folder} has no {stem} file ({endings}){there}")
 
 
-def read_table(path: Path, columns: Mapping[str, str], *, as_text: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    path: Path, columns: Mapping[str, str], *, as_text: Sequence[str] = (), shared: Sequence[str] = ()
+) -> pa.Table:
     """The file's table, with the columns named by the values of `columns` renamed to its keys.
 
-    Columns in `as_text` are not guessed to be numbers where the format has no types: "007" stays. Raises
-    DatasetError, which names the file.
+    Columns in `as_text` are not guessed to be numbers where the format has no types: "007" stays. Those in
+    `shared` are of other files too, and may have the name that we give them here. Raises DatasetError, which
+    names the file.
     """
     try:
         table = _read(path, [columns.get(name, name) for name in as_text])
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    except (pa.ArrowException, OSError) as error:
+        cure = "; save it as UTF-8" if "UTF8" in str(error) else ""
+        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}{cure}") from error
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise DatasetError(f"{path} has the column {twice[0]!r} twice: keep one of them")
     columns = {
         name: theirs
         for name, theirs in columns.items()
-        if theirs in table.column_names or name not in table.column_names
+        if theirs in table.column_names or name not in table.column_names or name not in shared
     }
     for name, theirs in columns.items():
         if theirs not in table.column_names:
@@ -85,12 +92,13 @@ def _read(path: Path, text_columns: Sequence[str]) -> pa.Table:
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         return pa.parquet.read_table(path)
-    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
-        if name.endswith(".csv"):
-            types = dict.fromkeys(text_columns, pa.string())
-            options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-            return pa.csv.read_csv(stream, convert_options=options)
-        return pa.json.read_json(stream)
+    # by its path, which says whether it is compressed: Arrow reads ahead, and nothing of Python's may be in
+    # the midst of that when the process ends
+    if name.endswith(".csv"):
+        types = dict.fromkeys(text_columns, pa.string())
+        options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+        return pa.csv.read_csv(path, convert_options=options)
+    return pa.json.read_json(path)
 
 
 def _names(table: pa.Table) -> str:

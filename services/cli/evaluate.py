@@ -46,7 +46,7 @@ def evaluate(
     use_cores()
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     with terminal.progress_bars() as bars:
-        catalogue, model = prepare_catalogue(settings, dataset.items, bars)
+        catalogue, model = prepare_catalogue(settings, dataset.items, bars, say=terminal.warn)
         report = evaluate_leave_one_out(
             catalogue,
             event_columns(dataset, catalogue, settings.meaning),

@@ -2,6 +2,7 @@
 
 import gzip
 import json as json_module
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,8 @@ def import_items(
     from protos.headrace.v1.recommend_pb2 import UpsertItemsRequest
 
     items = list(read_items(file))
+    if not items:
+        raise UnreadableItems(f"{file} has no items: it takes one JSON object a line")
     num_accepted = 0
     with calls.gateway(load_settings()) as stub, terminal.progress_bars() as bars:
         for start in range(0, len(items), _CHUNK_ITEMS):
@@ -64,8 +67,8 @@ def read_items(path: Path) -> "Iterator[Item]":
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _item(line, f"{path}, line {number}")
-        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-            raise UnreadableItems(f"{path} cannot be read: {error}") from error
+        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+            raise UnreadableItems(f"{path} cannot be read as JSON Lines: {error}") from error
 
 
 def _item(line: str, where: str) -> "Item":
@@ -76,7 +79,7 @@ def _item(line: str, where: str) -> "Item":
 
     try:
         fields: Any = json_module.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableItems(f"{where}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UnreadableItems(f"{where}: not a JSON object")

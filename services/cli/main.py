@@ -76,6 +76,9 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         cache_logger_on_first_use=False,
     )
+    if logging.lastResort is not None:
+        # what a person should know of, commands say themselves
+        logging.lastResort.setLevel(logging.ERROR)
     take_any_text()
     try:
         app()

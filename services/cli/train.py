@@ -61,6 +61,7 @@ def train(
     from streaming.tables import parse_columns
 
     deadline = Deadline(max_minutes * 60 or None)
+    columns_of = parse_columns(columns)
     state = find_state(load_settings())
     settings = state.settings
     check_training(settings, from_topic=from_topic)
@@ -74,9 +75,7 @@ def train(
     use_cores()
     with terminal.progress_bars() as bars:
         if data is not None:
-            items, events = read_folder(
-                data, until, keep_times, parse_columns(columns), allow_unmatched=allow_unmatched
-            )
+            items, events = read_folder(data, until, keep_times, columns_of, allow_unmatched=allow_unmatched)
             offsets: dict[str, int] = {}
         else:
             items, events, offsets = read_topics(settings, bars)
@@ -100,7 +99,10 @@ def _report(first: "FirstRelease", json: bool) -> None:
     )
     if first.num_left_out:
         terminal.warn(f"{first.num_left_out:,} events left out: unknown items, or ids that came before")
-    terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
+    if first.bundle.meta.metrics:
+        terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
+    else:
+        terminal.note("none of the newest events has one before it by the same user: nothing was measured")
 
 
 def _wait_for_learner(settings: Settings, release_id: str) -> None:
@@ -142,6 +144,8 @@ def read_folder(
     dataset = load_dataset(data, columns_of, allow_unmatched=allow_unmatched)
     if not keep_times:
         dataset = dataset.ending_at(time.time_ns() // 1_000_000)
+    if dataset.num_unmatched:
+        terminal.note(f"{dataset.num_unmatched:,} events of the folder are on items without a line")
     _, end = dataset.bounds(0.0, until)
     return items_until(dataset, end), [dataset.event(n) for n in range(end)]
 

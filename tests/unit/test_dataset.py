@@ -129,6 +129,45 @@ def _pickled_embeddings(folder: Path) -> None:
     np.save(folder / "title_emb.npy", np.array([{}], dtype=object), allow_pickle=True)
 
 
+def _no_items(folder: Path) -> None:
+    (folder / "items.jsonl.gz").write_bytes(gzip.compress(b""))
+
+
+def _latin_items(folder: Path) -> None:
+    (folder / "items.jsonl.gz").write_bytes(
+        gzip.compress('{"item_id": 1, "title": "café"}'.encode("latin-1"))
+    )
+
+
+def _events_as(folder: Path, name: str, content: bytes) -> None:
+    (folder / "interactions.parquet").unlink()
+    (folder / name).write_bytes(content)
+
+
+_CSV = "user_id,item_id,timestamp\n" + "jörg,1,1700000000\n" * 500
+
+
+def _cut_gzip(folder: Path) -> None:
+    _events_as(folder, "interactions.csv.gz", gzip.compress(_CSV.encode())[:-12])
+
+
+def _spoilt_gzip(folder: Path) -> None:
+    _events_as(folder, "interactions.csv.gz", gzip.compress(_CSV.encode())[:25] + b"z" * 200)
+
+
+def _latin_events(folder: Path) -> None:
+    _events_as(folder, "interactions.csv", _CSV.encode("latin-1"))
+
+
+def _column_twice(folder: Path) -> None:
+    _events_as(folder, "interactions.csv", b"user_id,item_id,timestamp,item_id\n1,1,1700000000,2\n")
+
+
+def _folder_for_a_file(folder: Path) -> None:
+    (folder / "interactions.parquet").unlink()
+    (folder / "interactions.parquet").mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
@@ -137,6 +176,17 @@ def _pickled_embeddings(folder: Path) -> None:
         (_broken_parquet, "cannot be read"),
         (_short_embeddings, "one row for each"),
         (_pickled_embeddings, "cannot be read"),
+        (lambda folder: np.save(folder / "title_emb.npy", np.ones((3, 4), dtype=complex)), "real numbers"),
+        (lambda folder: np.save(folder / "title_emb.npy", np.full((3, 4), "a")), "real numbers"),
+        (lambda folder: np.save(folder / "title_emb.npy", np.full((3, 4), 1e300)), "too large for float32"),
+        (lambda folder: (folder / "title_emb.npy").write_bytes(b""), "cannot be read"),
+        (_no_items, "items.jsonl.gz has no items"),
+        (_latin_items, "save it as UTF-8"),
+        (_cut_gzip, "cannot be read"),
+        (_spoilt_gzip, "cannot be read"),
+        (_column_twice, "column 'item_id' twice"),
+        (_latin_events, "save it as UTF-8"),
+        (_folder_for_a_file, "it holds interactions.parquet/"),
     ],
 )
 def test_a_spoilt_folder_gets_one_clear_line(tmp_path: Path, spoil: object, text: str) -> None:
@@ -161,6 +211,10 @@ def test_a_spoilt_folder_gets_one_clear_line(tmp_path: Path, spoil: object, text
         ({"action": ["click", "dance", "like", "cart"]}, "dance.*known actions are impression, click"),
         ({"rating": ["good"] * 4}, "numbers"),
         ({"position": ["first"] * 4}, "whole numbers"),
+        ({"position": [1, None, 3, 4]}, "position has 1 empty values"),
+        ({"user_id": [["a"]] * 4}, "must hold one value a row"),
+        ({"action": [["click"]] * 4}, "must hold one value a row"),
+        ({"action": [True] * 4}, "column action has True"),
     ],
 )
 def test_a_spoilt_column_gets_one_clear_line(
@@ -175,6 +229,21 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         load_dataset(write(tmp_path / "shop", {"user_id": [1], "item_id": [1]}))
     with pytest.raises(DatasetError, match="is not a folder"):
         load_dataset(tmp_path / "nowhere")
+
+
+def test_a_column_named_wrongly_is_refused_though_ours_is_there(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"user_id": [1], "item_id": [1], "timestamp": [T]}
+    folder = write(tmp_path / "shop", columns)
+    with pytest.raises(DatasetError, match=r"no column uid \(for user_id\)"):
+        load_dataset(folder, {"user_id": "uid"})
+
+
+def test_text_that_a_parquet_file_holds_as_bytes(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"user_id": [1], "item_id": [1], "timestamp": [T]}
+    folder = write(tmp_path / "shop", columns)
+    (folder / "items.jsonl.gz").unlink()
+    pq.write_table(pa.table({"item_id": ["1"], "title": ["café".encode()]}), folder / "items.parquet")
+    assert load_dataset(folder).items[0].title == "café"
 
 
 def test_items_twice_are_refused(tmp_path: Path) -> None:

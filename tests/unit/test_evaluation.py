@@ -6,6 +6,7 @@ from torch.nn import functional
 from models.batch import ACTION_NAMES, EventBatch
 from models.catalogue import CatalogueIndex
 from models.config import CodebookConfig, ModelConfig, SearchConfig, StatisticsConfig, TrainConfig
+from models.errors import NothingToTest
 from models.evaluation import evaluate_leave_one_out, split_leave_one_out
 from models.semantic_ids import fit_codebook
 
@@ -87,7 +88,7 @@ def test_every_system_is_reported_and_finds_an_easy_pattern(catalogue):
 
 
 def test_without_a_user_of_two_events_there_is_nothing_to_evaluate(catalogue):
-    with pytest.raises(ValueError, match="two events"):
+    with pytest.raises(NothingToTest, match="two events"):
         evaluate_leave_one_out(
             catalogue,
             make_events([("a", 1, 0, CLICK), ("b", 2, 0, CLICK)]),
