@@ -28,7 +28,7 @@ from services.cli import (
 from services.cli.calls import status_of
 from services.cli.terminal import err, take_any_text
 from services.errors import ServiceError
-from streaming.errors import StreamingError
+from streaming.errors import BrokerUnavailable, StreamingError
 
 app = typer.Typer(
     name="headrace",
@@ -53,6 +53,8 @@ app.command("doctor")(doctor.doctor)
 
 def error_line(error: BaseException) -> str | None:
     """What to tell a person about `error`, or None if it is a fault of ours that needs its traceback."""
+    if isinstance(error, BrokerUnavailable):
+        return f"{error}; is `headrace up` running, and is HEADRACE_BROKER__BOOTSTRAP_SERVERS right?"
     if isinstance(error, ServiceError | StreamingError | ModelError | OSError):
         return str(error) or type(error).__name__
     if "grpc" in sys.modules:
@@ -80,6 +82,10 @@ def main() -> None:
         # what a person should know of, commands say themselves
         logging.lastResort.setLevel(logging.ERROR)
     take_any_text()
+    for argument in sys.argv[1:]:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            err.print(Text.assemble(("error", "red"), f" the argument {argument!a} is no UTF-8 text"))
+            sys.exit(2)
     try:
         app()
     except KeyboardInterrupt:

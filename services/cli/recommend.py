@@ -17,7 +17,7 @@ _WHY = {
 
 def recommend(
     user: Annotated[str, typer.Argument(help="The user id.")],
-    k: Annotated[int, typer.Option("--k", "-k", help="How many items.", min=1)] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", help="How many items.", min=1, max=2**31 - 1)] = 10,
     exclude: Annotated[list[str] | None, typer.Option(help="An item id never to answer; repeatable.")] = None,
     category: Annotated[
         list[str] | None, typer.Option(help="Only items of this category; repeatable.")

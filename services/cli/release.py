@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from protos.headrace.v1.release_pb2 import Release
 
 app = typer.Typer(help="List, promote, roll back and compare releases.", no_args_is_help=True)
+_BROKER_TIMEOUT_S = 2.0
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -23,10 +24,16 @@ def _state(release: "Release") -> str:
 
 
 def _all_releases() -> "list[Release]":
-    from services.release import ReleasePublisher
     from services.state import find_state
+    from streaming.topics import existing_topics
 
-    return ReleasePublisher(find_state(load_settings()).settings).list()
+    settings = find_state(load_settings()).settings
+    # says at once that nobody is there; a reader would wait for somebody to come
+    existing_topics(settings.broker.bootstrap_servers, timeout_s=_BROKER_TIMEOUT_S)
+
+    from services.release import ReleasePublisher
+
+    return ReleasePublisher(settings).list()
 
 
 def _problems(releases: "Sequence[Release]") -> list[str]:

@@ -29,7 +29,9 @@ def track(
     value: Annotated[float, typer.Option(help="The stars of a rating, the price of a purchase.")] = 0.0,
     event_id: Annotated[str, typer.Option(help="Made by the gateway if not given.")] = "",
     request_id: Annotated[str, typer.Option(help="The Recommend request that showed the item.")] = "",
-    time_ms: Annotated[int, typer.Option(help="Event time, ms since 1970 UTC; default now.", min=0)] = 0,
+    time_ms: Annotated[
+        int, typer.Option(help="Event time, ms since 1970 UTC; default now.", min=0, max=2**63 - 1)
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Send one event to the stream."""

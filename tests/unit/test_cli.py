@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,25 @@ def test_a_wrong_setting_is_one_line(
         ("recommend", "anna", "-k", "0"),
         ("replay", "--data", "/nowhere"),
         ("dlq", "list", "no-topic"),
+        ("replay", "--data", __file__),
+        ("replay", "--data", ".", "--from", "0.5", "--until", "0.5"),
+        ("replay", "--data", ".", "--rate", "nan"),
+        ("train", "--data", ".", "--from-topic"),
+        ("train", "--data", ".", "--max-minutes", "-1"),
+        ("train", "--data", ".", "--until", "nan"),
+        ("train", "--data", ".", "--json", "a-folder"),
+        ("evaluate", "--data", ".", "--protocol", "mine"),
+        ("demo", "--train-minutes", "nan"),
+        ("recommend", "anna", "-k", "99999999999"),
+        ("recommend", "an\udcffna"),
+        ("track", "anna", "item-1", "--time-ms", "99999999999999999999"),
+        ("track", "anna", "item-1", "--value", "dear"),
+        ("dlq", "list", "--limit", "0"),
+        ("items", "import", "."),
+        ("release", "rollback", "--reason", "\udcff"),
+        ("release", "diff", "a"),
+        ("up", "now"),
+        ("no-command",),
     ],
 )
 def test_a_mistake_on_the_command_line_is_exit_code_2(
@@ -88,9 +108,57 @@ def test_a_mistake_on_the_command_line_is_exit_code_2(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay", "--data", "FOLDER", "--from", "0"),
+        ("train", "--data", "FOLDER"),
+        ("train", "--from-topic"),
+        ("release", "list"),
+        ("release", "diff", "a", "b"),
+        ("dlq", "list"),
+        ("dlq", "redrive"),
+    ],
+)
+def test_without_a_broker_each_command_says_at_once_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("HEADRACE_BROKER__BOOTSTRAP_SERVERS", f"127.0.0.1:{find_free_port()}")
+    monkeypatch.setenv("HEADRACE_ENDPOINTS__GATEWAY", str(find_free_port()))
+    monkeypatch.setenv("HEADRACE_ENDPOINTS__LEARNER", str(find_free_port()))
+    monkeypatch.setenv("HEADRACE_STORE__ROOT", str(tmp_path / "state"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "interactions.csv").write_text("user_id,item_id,timestamp\nu,i,1760000000\n")
+    (folder / "items.csv").write_text("item_id,title\ni,thing\n")
+    began_s = time.monotonic()
+    assert run(monkeypatch, *(str(folder) if one == "FOLDER" else one for one in arguments)) == 1
+    assert time.monotonic() - began_s < 8.0
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no broker" in line
+    assert "`headrace up`" in line
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"item_id,title\n", b"\xff\xfe", b"[1]\n", b'{"item_id": [1]}\n']
+)
+def test_a_file_of_no_items_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(content)
+    assert run(monkeypatch, "items", "import", str(path)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error {path}")
+
+
 def test_errors_of_each_package_have_a_line_and_bugs_do_not() -> None:
     assert error_line(NotReady("no release")) == "no release"
-    assert error_line(BrokerUnavailable("no broker")) == "no broker"
+    assert str(error_line(BrokerUnavailable("no broker"))).startswith("no broker; is `headrace up` running")
     assert error_line(NonFiniteLoss("not finite")) == "not finite"
     assert error_line(KeyError("a bug")) is None
 
