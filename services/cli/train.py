@@ -102,7 +102,9 @@ def _report(first: "FirstRelease", json: bool) -> None:
     if first.bundle.meta.metrics:
         terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
     else:
-        terminal.note("none of the newest events has one before it by the same user: nothing was measured")
+        terminal.note(
+            "nothing was measured: the newest events are first ones of users, or on items had before"
+        )
 
 
 def _wait_for_learner(settings: Settings, release_id: str) -> None:
