@@ -176,8 +176,8 @@ def numbered(root: Path) -> list[Path]:
 
 def newest(root: Path) -> Path | None:
     """The newest numbered checkpoint under `root`, verified by nobody; None when there is none."""
-    numbered = _numbered(root)
-    return numbered[-1] if numbered else None
+    present = numbered(root)
+    return present[-1] if present else None
 
 
 def prune(root: Path, keep: int) -> None:
