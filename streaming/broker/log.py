@@ -225,6 +225,9 @@ class PartitionLog:
 
     def _rewritten(self, segment: Segment, newest: dict[bytes | None, int]) -> Segment:
         def is_needed(position: int, batch: Batch) -> bool:
+            producer = self._producers.get(batch.producer_id)
+            if producer is not None and producer.last[-1][2] == batch.base_offset:
+                return True  # a restart must find what its producer sent last
             records = _records(segment, position, batch)
             return not records or any(newest.get(key) == offset for key, offset in records)
 

@@ -216,3 +216,17 @@ def test_compaction_keeps_the_newest_of_each_key_at_its_offset(tmp_path: Path) -
     assert dict(values(again)) == after
     assert again.end_offset == 601
     again.close()
+
+
+def test_compaction_leaves_what_a_producer_sent_last(tmp_path: Path) -> None:
+    log = PartitionLog(tmp_path, segment_bytes=500)
+    first = make_batch([b"old"], keys=[b"a"], sequence=0)
+    fill(log, [first, *(make_batch([b"%d" % i], keys=[b"a"]) for i in range(40))])
+    log.compact()
+    log.close()
+    again = PartitionLog(tmp_path, segment_bytes=500)
+    assert again.append(first) == 0
+    assert again.append(make_batch([b"next"], keys=[b"a"], sequence=1)) == 41
+    with pytest.raises(OutOfOrder):
+        again.append(make_batch([b"lost one"], keys=[b"a"], sequence=3))
+    again.close()
