@@ -87,7 +87,7 @@ def train_first_release(
 
     `offsets` ("topic/partition") is where the learner goes on reading: what `events` hold of the topics.
     Events on items that are not in `items` are left out and counted. `deadline` bounds all stages together.
-    Raises TrainingRunning, NothingToLearn, UnusableContent, TooLittleTime, PrefixFull, NonFiniteLoss,
+    Raises TrainingRunning, NothingToLearn, TooLittleTime, PrefixFull, NonFiniteLoss,
     BrokerUnavailable, OSError; then nothing has changed.
     """
     deadline = deadline or Deadline(None)

@@ -1,10 +1,13 @@
 """What an item is known by before anybody acted on it: one content vector each, all of one width.
 
-Where at least half of the items bring vectors of their own, those are taken. An item without one then gets
-the mean of its neighbours' in the users' histories; one without such neighbours is left out, and counted.
-Where fewer bring one, the texts of all are embedded: vectors of two origins have no common space.
+Where at least half of the events are on items that bring vectors of their own, those are taken (without
+events, where half of the items do). An item without one then gets the mean of its neighbours' in the users'
+histories; one without such neighbours is left out, and counted. Where fewer bring one, the texts of all are
+embedded: vectors of two origins have no common space. A vector that cannot be used beside the others (of
+another width than most, or with values that are not finite) is as none, and named: a topic may hold anything.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,16 +20,11 @@ from torch.nn import functional
 from models.text import TextEmbedder, item_text
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
-from services.errors import ServiceError
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """`progress(stage, number done, number in all, figures)`."""
 
 _FloatArray = npt.NDArray[np.float32]
-
-
-class UnusableContent(ServiceError):
-    """The items' vectors cannot be used together; the text names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +37,18 @@ class Content:
 
 
 def item_content(items: Sequence[Item], events: Sequence[Event], progress: Progress) -> Content:
-    """The content of each item; `events` in the order of each user. Raises UnusableContent."""
-    own = own_vectors(items)
+    """The content of each item; `events` in the order of each user."""
+    own, notes = own_vectors(items)
     missing = [n for n, vector in enumerate(own) if vector is None]
-    if not items or 2 * len(missing) > len(items):
-        notes = []
+    if not _are_enough(items, own, events):
         if len(missing) < len(items):
             num_own = len(items) - len(missing)
             notes = [
-                f"{num_own:,} of {len(items):,} items bring a vector: the texts of all are embedded instead"
+                f"{num_own:,} of {len(items):,} items bring a vector, for less than half of the events: the "
+                "texts of all are embedded instead"
             ]
         return Content(content_NE=_embedded(items, progress), kept=list(range(len(items))), notes=notes)
-    found, notes = dict(enumerate(own)), []
+    found = dict(enumerate(own))
     if missing:
         found |= _neighbours_mean(items, own, events)
         left_out = [items[n].item_id for n in missing if found[n] is None]
@@ -64,26 +62,37 @@ def item_content(items: Sequence[Item], events: Sequence[Event], progress: Progr
     return Content(content_NE=functional.normalize(stacked_NE, dim=1), kept=kept, notes=notes)
 
 
-def own_vectors(items: Sequence[Item]) -> list[_FloatArray | None]:
-    """Each item's own vector (`text` first), None without one or with zeros only, which say nothing.
+def _are_enough(items: Sequence[Item], own: Sequence[_FloatArray | None], events: Sequence[Event]) -> bool:
+    has_own = {item.item_id: vector is not None for item, vector in zip(items, own, strict=True)}
+    known = [has_own[event.item_id] for event in events if event.item_id in has_own]
+    counted = known or list(has_own.values())
+    return any(counted) and 2 * sum(counted) >= len(counted)
 
-    Raises UnusableContent for numbers that are not finite and for vectors of several widths.
+
+def own_vectors(items: Sequence[Item]) -> tuple[list[_FloatArray | None], list[str]]:
+    """Each item's own vector (`text` first), and a line on those that cannot be used.
+
+    None without one, with one of another width than most or of values that are not finite, or with zeros
+    only, which say nothing.
     """
+    found = [_own_vector(item) for item in items]
+    widths = Counter(len(vector) for vector in found if vector is not None)
+    width = max(widths, key=lambda one: (widths[one], one), default=0)
     vectors: list[_FloatArray | None] = []
-    example: dict[int, str] = {}
-    count: dict[int, int] = {}
-    for item in items:
-        vector = _own_vector(item)
-        if vector is not None:
-            if not np.isfinite(vector).all():
-                raise UnusableContent(f"the vector of item {item.item_id!r} has values that are not finite")
-            example.setdefault(len(vector), item.item_id)
-            count[len(vector)] = count.get(len(vector), 0) + 1
+    unusable: dict[str, list[str]] = {}
+    for item, vector in zip(items, found, strict=True):
+        if vector is not None and len(vector) != width:
+            unusable.setdefault(f"of another width than {width}", []).append(item.item_id)
+            vector = None
+        elif vector is not None and not np.isfinite(vector).all():
+            unusable.setdefault("with values that are not finite", []).append(item.item_id)
+            vector = None
         vectors.append(vector if vector is not None and vector.any() else None)
-    if len(count) > 1:
-        widths = ", ".join(f"{count[w]:,} of {w} numbers (such as {example[w]!r})" for w in sorted(count))
-        raise UnusableContent(f"the items' vectors must all have one width; there are {widths}")
-    return vectors
+    notes = [
+        f"{len(ids):,} items bring a vector {why} (such as {ids[0]!r}), which counts as none"
+        for why, ids in unusable.items()
+    ]
+    return vectors, notes
 
 
 def _own_vector(item: Item) -> _FloatArray | None:

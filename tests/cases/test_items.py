@@ -104,10 +104,12 @@ def test_a_shortfall_is_named(world: World) -> None:
         assert len(found) <= k
         assert not set(found) & set(everything[:num_excluded])
         assert (answer.shortfall_reason == ShortfallReason.SHORTFALL_REASON_FILTERED) == (len(found) < k)
-    heavy = [
-        Event(event_id=f"h{n}", user_id="owns all", item_id=item, action=Action.ACTION_PURCHASE)
-        for n, item in enumerate(everything * 3)
-    ]
+    fields = {
+        "user_id": "owns all",
+        "action": Action.ACTION_PURCHASE,
+        "event_time_ms": time.time_ns() // 1_000_000,
+    }
+    heavy = [Event(event_id=f"h{n}", item_id=item, **fields) for n, item in enumerate(everything * 3)]
     world.send(heavy)
     until(lambda: world.num_events("owns all") == len(heavy), "the whole history")
     answer = world.recommend("owns all", k=5)

@@ -9,7 +9,7 @@ from models.catalogue import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from services.cold_start import NothingToLearn, prepare_catalogue, train_first_release
-from services.content import UnusableContent
+from services.content import item_content
 from services.settings import Settings
 from tests.integration.learner_world import small_settings
 
@@ -53,10 +53,19 @@ def test_more_items_than_codes_are_refused_by_number(settings: Settings) -> None
         prepare_catalogue(settings, items_of([[1.0] * 16] * 513), ignore)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_vector_of_no_numbers_is_refused_by_name(settings: Settings, value: float) -> None:
-    with pytest.raises(UnusableContent, match="vector of item 'item-1' has values that are not finite"):
-        prepare_catalogue(settings, items_of([[1.0] * 16, [value] * 16]), ignore)
+@pytest.mark.parametrize("odd", [[float("nan")] * 16, [float("inf")] * 16, [1.0] * 7])
+def test_an_odd_vector_in_the_topic_is_named_and_costs_only_its_item(odd: list[float]) -> None:
+    items = items_of([*torch.eye(16).tolist(), odd])
+    content = item_content(items, [], ignore)
+    assert content.kept == [*range(16)]
+    assert "1 items bring a vector" in content.notes[0]
+    assert "'item-16'" in content.notes[0]
+
+
+def test_what_people_act_on_decides_whether_own_vectors_are_taken() -> None:
+    items = items_of(torch.eye(16).tolist()) + [Item(item_id=f"bare-{n}") for n in range(40)]
+    events = [Event(user_id="u", item_id=f"item-{n}") for n in range(16)]
+    assert item_content(items, events, ignore).kept == [*range(16)]
 
 
 @pytest.mark.case("one-event-each, one-item, nine-items, no events on the items")
