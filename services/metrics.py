@@ -89,6 +89,7 @@ STREAM_HIDDEN = Gauge(
     "Records not read yet that an open transaction hides.",
     ["topic", "partition", "group"],
 )
+BROKER_ANSWERS = Gauge("headrace_broker_answers", "1 while the broker answers this reader.", ["group"])
 EVENT_TO_HISTORY_SECONDS = Histogram(
     "headrace_event_to_history_seconds", "From a record's append to its place in the history.", buckets=_FRESH
 )

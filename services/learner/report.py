@@ -16,6 +16,7 @@ from streaming.consumer import describe_hidden
 from streaming.records import Record, split_position
 
 GROUP = "learner"
+NO_BROKER = "the broker does not answer: what it holds is learned once it does"
 
 
 @dataclass(kw_only=True)
@@ -79,9 +80,11 @@ def count_batch(records: Sequence[Record], report: LearnReport, figures: Figures
 def count_lag(lag: Mapping[str, int], hidden: Mapping[str, int], figures: Figures) -> None:
     """Records not read yet, by partition and in all, and those of them that an open transaction hides.
 
-    Nothing changes where `lag` is empty: then nobody knows.
+    An empty `lag` is that of a broker that does not answer: the last numbers stay, and that is said.
     """
+    metrics.BROKER_ANSWERS.labels(GROUP).set(bool(lag))
     if not lag:
+        figures.stalled = NO_BROKER
         return
     for name, records in lag.items():
         metrics.count_stream_lag(*split_position(name), GROUP, records, hidden[name])
