@@ -87,7 +87,9 @@ class Group:
         must_know_id: bool,
     ) -> Joined:
         """Waits until the group's next generation is made; raises GroupError."""
-        if self.members and (protocol_type != self.protocol_type or not self._shared(protocols)):
+        if not protocols or (
+            self.members and (protocol_type != self.protocol_type or not self._shared(protocols))
+        ):
             raise GroupError(InconsistentGroupProtocolError)
         old = self._of_instance(instance) if not member_id else None
         if old is not None:

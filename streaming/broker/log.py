@@ -49,6 +49,7 @@ class PartitionLog:
         self._producers: dict[int, _Producer] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._compacted_bytes = 0
+        self._is_deleted = False
         folder.mkdir(parents=True, exist_ok=True)
         self._segments = [Segment(folder, offset) for offset in self._base_offsets()]
         for segment in self._segments:
@@ -58,12 +59,18 @@ class PartitionLog:
             if found != segment.size:
                 logger.warning("log_cut path=%s from_bytes=%d to_bytes=%d", segment.path, found, segment.size)
         start_file = folder / _START_FILE
-        start = int(start_file.read_text()) if start_file.exists() else 0
-        self.start_offset = max(start, self._segments[0].base_offset)
+        text = start_file.read_text(errors="replace").strip() if start_file.exists() else "0"
+        if not text.isdecimal():
+            raise OSError(
+                f"{start_file} is damaged: it holds the first offset; delete it to read all records"
+            )
+        start = int(text)
+        self.start_offset = min(max(start, self._segments[0].base_offset), self.end_offset)
         self.stable_offset = self.end_offset
 
     def _base_offsets(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob("*.log")) or [0]
+        stems = (path.stem for path in self.folder.glob("*.log"))
+        return sorted(int(stem) for stem in stems if len(stem) == 20 and stem.isdecimal()) or [0]
 
     @property
     def end_offset(self) -> int:
@@ -130,7 +137,12 @@ class PartitionLog:
 
     def sync(self) -> None:
         """Returns when what was appended before is on disk. May run in another thread."""
-        self._segments[-1].sync()
+        try:
+            if not self._is_deleted:
+                self._segments[-1].sync()
+        except OSError:
+            if not self._is_deleted:  # else its files went meanwhile, and with them what was to be kept
+                raise
 
     def mark_stable(self, offset: int) -> None:
         """The records before `offset` are on disk: whoever waits for more wakes."""
@@ -140,6 +152,8 @@ class PartitionLog:
 
     def forget_unstable(self) -> None:
         """Takes back what was appended and could not be brought to disk."""
+        if self._is_deleted:
+            return
         while len(self._segments) > 1 and self._segments[-1].base_offset >= self.stable_offset:
             self._segments.pop().delete()
         self._segments[-1].truncate(self.stable_offset)
@@ -217,6 +231,8 @@ class PartitionLog:
         newest: dict[bytes | None, int] = {}
         for segment in self._segments:
             for position, batch in segment.batches_from(segment.base_offset):
+                if batch.next_offset > self.stable_offset:
+                    break  # what is not on disk yet replaces nothing
                 for record in _records(segment, position, batch):
                     newest[record[0]] = record[1]
         for i, segment in enumerate(closed):
@@ -229,7 +245,7 @@ class PartitionLog:
             if producer is not None and producer.last[-1][2] == batch.base_offset:
                 return True  # a restart must find what its producer sent last
             records = _records(segment, position, batch)
-            return not records or any(newest.get(key) == offset for key, offset in records)
+            return not records or any(key is None or newest.get(key) == offset for key, offset in records)
 
         kept = [
             (position, batch)
@@ -256,6 +272,7 @@ class PartitionLog:
 
     def delete(self) -> None:
         """Removes it from disk."""
+        self._is_deleted = True
         self.close()
         shutil.rmtree(self.folder)
         self.wake()

@@ -170,7 +170,10 @@ class MembershipHandlers:
             self._group(request.group_id).check_commit(
                 request.member_id, request.generation_id_or_member_epoch, request.group_instance_id
             )
-            self._node.offsets.commit(request.group_id, commits)
+            known = {
+                place: one for place, one in commits.items() if self._node.topics.log(*place) is not None
+            }
+            self._node.offsets.commit(request.group_id, known)
         except GroupError as error:
             code = error.code
         except OSError:

@@ -236,7 +236,7 @@ class RecordHandlers:
                 offset = part.offset if part.offset >= 0 or log is None else log.stable_offset
                 if log is None:
                     answer.error_code = UnknownTopicOrPartitionError.errno
-                elif offset > log.stable_offset:
+                elif offset > log.stable_offset or part.offset < _LATEST:
                     answer.error_code = OffsetOutOfRangeError.errno
                 else:
                     log.delete_before(offset)

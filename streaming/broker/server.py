@@ -149,6 +149,8 @@ class BrokerServer:
         self._connections.add(task)
         answers: asyncio.Queue[asyncio.Task[bytes]] = asyncio.Queue(_MAX_PIPELINED)
         sending = asyncio.create_task(_send(answers, writer))
+        # a request that cannot be answered ends its connection, also while nothing more comes in
+        sending.add_done_callback(lambda _: writer.close())
         try:
             await self._read(reader, answers, sending)
         except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):

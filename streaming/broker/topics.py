@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from streaming.broker.log import SEGMENT_BYTES, PartitionLog
 from streaming.broker.segment import sync_folder
@@ -29,7 +30,8 @@ DEFAULT_CONFIGS = {
     "max.message.bytes": str(8 << 20),
 }
 _MAX_PARTITIONS = 1_000
-_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,240}")  # a folder's name has more, and 255 at most
+_OUR_FOLDER = re.compile(r".+-\d+\.[0-9a-f]{8}")
 _PRODUCER_IDS_A_WRITE = 1_000
 
 
@@ -63,7 +65,11 @@ class Topics:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"another broker uses {folder}") from None
-        state = json.loads(self._path.read_text()) if self._path.exists() else {}
+        try:
+            state = self._read()
+        except OSError:
+            self._lock.close()
+            raise
         self.cluster_id: str = state.get("cluster_id") or uuid.uuid4().hex[:22]
         self._next_producer_id = self._reserved_producer_id = int(state.get("next_producer_id", 1))
         self._topics: dict[str, Topic] = {}
@@ -89,11 +95,15 @@ class Topics:
     def create(self, name: str, num_partitions: int, configs: dict[str, str]) -> Topic:
         """A new topic; raises BadTopic."""
         if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
-            raise BadTopic("a topic's name has 1 to 249 letters, digits, dots, hyphens and underscores")
+            raise BadTopic("a topic's name has 1 to 240 letters, digits, dots, hyphens and underscores")
         topic = Topic(name, uuid.uuid4(), _checked(configs))
         self._open(topic, num_partitions)
         self._topics[name] = topic
-        self._save()
+        try:
+            self._save()
+        except OSError:
+            del self._topics[name]
+            raise
         return topic
 
     def grow(self, topic: Topic, num_partitions: int) -> None:
@@ -158,8 +168,27 @@ class Topics:
         """Removes the logs of topics whose making or deletion a crash cut short."""
         kept = {log.folder for topic in self for log in topic.logs}
         for path in (self._folder / "logs").glob("*"):
-            if path not in kept:
+            if path not in kept and _OUR_FOLDER.fullmatch(path.name):
                 shutil.rmtree(path)
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path.exists():
+            if any((self._folder / "logs").glob("*")):
+                raise OSError(
+                    f"{self._path} is missing, and the logs beside it hold records: bring it back, or move "
+                    f"{self._folder} away to begin anew"
+                )
+            return {}
+        try:
+            state = json.loads(self._path.read_text())
+            for saved in state.get("topics", {}).values():
+                _ = (uuid.UUID(saved["id"]), int(saved["num_partitions"]), dict(saved["configs"]))
+            return dict(state)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OSError(
+                f"{self._path} is damaged ({error!r}): bring a copy of it back, or move {self._folder} away "
+                "to begin anew"
+            ) from error
 
     def _save(self) -> None:
         state = {

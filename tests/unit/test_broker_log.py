@@ -9,6 +9,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from streaming.broker.batches import BadBatch, read_batches
 from streaming.broker.flusher import Flusher
 from streaming.broker.log import Fenced, OutOfOrder, PartitionLog
+from streaming.broker.topics import Topics
 
 PRODUCER = 7
 
@@ -230,3 +231,40 @@ def test_compaction_leaves_what_a_producer_sent_last(tmp_path: Path) -> None:
     with pytest.raises(OutOfOrder):
         again.append(make_batch([b"lost one"], keys=[b"a"], sequence=3))
     again.close()
+
+
+async def test_a_log_deleted_in_the_midst_of_a_flush_harms_no_other(tmp_path: Path) -> None:
+    gone, kept, flusher = PartitionLog(tmp_path / "gone"), PartitionLog(tmp_path / "kept"), Flusher()
+    gone.append(make_batch([b"a"]))
+    kept.append(make_batch([b"b"]))
+    flushing = asyncio.ensure_future(flusher.flush([gone, kept]))
+    gone.delete()
+    await asyncio.wait_for(flushing, 5)
+    assert values(kept) == [(0, b"b")]
+    kept.close()
+
+
+def test_compaction_keeps_records_without_a_key_and_those_whose_newer_is_not_on_disk(tmp_path: Path) -> None:
+    log = PartitionLog(tmp_path, segment_bytes=300)
+    fill(log, [make_batch([b"bare"]), make_batch([b"v1"], keys=[b"k"]), *([make_batch([b"x"])] * 10)])
+    log.append(make_batch([b"v2"], keys=[b"k"]))
+    log.compact()
+    log.forget_unstable()
+    assert [value for _, value in values(log)][:2] == [b"bare", b"v1"]
+    log.close()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"topics": {"t": {}}}'])
+def test_a_damaged_or_missing_list_of_topics_is_named_and_no_record_deleted(
+    tmp_path: Path, text: str | None
+) -> None:
+    topics = Topics(tmp_path)
+    topics.create("t", 1, {})
+    topics.close()
+    path = tmp_path / "topics.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(OSError, match=r"topics\.json is (missing|damaged).*move .*away"):
+        Topics(tmp_path)
+    assert list((tmp_path / "logs").iterdir())
