@@ -84,8 +84,9 @@ def promote(
 ) -> None:
     """Make a published release the live one."""
     from protos.headrace.v1.learner_pb2 import PromoteRequest
+    from services.state import find_state
 
-    with calls.learner(load_settings()) as stub:
+    with calls.learner(find_state(load_settings()).settings) as stub:
         response = stub.Promote(PromoteRequest(release_id=release_id), timeout=calls.CALL_TIMEOUT_S)
     _show(response.release, json)
 
@@ -97,8 +98,9 @@ def rollback(
 ) -> None:
     """Make the parent of the live release live again; the learner goes on from its weights."""
     from protos.headrace.v1.learner_pb2 import RollbackRequest
+    from services.state import find_state
 
-    with calls.learner(load_settings()) as stub:
+    with calls.learner(find_state(load_settings()).settings) as stub:
         response = stub.Rollback(RollbackRequest(reason=reason), timeout=calls.CALL_TIMEOUT_S)
     _show(response.release, json)
 

@@ -209,14 +209,7 @@ class AdminHandlers:
             code, message = self._configure(
                 resource.resource_type, resource.resource_name, configs, request.validate_only
             )
-            answers.append(
-                AlterConfigsResponse.AlterConfigsResourceResponse(
-                    error_code=code,
-                    error_message=message,
-                    resource_type=resource.resource_type,
-                    resource_name=resource.resource_name,
-                )
-            )
+            answers.append(_changed(AlterConfigsResponse, resource, code, message))
         return AlterConfigsResponse(responses=answers)
 
     async def change_configs(
@@ -239,14 +232,7 @@ class AdminHandlers:
                 code, message = self._configure(
                     resource.resource_type, resource.resource_name, configs, request.validate_only
                 )
-            answers.append(
-                IncrementalAlterConfigsResponse.AlterConfigsResourceResponse(
-                    error_code=code,
-                    error_message=message,
-                    resource_type=resource.resource_type,
-                    resource_name=resource.resource_name,
-                )
-            )
+            answers.append(_changed(IncrementalAlterConfigsResponse, resource, code, message))
         return IncrementalAlterConfigsResponse(responses=answers)
 
     def _configure(
@@ -282,3 +268,13 @@ def _configs(topic: Topic, wanted: list[str] | None) -> list[Any]:
         for name, value in (DEFAULT_CONFIGS | topic.configs).items()
         if wanted is None or name in wanted
     ]
+
+
+def _changed(response: Any, resource: Any, code: int, message: str | None) -> Any:
+    """What came of changing the settings of `resource`, in a `response` of either kind."""
+    return response.AlterConfigsResourceResponse(
+        error_code=code,
+        error_message=message,
+        resource_type=resource.resource_type,
+        resource_name=resource.resource_name,
+    )

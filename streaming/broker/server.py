@@ -181,7 +181,10 @@ class BrokerServer:
             answer = asyncio.create_task(self._answer(frame))
             await answers.put(answer)
             if int.from_bytes(frame[:2], "big") != _PRODUCE:
-                await asyncio.wait([answer, sending], return_when=asyncio.FIRST_COMPLETED)
+                # until it is sent: who asks and never reads must not fill the memory with answers
+                sent = asyncio.ensure_future(answers.join())
+                await asyncio.wait([sent, sending], return_when=asyncio.FIRST_COMPLETED)
+                sent.cancel()
             if sending.done():
                 sending.result()
                 raise BadRequest("nothing can be sent any more")
@@ -207,7 +210,10 @@ class BrokerServer:
         except Exception as error:  # the decoder raises whatever odd bytes lead it to
             raise BadRequest(f"a request of kind {key} that cannot be decoded ({error!r})") from error
         if is_known:
-            response = await api.handler(request, header.client_id or "")
+            try:
+                response = await api.handler(request, header.client_id or "")
+            except OSError as error:
+                raise BadRequest(f"a request of kind {key} that the disk refuses ({error})") from error
         else:
             response = await self._api_versions(None, "")
             response.error_code, version = UnsupportedVersionError.errno, 0
@@ -224,3 +230,4 @@ async def _send(answers: asyncio.Queue[asyncio.Task[bytes]], writer: asyncio.Str
         answer = await answers.get()
         writer.write(await answer)
         await writer.drain()
+        answers.task_done()

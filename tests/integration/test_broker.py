@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.protocol.consumer import FetchRequest
 from kafka.structs import OffsetAndMetadata
 
 from services.broker import EmbeddedBroker
@@ -104,6 +105,45 @@ def test_no_bytes_end_it(tmp_path: Path, free_port: Callable[[], int]) -> None:
                 connection.sendall(struct.pack(">i", size) + body)
         write(broker.bootstrap, [b"after"])
         assert sorted(read(broker.bootstrap)) == [b"after", b"before"]
+
+
+def test_who_asks_and_never_reads_fills_no_memory(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{port}") as broker:
+        create_topics(broker.bootstrap, num_partitions=1, replication_factor=1)
+        write(broker.bootstrap, [bytes(500_000)] * 20)
+        request = FetchRequest(
+            replica_id=-1,
+            max_wait_ms=0,
+            min_bytes=1,
+            max_bytes=50 << 20,
+            isolation_level=0,
+            topics=[
+                FetchRequest.FetchTopic(
+                    topic=INTERACTIONS,
+                    partitions=[
+                        FetchRequest.FetchTopic.FetchPartition(
+                            partition=0, fetch_offset=0, partition_max_bytes=50 << 20
+                        )
+                    ],
+                )
+            ],
+            version=4,
+        )
+        request.with_header(correlation_id=1)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(request.encode(header=True, framed=True) * 60)
+            time.sleep(2.0)
+            assert resident_mb(broker.pid) < 300  # sixty answers of 10 MB would be 600
+            write(broker.bootstrap, [b"others go on"])
+
+
+def resident_mb(pid: int | None) -> float:
+    """What a process has in memory, in 10^6 bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ValueError(f"process {pid} tells no VmRSS")
 
 
 def test_a_full_disk_refuses_and_keeps_nothing_of_it(tmp_path: Path, free_port: Callable[[], int]) -> None:
