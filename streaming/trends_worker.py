@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from protos.headrace.v1 import events_pb2, trends_pb2
 from streaming import codec
 from streaming.errors import BrokerUnavailable, MalformedEvent, StreamingError
+from streaming.faust_consumer import Transport
 from streaming.header_names import read_any_header_name
 from streaming.meaning import EventMeaning
 from streaming.producer import AsyncProducer
@@ -107,6 +108,7 @@ class TrendsWorker:
             # waits for the session to time out.
             consumer_group_instance_id=GROUP,
         )
+        app.transport = Transport(app.conf.broker_consumer, app)
         table = app.Table(
             TRENDS,
             key_type=bytes,

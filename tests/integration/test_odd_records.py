@@ -124,27 +124,20 @@ def event_ids(records: Sequence[Record]) -> set[str]:
 
 
 async def count_trends(bootstrap: str, folder: Path, item_ids: set[str]) -> None:
-    """Runs faust's reader until it has counted all the items; fails the test if it does not.
-
-    One start of faust in about thirty inside a test's process gets its partitions and then stands still, on
-    either broker, whatever the records are: then it is started again, as a supervisor would.
-    """
-    for _ in range(3):
-        worker = TrendsWorker(
-            bootstrap, folder, meaning=EventMeaning(), on_ready=lambda: None, on_batch=lambda batch: None
-        )
-        task = asyncio.create_task(worker.run())
-        until_s = time.monotonic() + PATIENCE_S / 3
-        try:
-            while time.monotonic() < until_s:
-                if item_ids <= await asyncio.to_thread(counted, bootstrap):
-                    return
-                assert not task.done(), task
-                await asyncio.sleep(0.3)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-    pytest.fail("faust's reader did not count all items")
+    """Runs faust's reader until it has counted all the items; fails the test if it does not."""
+    worker = TrendsWorker(
+        bootstrap, folder, meaning=EventMeaning(), on_ready=lambda: None, on_batch=lambda batch: None
+    )
+    task = asyncio.create_task(worker.run())
+    until_s = time.monotonic() + PATIENCE_S
+    try:
+        while not item_ids <= await asyncio.to_thread(counted, bootstrap):
+            assert time.monotonic() < until_s, "faust's reader did not count all items"
+            assert not task.done(), task
+            await asyncio.sleep(0.3)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def counted(bootstrap: str) -> set[str]:
