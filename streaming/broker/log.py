@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streaming.broker.batches import BadBatch, Batch, is_sound, read_records, with_base_offset
-from streaming.broker.segment import Segment
+from streaming.broker.segment import Segment, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -202,10 +202,7 @@ class PartitionLog:
         """The log begins at `offset` from now on; files that lie wholly before it go."""
         if offset <= self.start_offset:
             return
-        start_file = self.folder / _START_FILE
-        staged = start_file.with_suffix(".new")
-        staged.write_text(str(offset))
-        staged.replace(start_file)
+        replace_file(self.folder / _START_FILE, str(offset))
         self.start_offset = offset
         while len(self._segments) > 1 and self._segments[0].end_offset <= offset:
             self._segments.pop(0).delete()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from streaming.broker.segment import replace_file
+
 _MAX_BYTES = 4 << 20
 
 
@@ -24,8 +26,9 @@ class GroupOffsets:
             for line in self._path.read_text(errors="replace").splitlines():
                 try:
                     group, topic, partition, offset, metadata = json.loads(line)
-                    self._set(str(group), (str(topic), int(partition)), Committed(int(offset), metadata))
-                except (ValueError, TypeError):
+                    one = Committed(int(offset), None if metadata is None else str(metadata))
+                    self._set(str(group), (str(topic), int(partition)), one)
+                except (ValueError, TypeError, OverflowError, RecursionError):
                     continue  # the line that a crash cut off: its consumer reads a few records again
         self._rewrite()
 
@@ -64,9 +67,7 @@ class GroupOffsets:
         lines = [
             _line(group, key, one) for group, all_ in self._committed.items() for key, one in all_.items()
         ]
-        staged = self._path.with_suffix(".new")
-        staged.write_text("".join(lines))
-        staged.replace(self._path)
+        replace_file(self._path, "".join(lines))
         self._file = self._path.open("a")
         self._compact_bytes = self._file.tell()
 

@@ -121,6 +121,17 @@ class Segment:
         self.path.unlink()
 
 
+def replace_file(path: Path, text: str) -> None:
+    """The file holds `text` from now on; a crash leaves the old text or the new one."""
+    staged = path.with_suffix(".new")
+    with staged.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Returns when the names of the files in it are on disk."""
     opened = os.open(folder, os.O_RDONLY)

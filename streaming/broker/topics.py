@@ -7,7 +7,6 @@ or the new one.
 import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.broker.log import SEGMENT_BYTES, PartitionLog
-from streaming.broker.segment import sync_folder
+from streaming.broker.segment import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Topics:
         except OSError:
             self._lock.close()
             raise
-        self.cluster_id: str = state.get("cluster_id") or uuid.uuid4().hex[:22]
+        self.cluster_id = str(state.get("cluster_id") or "") or uuid.uuid4().hex[:22]
         self._next_producer_id = self._reserved_producer_id = int(state.get("next_producer_id", 1))
         self._topics: dict[str, Topic] = {}
         for name, saved in state.get("topics", {}).items():
@@ -94,9 +93,7 @@ class Topics:
 
     def create(self, name: str, num_partitions: int, configs: dict[str, str]) -> Topic:
         """A new topic; raises BadTopic."""
-        if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
-            raise BadTopic("a topic's name has 1 to 240 letters, digits, dots, hyphens and underscores")
-        topic = Topic(name, uuid.uuid4(), _checked(configs))
+        topic = Topic(_named(name), uuid.uuid4(), _checked(configs))
         self._open(topic, num_partitions)
         self._topics[name] = topic
         try:
@@ -156,8 +153,7 @@ class Topics:
         self._lock.close()
 
     def _open(self, topic: Topic, num_partitions: int) -> None:
-        if not 1 <= num_partitions <= _MAX_PARTITIONS:
-            raise BadTopic(f"a topic has 1 to {_MAX_PARTITIONS} partitions, not {num_partitions}")
+        _counted(num_partitions)
         segment_bytes = min(SEGMENT_BYTES, int(topic.config("segment.bytes")))
         for partition in range(len(topic.logs), num_partitions):
             # the id in the name: a topic that is made again after a crash in its deletion begins empty
@@ -181,10 +177,12 @@ class Topics:
             return {}
         try:
             state = json.loads(self._path.read_text())
-            for saved in state.get("topics", {}).values():
-                _ = (uuid.UUID(saved["id"]), int(saved["num_partitions"]), dict(saved["configs"]))
+            _ = (str(state.get("cluster_id")), int(state.get("next_producer_id", 1)))
+            for name, saved in state.get("topics", {}).items():
+                _ = (_named(name), uuid.UUID(saved["id"]), _counted(int(saved["num_partitions"])))
+                _checked(dict(saved["configs"]))
             return dict(state)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise OSError(
                 f"{self._path} is damaged ({error!r}): bring a copy of it back, or move {self._folder} away "
                 "to begin anew"
@@ -198,13 +196,19 @@ class Topics:
                 t.name: {"id": t.id.hex, "num_partitions": len(t.logs), "configs": t.configs} for t in self
             },
         }
-        staged = self._path.with_suffix(".new")
-        with staged.open("w") as file:
-            json.dump(state, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(self._path)
-        sync_folder(self._folder)
+        replace_file(self._path, json.dumps(state, indent=1))
+
+
+def _named(name: str) -> str:
+    if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
+        raise BadTopic("a topic's name has 1 to 240 letters, digits, dots, hyphens and underscores")
+    return name
+
+
+def _counted(num_partitions: int) -> int:
+    if not 1 <= num_partitions <= _MAX_PARTITIONS:
+        raise BadTopic(f"a topic has 1 to {_MAX_PARTITIONS} partitions, not {num_partitions}")
+    return num_partitions
 
 
 def _checked(configs: dict[str, str]) -> dict[str, str]:
@@ -212,6 +216,6 @@ def _checked(configs: dict[str, str]) -> dict[str, str]:
         if name == "cleanup.policy":
             if not set(value.split(",")) <= {"compact", "delete"}:
                 raise BadTopic(f"cleanup.policy is compact, delete or both, not {value!r}")
-        elif name in DEFAULT_CONFIGS and not re.fullmatch(r"-?\d{1,18}", value):
+        elif name in DEFAULT_CONFIGS and not re.fullmatch(r"-?[0-9]{1,18}", value):
             raise BadTopic(f"{name} is a whole number, not {value!r}")
     return dict(configs)

@@ -1,6 +1,7 @@
 """The embedded broker's log of one partition: what is kept, in which order, and what a crash leaves."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from streaming.broker.batches import BadBatch, read_batches
 from streaming.broker.flusher import Flusher
 from streaming.broker.log import Fenced, OutOfOrder, PartitionLog
+from streaming.broker.offsets import GroupOffsets
 from streaming.broker.topics import Topics
 
 PRODUCER = 7
@@ -254,7 +256,27 @@ def test_compaction_keeps_records_without_a_key_and_those_whose_newer_is_not_on_
     log.close()
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"topics": {"t": {}}}'])
+def saved(**changes: object) -> str:
+    topic = {"id": "0" * 32, "num_partitions": 1, "configs": {}} | changes
+    return json.dumps({"topics": {"t": topic}})
+
+
+DAMAGED_LISTS = [
+    None,
+    "",
+    "{",
+    "[]",
+    "[" * 100_000,
+    '{"next_producer_id": Infinity}',
+    '{"topics": {"t": {}}}',
+    saved(num_partitions=0),
+    saved(num_partitions=float("inf")),
+    saved(configs={"retention.ms": "soon"}),
+    saved().replace('"t"', '"../t"'),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED_LISTS, ids=lambda text: str(text)[:60])
 def test_a_damaged_or_missing_list_of_topics_is_named_and_no_record_deleted(
     tmp_path: Path, text: str | None
 ) -> None:
@@ -268,3 +290,18 @@ def test_a_damaged_or_missing_list_of_topics_is_named_and_no_record_deleted(
     with pytest.raises(OSError, match=r"topics\.json is (missing|damaged).*move .*away"):
         Topics(tmp_path)
     assert list((tmp_path / "logs").iterdir())
+
+
+def test_damaged_lines_among_the_commits_are_passed_over(tmp_path: Path) -> None:
+    lines = [
+        '["g", "t", 0, Infinity, null]',
+        "[" * 100_000,
+        '["g", "t", 1, 5, null]',
+        '["g", "t", 2, 7, ["text"]]',
+        '["g", "t", 3',
+    ]
+    (tmp_path / "offsets.jsonl").write_text("\n".join(lines))
+    for _ in range(2):
+        offsets = GroupOffsets(tmp_path)
+        assert {partition: one.offset for (_, partition), one in offsets.of("g").items()} == {1: 5, 2: 7}
+        offsets.close()
