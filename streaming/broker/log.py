@@ -7,6 +7,7 @@ import asyncio
 import logging
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 16 << 20
 _BATCHES_REMEMBERED = 5  # of each producer, as many as it may have in flight
 _MAX_PRODUCERS = 1_000
+_STEP_BYTES = 128 << 10
 _START_FILE = "start-offset"
 
 
@@ -49,7 +51,7 @@ class PartitionLog:
         self._producers: dict[int, _Producer] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._compacted_bytes = 0
-        self._is_deleted = False
+        self._is_closed = self._is_deleted = False
         folder.mkdir(parents=True, exist_ok=True)
         self._segments = [Segment(folder, offset) for offset in self._base_offsets()]
         for segment in self._segments:
@@ -200,7 +202,7 @@ class PartitionLog:
 
     def delete_before(self, offset: int) -> None:
         """The log begins at `offset` from now on; files that lie wholly before it go."""
-        if offset <= self.start_offset:
+        if offset <= self.start_offset or self._is_closed:
             return
         replace_file(self.folder / _START_FILE, str(offset))
         self.start_offset = offset
@@ -209,61 +211,89 @@ class PartitionLog:
 
     def delete_old(self, *, before_ms: int | None, max_bytes: int | None) -> None:
         """Removes closed files of records older than `before_ms`, and the oldest beyond `max_bytes`."""
-        while len(self._segments) > 1:
+        while len(self._segments) > 1 and not self._is_closed:
             oldest = self._segments[0]
             too_old = before_ms is not None and oldest.max_timestamp_ms < before_ms
             if not too_old and (max_bytes is None or self.size - oldest.size < max_bytes):
                 return
             self.delete_before(self._segments[1].base_offset)
 
-    def compact(self) -> None:
+    def compact(self) -> Iterator[None]:
         """Drops, of the closed files, each batch whose every record has a later one of the same key.
 
-        Runs when the closed files have grown to twice what was left the last time. A batch that cannot be
+        Does so when the closed files have grown to twice what was left the last time. A batch that cannot be
         decoded stays, and so does a tombstone: who reads the log again finds the same newest record of a key.
+        An iterator over steps of some milliseconds: between two of them any other method may be called.
         """
         closed = self._segments[:-1]
         if sum(segment.size for segment in closed) <= 2 * self._compacted_bytes + self._segment_bytes // 2:
             return
         newest: dict[bytes | None, int] = {}
-        for segment in self._segments:
-            for position, batch in segment.batches_from(segment.base_offset):
-                if batch.next_offset > self.stable_offset:
+        for segment in [*self._segments]:
+            for batch in self._in_steps(segment):
+                if batch is None:
+                    yield
+                elif batch[1].next_offset > self.stable_offset:
                     break  # what is not on disk yet replaces nothing
-                for record in _records(segment, position, batch):
-                    newest[record[0]] = record[1]
-        for i, segment in enumerate(closed):
-            self._segments[i] = self._rewritten(segment, newest)
+                else:
+                    newest.update(_records(segment, *batch))
+        for segment in closed:
+            yield from self._rewrite(segment, newest)
         self._compacted_bytes = sum(segment.size for segment in self._segments[:-1])
 
-    def _rewritten(self, segment: Segment, newest: dict[bytes | None, int]) -> Segment:
-        def is_needed(position: int, batch: Batch) -> bool:
-            producer = self._producers.get(batch.producer_id)
-            if producer is not None and producer.last[-1][2] == batch.base_offset:
-                return True  # a restart must find what its producer sent last
-            records = _records(segment, position, batch)
-            return not records or any(key is None or newest.get(key) == offset for key, offset in records)
-
-        kept = [
-            (position, batch)
-            for position, batch in segment.batches_from(segment.base_offset)
-            if is_needed(position, batch)
-        ]
+    def _rewrite(self, segment: Segment, newest: dict[bytes | None, int]) -> Iterator[None]:
         staging = self.folder / "compacted"
+        if not self._has(segment):
+            return
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         smaller = Segment(staging, segment.base_offset)
-        for position, batch in kept:
-            smaller.append(segment.read_batch(position, batch), batch)
-        smaller.sync()
-        smaller.end_offset = segment.end_offset
-        smaller.path = smaller.path.replace(segment.path)
-        segment.close()
-        staging.rmdir()
-        return smaller
+        replaced = smaller
+        try:
+            for batch in self._in_steps(segment):
+                if batch is None:
+                    yield
+                elif self._is_needed(segment, *batch, newest):
+                    smaller.append(segment.read_batch(*batch), batch[1])
+            if self._has(segment):
+                smaller.sync()
+                smaller.end_offset = segment.end_offset
+                smaller.path = smaller.path.replace(segment.path)
+                self._segments[self._segments.index(segment)] = smaller
+                replaced = segment
+        finally:
+            replaced.close()
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _is_needed(
+        self, segment: Segment, position: int, batch: Batch, newest: dict[bytes | None, int]
+    ) -> bool:
+        producer = self._producers.get(batch.producer_id)
+        if producer is not None and producer.last[-1][2] == batch.base_offset:
+            return True  # a restart must find what its producer sent last
+        records = _records(segment, position, batch)
+        return not records or any(key is None or newest.get(key) == offset for key, offset in records)
+
+    def _in_steps(self, segment: Segment) -> Iterator[tuple[int, Batch] | None]:
+        """Position and header of each batch, and None where a step ends; stops where the file has gone."""
+        num_bytes = 0
+        if not self._has(segment):
+            return
+        for batch in segment.batches_from(segment.base_offset):
+            yield batch
+            num_bytes += batch[1].size
+            if num_bytes >= _STEP_BYTES:
+                num_bytes = 0
+                yield None
+                if not self._has(segment):
+                    return
+
+    def _has(self, segment: Segment) -> bool:
+        return not self._is_closed and segment in self._segments
 
     def close(self) -> None:
         """Closes its files."""
+        self._is_closed = True
         for segment in self._segments:
             segment.close()
 

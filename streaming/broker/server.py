@@ -138,10 +138,8 @@ class BrokerServer:
             for group in self._node.groups.values():
                 group.expire()
             if round_ % int(_CLEAN_EVERY_S / _EXPIRE_EVERY_S) == 0:
-                try:
-                    self._node.topics.clean()
-                except OSError as error:
-                    logger.warning("not_cleaned error=%r", error)
+                for _ in self._node.topics.clean():
+                    await asyncio.sleep(0)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

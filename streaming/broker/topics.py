@@ -130,20 +130,23 @@ class Topics:
         self._next_producer_id += 1
         return self._next_producer_id - 1
 
-    def clean(self) -> None:
-        """Deletes and compacts as each topic's settings say."""
+    def clean(self) -> Iterator[None]:
+        """Deletes and compacts as each topic's settings say, in steps of some milliseconds."""
         now_ms = time.time_ns() // 1_000_000
-        for topic in self:
+        for topic in [*self]:
             policies = topic.config("cleanup.policy").split(",")
             age_ms, max_bytes = int(topic.config("retention.ms")), int(topic.config("retention.bytes"))
-            for log in topic.logs:
-                if "compact" in policies:
-                    log.compact()
-                if "delete" in policies:
-                    log.delete_old(
-                        before_ms=now_ms - age_ms if age_ms >= 0 else None,
-                        max_bytes=max_bytes if max_bytes >= 0 else None,
-                    )
+            for log in [*topic.logs]:
+                try:
+                    if "compact" in policies:
+                        yield from log.compact()
+                    if "delete" in policies:
+                        log.delete_old(
+                            before_ms=now_ms - age_ms if age_ms >= 0 else None,
+                            max_bytes=max_bytes if max_bytes >= 0 else None,
+                        )
+                except OSError as error:
+                    logger.warning("not_cleaned path=%s error=%r", log.folder, error)
 
     def close(self) -> None:
         """Closes all files; another broker may use the folder."""
