@@ -6,12 +6,16 @@ queues are emptied when flow resumes. It then seeks to the committed offset, but
 committed yet, and not for what is fetched after the seek: those events were never handed over.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 
+logger = logging.getLogger(__name__)
+
 _PAUSE_S = 0.05
+_RETRY_S = 0.5
 
 
 class Consumer(driver.Consumer):
@@ -30,7 +34,12 @@ class Consumer(driver.Consumer):
             await self.sleep(_PAUSE_S)
             return {}
         if self._must_seek:
-            await self.perform_seek()
+            try:
+                await self.perform_seek()
+            except Exception as error:  # a rebalance that begins meanwhile shows as errors of many types
+                logger.warning("not_sought", extra={"reason": repr(error)})
+                await self.sleep(_RETRY_S)
+                return {}
             self._must_seek = False
         generation = self.app.consumer_generation_id
         # a copy: faust changes the set that it hands over, and takes an empty one for every partition

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import IllegalStateError
 from faust.tables.recovery import Recovery
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
@@ -17,6 +18,7 @@ from protos.headrace.v1.trends_pb2 import Trend
 from services.broker import EmbeddedBroker
 from services.follow import read_to_end
 from streaming.codec import encode
+from streaming.faust_consumer import Consumer
 from streaming.meaning import EventMeaning
 from streaming.topics import INTERACTIONS, TRENDS, create_topics
 from streaming.trends_worker import TrendsWorker
@@ -109,3 +111,24 @@ async def test_no_event_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
             async with asyncio.timeout(PATIENCE_S):
                 await was_sent.wait()
             await expect_counted(bootstrap, sent)
+
+
+async def test_a_seek_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seek = Consumer.seek_to_committed
+    num_calls = 0
+
+    async def fail_at_first(self: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        # the first is faust's own, at the end of the recovery
+        if num_calls in (2, 3):
+            raise IllegalStateError("a rebalance has begun")
+        return await seek(self)
+
+    monkeypatch.setattr(Consumer, "seek_to_committed", fail_at_first)
+    with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{find_free_port()}") as broker:
+        create_topics(broker.bootstrap, num_partitions=NUM_PARTITIONS, replication_factor=1)
+        sent = await send_one_a_partition(broker.bootstrap)
+        async with running(broker.bootstrap, tmp_path / "faust"):
+            await expect_counted(broker.bootstrap, sent)
+    assert num_calls >= 4
