@@ -9,7 +9,7 @@ DATA ?=
 ARGS ?=
 
 .PHONY: help setup protos format check test test-unit test-integration cases demo kernels up down clean
-.PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-memory bench-trends bench-quick
+.PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-memory bench-kernels bench-trends bench-quick
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do printf '  make %-18s %s\n' "$$target" "$$text"; done
@@ -69,6 +69,9 @@ bench-serving: setup ## Latency and throughput of all services together; ARGS=--
 
 bench-memory: setup ## Memory and idle CPU of each process of a running stack; ARGS=--quick
 	$(BIN)/python tests/benchmarks/bench_memory.py $(ARGS)
+
+bench-kernels: setup ## The Triton kernels beside torch and torch.compile, on a GPU; ARGS=--quick
+	$(BIN)/python tests/benchmarks/bench_kernels.py $(ARGS)
 
 bench-trends: setup ## The trends worker on both brokers, as JSON on standard output
 	$(BIN)/python tests/benchmarks/bench_trends.py --broker embedded

@@ -11,8 +11,9 @@ import structlog
 
 # no clean-up container: the image may be all there is, and the fixture removes what it started
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
-# kernels run in Triton's interpreter, which is chosen when triton is first imported (by torch, at times)
-os.environ["TRITON_INTERPRET"] = "1"
+# kernels run in Triton's interpreter, which is chosen when triton is first imported (by torch, at times);
+# 0 runs them on a GPU (tests/kernel_device.py)
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # threads that spin for each other, while brokers and services want the same cores, cost more than they give
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

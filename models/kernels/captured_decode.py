@@ -5,7 +5,7 @@ know the network (a callable gives its logits) nor what an item is (rows and cod
 
 Always `batch_size` requests and `beam` prefixes, those that are missing being padding: nothing waits for a
 value, so the graph holds. What a CPU does faster by looking at the values is `models/search.py`; the tests
-hold both to the same results. No GPU has run the capture yet.
+hold both to the same results.
 
 Shapes: B requests, K beams, k results, C codes of an item, V codebook size, N items, X excluded items of a
 request, Q = B x K prefixes, l codes so far, D width.

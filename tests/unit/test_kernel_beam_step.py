@@ -1,4 +1,4 @@
-"""The beam step's kernel, in Triton's interpreter, beside its torch reference and beside plain Python."""
+"""The beam step's kernel (interpreter or GPU) beside its torch reference and beside plain Python."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,10 @@ from models.kernels.beam_step import (
     beam_step,
     beam_step_reference,
 )
-from models.kernels.beam_step_triton import launch_beam_step
+from models.kernels.beam_step_triton import launch_beam_step as launch
+from tests.kernel_device import on_device
+
+launch_beam_step = on_device(launch)
 
 TOLERANCE = 1e-4
 DOMINANT = 64.0  # exp(-64 + 32) vanishes beside 1 in float32: a logit this high makes the log-softmax exact

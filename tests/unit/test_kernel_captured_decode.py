@@ -12,13 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.decoder import DepthDecoder
 from models.kernels import captured_decode
+from models.kernels.beam_step import beam_step_reference
 from models.kernels.beam_step_triton import launch_beam_step
 from models.kernels.captured_decode import CapturedDecode, DecodeSizes
 from models.search import CodeLogits, SearchResult, beam_search
 from models.trie import Trie
+from tests.kernel_device import DEVICE, moved
 
 V, C, D = 6, 3, 16
-CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 
 
@@ -42,10 +43,10 @@ class World:
         self.codes_NC = np.stack(np.unravel_index(numbers, (V,) * C), axis=1).astype(np.int64)
         self.available_N = random.random(num_items) < availability
         self.state_BD = torch.from_numpy(random.standard_normal((batch_size, D)).astype(np.float32))
-        tables = make_decoder(seed).tables()
+        tables = {device: make_decoder(seed).to(device).tables() for device in ("cpu", DEVICE.type)}
 
         def start(state_BD: Tensor) -> CodeLogits:
-            return tables.start(state_BD).logits
+            return tables[state_BD.device.type].start(state_BD).logits
 
         self.start = start
 
@@ -62,14 +63,14 @@ class World:
         decode = CapturedDecode(
             self.start,
             DecodeSizes(k=k, beam=beam, num_codes=C, codebook_size=V, state_width=D, **(defaults | sizes)),
-            CPU,
+            DEVICE,
         )
         decode.load(self.codes_NC, self.available_N)
         return decode
 
 
 def assert_same(found: tuple[Tensor, Tensor], expected: SearchResult) -> None:
-    row_BK, score_BK = found
+    row_BK, score_BK = moved(found, torch.device("cpu"))
     torch.testing.assert_close(score_BK, expected.score_BK, rtol=TOLERANCE, atol=TOLERANCE)
     assert torch.equal(row_BK, expected.row_BK)
 
@@ -115,8 +116,10 @@ def test_the_buffers_serve_again_for_other_requests_and_another_catalogue() -> N
     assert_same(decode(few.state_BD), few.search(5, 8, None))
 
 
-def test_no_operation_waits_for_a_value() -> None:
+def test_no_operation_waits_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without values, whatever asks for one (a count, a choice of shape) raises."""
+    # a kernel would read where a tensor without values says that it lies
+    monkeypatch.setattr(captured_decode, "beam_step", beam_step_reference)
     world = World(0, 60, 1.0, 2)
     decode = world.decode(5, 8)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):

@@ -10,6 +10,9 @@ from models import hstu
 from models.kernels import hstu_triton
 from models.kernels.hstu_attention import hstu_attention, hstu_attention_reference
 from models.kernels.hstu_triton import HstuAttention
+from tests.kernel_device import on_device
+
+attend = on_device(HstuAttention.apply)
 
 DAY_MS = 86_400_000
 
@@ -78,7 +81,7 @@ def make_case(
 
 
 def kernel(case: Case) -> Tensor:
-    out: Tensor = HstuAttention.apply(*case.arguments, case.max_length)
+    out: Tensor = attend(*case.arguments, case.max_length)
     return out
 
 
@@ -174,7 +177,7 @@ def test_a_candidate_gets_what_the_next_event_would() -> None:
     together = kernel(case)
     for candidate in (17, 18, 19):
         rows = [*range(17), candidate]
-        alone = HstuAttention.apply(
+        alone = attend(
             case.q_NHE[rows], case.k_NHE[rows], case.v_NHE[rows], case.time_ms_N[rows],
             torch.tensor([0, 18]), torch.tensor([0]), case.position_table_PH, case.time_table_RH, 18,
         )  # fmt: skip
@@ -184,7 +187,7 @@ def test_a_candidate_gets_what_the_next_event_would() -> None:
 def test_a_sequence_does_not_depend_on_its_batch() -> None:
     case = make_case([(5, 1), (18, 2)])
     together = kernel(case)
-    alone = HstuAttention.apply(
+    alone = attend(
         case.q_NHE[6:], case.k_NHE[6:], case.v_NHE[6:], case.time_ms_N[6:],
         torch.tensor([0, 20]), torch.tensor([2]), case.position_table_PH, case.time_table_RH, 20,
     )  # fmt: skip
