@@ -19,9 +19,10 @@ from grpc_status import rpc_status
 from protos.headrace.v1 import recommend_pb2 as pb
 from protos.headrace.v1 import recommend_pb2_grpc as pb_grpc
 from services.clients import channel, remaining
-from services.errors import InvalidRequest
+from services.errors import BackendUnavailable, InvalidRequest
 from services.server import ServiceServer
 from services.settings import EndpointSettings, ServerSettings, Settings, StoreSettings
+from services.up import check_ports
 from tests.conftest import find_port_pair
 
 pytestmark = pytest.mark.integration
@@ -66,10 +67,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, **limits: float) -> AsyncIterator[Running]:
+async def running(tmp_path: Path, host: str = "127.0.0.1", **limits: float) -> AsyncIterator[Running]:
     settings = Settings(
         store=StoreSettings(root=tmp_path),
-        endpoints=EndpointSettings(gateway=find_port_pair(), metrics_offset=1),
+        endpoints=EndpointSettings(host=host, gateway=find_port_pair(), metrics_offset=1),
         server=ServerSettings(**limits),  # type: ignore[arg-type]
     )
     server, servicer = ServiceServer("gateway", settings), Servicer()
@@ -194,6 +195,17 @@ async def test_health_reflection_and_metrics(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{up.settings.endpoints.metrics_port('gateway')}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         assert 'headrace_requests_total{code="OK",method="Recommend",service="gateway"}' in page
+
+
+@pytest.mark.case("HEADRACE_ENDPOINTS__HOST=::1: doctor, up")
+async def test_it_serves_on_ipv6_and_a_port_taken_there_is_named(tmp_path: Path) -> None:
+    async with running(tmp_path, host="::1") as up:
+        assert (await up.stub.Recommend(pb.RecommendRequest(user_id="u", request_id="r"))).request_id == "r"
+        url = f"http://[::1]:{up.settings.endpoints.metrics_port('gateway')}/metrics"
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+        assert "headrace_requests_total" in page
+        with pytest.raises(BackendUnavailable, match="on ::1 cannot be used"):
+            await asyncio.to_thread(check_ports, up.settings)
 
 
 async def test_sigterm_lets_requests_finish(tmp_path: Path) -> None:
