@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHUNK_ITEMS = 500
+_READ_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _POLL_INTERVAL_S = 0.2
 _READING_PATIENCE_S = 30.0
@@ -203,11 +204,13 @@ def items_until(dataset: "Dataset", end: int) -> "list[Item]":
 
 
 def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", bars: "Stages") -> int:
-    """Writes the items that have no semantic ID yet to their topic, waits until they have, counts them.
+    """Writes the items that have no semantic ID yet, or were never announced, to their topic; counts them.
 
-    Events on an item without one would wait at the learner, and end as dead letters. Raises
+    Waits until each has one: events on an item without it would wait at the learner, and end as dead letters.
+    Those of a release that was trained on a folder have one, but nobody knows their titles. Raises
     BackendUnavailable when the tokenizer makes no progress.
     """
+    from services.follow import read_to_end
     from streaming.topics import ITEMS
 
     if not has_live_release(settings):
@@ -215,9 +218,14 @@ def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", 
         return len(items)
     with calls.tokenizer(settings) as stub:
         missing = set(_without_sid(stub, [item.item_id for item in items]))
-        _send(producer, ITEMS, [item for item in items if item.item_id in missing], bars)
+        announced = {
+            record.message.item_id
+            for record in read_to_end(settings.broker.bootstrap_servers, ITEMS, timeout_s=_READ_TIMEOUT_S)
+        }
+        new = [item for item in items if item.item_id in missing or item.item_id not in announced]
+        _send(producer, ITEMS, new, bars)
         _wait_for_sids(stub, missing, bars)
-    return len(missing)
+    return len(new)
 
 
 def has_live_release(settings: Settings) -> bool:

@@ -15,11 +15,13 @@ from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from protos.headrace.v1.tokenizer_pb2 import DetokenizeRequest, GetCodebookRequest, TokenizeRequest
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from services.cli.replay import announce
 from services.follow import read_to_end
 from services.release import ReleasePublisher
 from services.settings import Settings
 from services.tokenizer.__main__ import serve
 from streaming.dead_letter import list_dead_letters
+from streaming.producer import Producer
 from streaming.topics import ITEMS, SEMANTIC_IDS, dead_letter_topic
 from tests.factories import make_catalogue, make_content, make_item, make_release
 from tests.integration.serving import (
@@ -103,6 +105,23 @@ async def test_items_get_codes_and_keep_them(settings: Settings) -> None:
     letters = await asyncio.to_thread(read_dead_letters, settings)
     assert letters == 2
     assert len(await announced(settings, "late")) == 2
+
+
+async def test_replay_announces_what_a_release_knows_and_nobody_announced(settings: Settings) -> None:
+    """Else nobody knows their titles, and a stranger's answer is empty."""
+    known = make_item("item-5", make_catalogue().content_NE[5])
+    items = [known, make_item("new", make_content(1, seed=7)[0])]
+    await asyncio.to_thread(ReleasePublisher(settings).publish, make_release("tok-1"), RELEASE_STATE_LIVE)
+
+    def send_all() -> int:
+        with Producer(settings.broker.bootstrap_servers) as producer:
+            return announce(settings, producer, items, lambda name, done, total: None)
+
+    async with serving("tokenizer", serve, settings) as connection:
+        await ready(connection)
+        assert [await asyncio.to_thread(send_all) for _ in range(2)] == [2, 0]
+    records = await asyncio.to_thread(read_to_end, settings.broker.bootstrap_servers, ITEMS)
+    assert sorted(record.message.item_id for record in records) == ["item-5", "new"]
 
 
 async def reasons(settings: Settings) -> list[str]:
