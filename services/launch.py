@@ -1,7 +1,8 @@
 """`python -m services.launch PARENT_PID MODULE`: runs a module that ends when its parent does.
 
 The kernel sends SIGTERM to this process when the process that started it dies, however it died, so
-that no service outlives `headrace up`. Linux only; elsewhere only an orderly stop ends the children.
+that no service outlives `headrace up` (Linux only). Whatever does not stop then is killed, as `up` would: a
+client library may wait for ever for a broker that died with it.
 """
 
 import ctypes
@@ -9,12 +10,17 @@ import os
 import runpy
 import signal
 import sys
+import threading
+import time
 
 _PR_SET_PDEATHSIG = 1
+_POLL_INTERVAL_S = 1.0
+ORPHAN_S = 10.0
+"""So long an orphan may take to stop, in seconds."""
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Asks for SIGTERM at the parent's death; ends at once if the parent is already gone."""
+    """SIGTERM at the parent's death, and SIGKILL later; ends at once if the parent is already gone."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
@@ -22,6 +28,14 @@ def end_with_parent(parent_pid: int) -> None:
         # It may have died before the call above.
         if os.getppid() != parent_pid:
             sys.exit(1)
+    threading.Thread(target=_kill_orphan, args=(parent_pid,), daemon=True).start()
+
+
+def _kill_orphan(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_INTERVAL_S)
+    time.sleep(ORPHAN_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
+from services.launch import ORPHAN_S
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings, to_environment
 from streaming.errors import BrokerUnavailable
@@ -325,7 +327,7 @@ def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:
 
 
 def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
-    """Raises BackendUnavailable, naming the first port that something else listens on."""
+    """Raises BackendUnavailable, naming the first port that something else listens on, or that is none."""
     ports = ports_of(settings)
     if embedded_broker:
         port = int(settings.broker.bootstrap_servers.rpartition(":")[2])
@@ -336,11 +338,22 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.endpoints.host, port))
-            except OSError as error:
+            except (OSError, OverflowError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
                 raise BackendUnavailable(
-                    f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {error.strerror}; "
-                    f"stop what listens there or set {variable}"
+                    f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {reason}; stop what "
+                    f"listens there or set {variable} (HEADRACE_ENDPOINTS__BASE_PORT moves all ports)"
                 ) from error
+
+
+def wait_for_orphans(settings: Settings, *, embedded_broker: bool) -> None:
+    """Returns when the services of an `up` that was killed hold no port any more, or should not."""
+    until_s = time.monotonic() + ORPHAN_S + _PATIENCE_WITH_DEAD_S
+    while time.monotonic() < until_s:
+        try:
+            return check_ports(settings, embedded_broker=embedded_broker)
+        except BackendUnavailable:
+            time.sleep(_POLL_INTERVAL_S)
 
 
 async def run_stack(

@@ -69,13 +69,16 @@ def up(
 
     from rich.panel import Panel
 
-    from services.up import Stack, run_stack
+    from services.up import Stack, run_stack, wait_for_orphans
 
     settings = load_settings()
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
     stack = Stack(settings, embedded_broker=embedded)
 
-    with pid_file(settings.store.root / _PID_FILE), terminal.progress_bars() as bars:
+    with pid_file(settings.store.root / _PID_FILE) as killed_pid, terminal.progress_bars() as bars:
+        if killed_pid:
+            terminal.warn(f"headrace up (pid {killed_pid}) was killed here: waiting for its services to end")
+            wait_for_orphans(settings, embedded_broker=embedded)
 
         def started() -> None:
             bars.stop()
@@ -89,27 +92,32 @@ def up(
 
 
 @contextmanager
-def pid_file(path: Path) -> Iterator[None]:
+def pid_file(path: Path) -> Iterator[str]:
     """This process's id in `path` while the block runs: `make down` sends SIGTERM there.
+
+    Gives the id that a killed process left in it, empty where there is none.
 
     Raises BackendUnavailable, and touches nothing, if another process holds the file. The kernel lets go of
     it with the process, so a killed one leaves nothing to clean up.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
+    with path.open("a+", errors="replace") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             raise BackendUnavailable(
                 f"headrace is already running here (pid {handle.read().strip() or 'unknown'}); `make down` "
-                "stops it. For a second one, use another folder and another HEADRACE_ENDPOINTS__BASE_PORT"
+                "or `kill` with that pid stops it. For a second one, use another folder and another "
+                "HEADRACE_ENDPOINTS__BASE_PORT"
             ) from error
+        handle.seek(0)
+        killed_pid = handle.read().strip()
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
         try:
-            yield
+            yield killed_pid
         finally:
             path.unlink(missing_ok=True)
 

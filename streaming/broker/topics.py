@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streaming.broker.batches import BadBatch
 from streaming.broker.log import SEGMENT_BYTES, PartitionLog
 from streaming.broker.segment import replace_file
 
@@ -145,7 +146,7 @@ class Topics:
                             before_ms=now_ms - age_ms if age_ms >= 0 else None,
                             max_bytes=max_bytes if max_bytes >= 0 else None,
                         )
-                except OSError as error:
+                except (OSError, BadBatch) as error:  # the disk's, or a file that changed under us
                     logger.warning("not_cleaned path=%s error=%r", log.folder, error)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +25,7 @@ from services.cold_start import train_first_release
 from services.errors import BackendUnavailable
 from services.follow import read_to_end
 from services.settings import EndpointSettings, Settings, to_environment
-from services.up import BROKER, SERVICES, Stack, check_ports, is_serving
+from services.up import BROKER, SERVICES, Stack, check_ports, is_serving, wait_for_orphans
 from streaming.producer import Producer
 from streaming.topics import INTERACTIONS, ITEMS, create_topics
 from tests.conftest import find_free_port
@@ -151,6 +152,27 @@ def test_kill_9_of_up_leaves_no_orphan(tmp_path: Path) -> None:
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in children if is_running(pid)]
+
+
+def test_the_ports_of_a_killed_up_are_waited_for(tmp_path: Path) -> None:
+    """Its services end by themselves, if not at once."""
+    settings = make_settings(tmp_path)
+    orphan = socket.create_server(("127.0.0.1", settings.endpoints.ranker))
+    threading.Timer(1.0, orphan.close).start()
+    wait_for_orphans(settings, embedded_broker=True)
+    check_ports(settings)
+    path = tmp_path / "up.pid"
+    path.write_text("4711\n")
+    with pid_file(path) as killed_pid:
+        assert killed_pid == "4711"
+    with pid_file(path) as killed_pid:
+        assert not killed_pid
+
+
+def test_a_port_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    settings = Settings(endpoints=EndpointSettings(base_port=70_000))
+    with pytest.raises(BackendUnavailable, match=r"0 to 65535.*HEADRACE_ENDPOINTS__BASE_PORT"):
+        check_ports(settings)
 
 
 @pytest.mark.case("`headrace up` twice in one folder")

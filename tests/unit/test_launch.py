@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from services.launch import ORPHAN_S
+
 _PARENT = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-m", "services.launch", str(os.getpid()), "sleeper"])
@@ -22,8 +26,12 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
+_DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+
+
+@pytest.mark.parametrize(("before", "patience_s"), [("", 5.0), (_DEAF, ORPHAN_S + 5.0)], ids=["", "deaf"])
+def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path, before: str, patience_s: float) -> None:
+    (tmp_path / "sleeper.py").write_text(f"{before}import time\nprint('up', flush=True)\ntime.sleep(60)\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, env=environment
@@ -32,7 +40,7 @@ def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path) -> None:
         child_pid = int(parent.stdout.readline())
         assert parent.stdout.readline() == "up\n"
         parent.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + patience_s
         while _is_running(child_pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not _is_running(child_pid)
