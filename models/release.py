@@ -32,8 +32,8 @@ _Network = TypeVar("_Network", bound=nn.Module)
 class ReleaseMeta:
     """What a release says of itself.
 
-    `parent_release_id` is empty for one learned from nothing. `offsets` are the next ones to read,
-    keyed "topic/partition". `metrics` are finite. `config_hash` is `config_hash()` of its configs.
+    `parent_release_id` is the one that was live before it, empty for the first. `offsets` are the next ones
+    to read, keyed "topic/partition". `metrics` are finite. `config_hash` is `config_hash()` of its configs.
     """
 
     release_id: str

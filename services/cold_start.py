@@ -34,7 +34,7 @@ from protos.headrace.v1.release_pb2 import Release
 from services.content import Progress, item_content
 from services.deadline import Deadline
 from services.errors import ServiceError
-from services.first_release import Trained, clear_remains, publish_training
+from services.first_release import Trained, announce_before, clear_remains, publish_training
 from services.learner.checkpoints import CheckpointStore
 from services.learner.releases import new_release_id
 from services.settings import Settings
@@ -64,13 +64,15 @@ class TooLittleTime(ServiceError):
 class FirstRelease:
     """What training made: the record that was announced as live, and its content.
 
-    `num_left_out` events were on unknown items or had an id that was there before; `notes` are for people.
+    Left out were `num_unmatched` events on items that have no line or no content, and `num_repeated` whose
+    user had an event of that id before; `notes` are for people.
     """
 
     release: Release
     bundle: ReleaseBundle
     num_learned: int
-    num_left_out: int
+    num_unmatched: int
+    num_repeated: int
     notes: tuple[str, ...] = ()
 
 
@@ -86,7 +88,8 @@ def train_first_release(
     """Trains on all events and makes the release live, with the checkpoint from which the learner goes on.
 
     `offsets` ("topic/partition") is where the learner goes on reading: what `events` hold of the topics.
-    Events on items that are not in `items` are left out and counted. `deadline` bounds all stages together.
+    Events on items that are not in `items` are left out and counted. Items that were never announced are
+    announced before the release: nobody else would know their titles. `deadline` bounds all stages together.
     Raises TrainingRunning, NothingToLearn, TooLittleTime, PrefixFull, NonFiniteLoss,
     BrokerUnavailable, OSError; then nothing has changed.
     """
@@ -97,9 +100,10 @@ def train_first_release(
         catalogue, notes = _catalogue_of(settings, items, events, watched(progress, deadline))
         batch = _known_events(events, catalogue, settings.meaning)
         learner, figures = _train(settings, catalogue, batch, progress, deadline)
+        parent_release_id = announce_before(settings, items)
         bundle = learner.release_bundle(
             new_release_id(time.time()),
-            parent_release_id="",
+            parent_release_id=parent_release_id,
             created_time_ms=time.time_ns() // 1_000_000,
             offsets=dict(offsets),
         )
@@ -107,12 +111,14 @@ def train_first_release(
         learner.set_live(bundle)
         trained = Trained(learner=learner, bundle=bundle, event_ids=batch.event_ids)
         release = publish_training(settings, trained, f"trained offline on {len(batch):,} events")
+    num_unmatched = sum(catalogue.row(event.item_id) is None for event in events)
     log.info("first release", release=release.release_id, num_events=len(batch), num_items=len(catalogue))
     return FirstRelease(
         release=release,
         bundle=bundle,
         num_learned=len(batch),
-        num_left_out=len(events) - len(batch),
+        num_unmatched=num_unmatched,
+        num_repeated=len(events) - len(batch) - num_unmatched,
         notes=tuple(notes),
     )
 

@@ -1,21 +1,25 @@
 """A training becomes what everybody serves: its checkpoint and its release together, or not at all.
 
 The invariant: a training counts from the moment at which the topic `releases` says that its release is live,
-and all that belongs to it is on the disk before. In this order, each whole or absent: the ledger and the
-checkpoint, staged under the release's id where no learner looks unless that release is live; the release in
-the store; the announcement. A kill before the announcement changes nothing for anybody, and the next training
-removes what is left; after it, the learner makes the staged checkpoint its own, now or at its next start.
+and all that belongs to it is on the disk before. In this order, each whole or absent: the items that nobody
+had announced yet, on their topic; the ledger and the checkpoint, staged under the release's id where no
+learner looks unless that release is live; the release in the store; the announcement. A kill before the
+announcement changes nothing for anybody but that some items are known sooner, and the next training removes
+what is left; after it, the learner makes the staged checkpoint its own, now or at its next start.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from models.learner import OnlineLearner
 from models.release import ReleaseBundle
+from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, Release
+from services.announcements import announce_items, not_announced
 from services.learner.checkpoints import CheckpointStore, ledger_name_of
 from services.learner.ledger import Ledger
 from services.learner.position import LearnerPosition
@@ -23,6 +27,9 @@ from services.learner.releases import live_release
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings
 from streaming.errors import BrokerUnavailable
+from streaming.producer import Producer
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -42,6 +49,23 @@ class Trained:
     def release_id(self) -> str:
         """The release's id, which names everything that is staged."""
         return self.bundle.meta.release_id
+
+
+def announce_before(settings: Settings, items: Sequence[Item]) -> str:
+    """Announces those of `items` that nobody announced; returns the id of the live release, empty for none.
+
+    Before the release is cut, not after: the tokenizer reads the text of an item again that was announced
+    after its release. Raises BrokerUnavailable.
+    """
+    bootstrap = settings.broker.bootstrap_servers
+
+    def announce() -> Release | None:
+        with Producer(bootstrap) as producer:
+            announce_items(producer, not_announced(bootstrap, items), lambda stage, done, total: None)
+        return live_release(ReleasePublisher(settings).list())
+
+    live = _patiently(announce)
+    return live.release_id if live is not None else ""
 
 
 def publish_training(settings: Settings, trained: Trained, reason: str) -> Release:
@@ -95,7 +119,7 @@ def _stage(settings: Settings, store: CheckpointStore, trained: Trained) -> None
     store.stage(learner, position, trained.release_id)
 
 
-def _patiently(announce: Callable[[], Release]) -> Release:
+def _patiently(announce: Callable[[], T]) -> T:
     """A broker that is away for a moment must not cost a whole training."""
     deadline_s = time.monotonic() + _ANNOUNCE_PATIENCE_S
     while True:

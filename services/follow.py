@@ -80,7 +80,9 @@ async def follow(
         tasks.create_task(work())
 
 
-def read_to_end(bootstrap: str, topic: str, *, timeout_s: float = 15.0) -> list[Record]:
+def read_to_end(
+    bootstrap: str, topic: str, *, timeout_s: float = 15.0, with_tombstones: bool = False
+) -> list[Record]:
     """All records of a topic up to its present end. Blocking; raises BrokerUnavailable after `timeout_s`."""
     records: list[Record] = []
 
@@ -90,7 +92,15 @@ def read_to_end(bootstrap: str, topic: str, *, timeout_s: float = 15.0) -> list[
         async def collect(batch: list[Record]) -> None:
             records.extend(batch)
 
-        reading = asyncio.create_task(follow(bootstrap, topic, collect, on_caught_up=caught_up.set))
+        reading = asyncio.create_task(
+            follow(
+                bootstrap,
+                topic,
+                collect,
+                on_caught_up=caught_up.set,
+                with_tombstones=with_tombstones,
+            )
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 await caught_up.wait()

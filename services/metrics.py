@@ -77,8 +77,13 @@ CHECKPOINT_SUCCESS = Gauge(
 CHECKPOINT_BYTES = Gauge("headrace_checkpoint_bytes", "Size of the learner's last checkpoint.")
 
 # streams
-EVENTS_CONSUMED = Counter("headrace_events_consumed", "Records read.", ["topic"])
-EVENTS_LEARNED = Counter("headrace_events_learned", "Events that changed the weights.")
+EVENTS_CONSUMED = Counter(
+    "headrace_events_consumed", "Valid records read; those refused are in headrace_dlq_records.", ["topic"]
+)
+EVENTS_LEARNED = Counter(
+    "headrace_events_learned",
+    "Events that the learner took, each once: wishes change the weights, others what it knows.",
+)
 EVENTS_DUPLICATE = Counter("headrace_events_duplicate", "Events dropped because their id was known.")
 DLQ_RECORDS = Counter(
     "headrace_dlq_records", "Records sent to a dead-letter topic.", ["topic", "stage", "reason"]

@@ -30,7 +30,7 @@ def check_training(settings: Settings, *, from_topic: bool) -> None:
 
     `settings` with absolute paths of the state, as `find_state` returns them.
     """
-    _check_broker(settings, (RELEASES, ITEMS, INTERACTIONS) if from_topic else (RELEASES,))
+    _check_broker(settings, (RELEASES, ITEMS, INTERACTIONS) if from_topic else (RELEASES, ITEMS))
     _check_folder(settings.store.root)
     _check_release_store(settings.store.releases_url)
     with training_lock(settings.store.checkpoint_path):

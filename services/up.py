@@ -379,6 +379,7 @@ async def run_stack(
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for finished in done:
             finished.result()
+        say("stopping: every service ends its work and writes what it knows")
     finally:
         for waiting in waits:
             waiting.cancel()

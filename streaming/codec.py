@@ -99,6 +99,23 @@ def decode(topic: str, value: bytes | None, headers: Headers = (), *, now_ms: in
     return message
 
 
+def enum_problem(document: Mapping[str, Any], message: Message) -> str | None:
+    """Which word of a JSON object is none of its field's names, such as an action's; None if there is none.
+
+    Protobuf passes such a word over with the fields that it does not know: then the action was not given.
+    """
+    for field in message.DESCRIPTOR.fields:
+        if field.enum_type is None:
+            continue
+        for name in (field.name, field.json_name):
+            word = document.get(name)
+            is_number = isinstance(word, str) and word.isdecimal()
+            if isinstance(word, str) and not is_number and word not in field.enum_type.values_by_name:
+                known = ", ".join(value.name for value in field.enum_type.values if value.number)
+                return f"{field.name} {word!r:.60} is none of {known}"
+    return None
+
+
 def header_list(
     headers: "Mapping[Any, Any] | Iterable[tuple[Any, Any]] | None",
 ) -> list[tuple[str, bytes | None]]:
@@ -141,6 +158,8 @@ def _parse_json(value: bytes, message: Message) -> None:
         raise MalformedEvent("not_json", str(error)) from error
     if not isinstance(document, dict):
         raise MalformedEvent("invalid", "the JSON value is not an object")
+    if problem := enum_problem(document, message):
+        raise MalformedEvent("invalid", problem)
     try:
         json_format.ParseDict(document, message, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, RecursionError) as error:

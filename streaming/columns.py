@@ -26,12 +26,20 @@ _LARGEST_EXACT = 2**53
 
 
 def ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
-    """A column of ids as text; raises DatasetError, naming the first that is none."""
+    """A column of ids as text; raises DatasetError, naming the first that is none, and its row."""
     column = _plain(table, name)
-    # one str object per id, not per event
+    # one str object per id, not per event; in the order in which they come first
     encoded = column.combine_chunks().dictionary_encode()
-    texts = np.asarray([_id_text(value, name) for value in encoded.dictionary.to_pylist()], dtype=object)
-    found: npt.NDArray[np.object_] = texts[encoded.indices.to_numpy()]
+    place_N = encoded.indices.to_numpy()
+    texts = []
+    for place, value in enumerate(encoded.dictionary.to_pylist()):
+        text, problem = _read_id(value)
+        if problem:
+            raise DatasetError(
+                f"column {name} has {value!r:.60} in {_first_row(place_N == place)}, which {problem}"
+            )
+        texts.append(text)
+    found: npt.NDArray[np.object_] = np.asarray(texts, dtype=object)[place_N]
     return found
 
 
@@ -55,15 +63,18 @@ def id_text(value: object) -> str:
     return str(int(value))
 
 
-def _id_text(value: object, name: str) -> str:
+def _read_id(value: object) -> tuple[str, str | None]:
+    """The id's text, and what is wrong with it, if anything."""
     try:
         text = id_text(value)
-        problem = id_problem(text)
     except ValueError as error:
-        text, problem = "", str(error)
-    if problem:
-        raise DatasetError(f"column {name} has {value!r:.60}, which {problem}")
-    return text
+        return "", str(error)
+    return text, id_problem(text)
+
+
+def _first_row(found_N: npt.NDArray[np.bool_]) -> str:
+    """`row 3`, counted from 1, for the first place that is true."""
+    return f"row {int(np.argmax(found_N)) + 1:,}"
 
 
 def times_ms(table: pa.Table) -> Int64Array:
@@ -89,15 +100,17 @@ def times_ms(table: pa.Table) -> Int64Array:
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DatasetError(f"column timestamp is {kind}; it must be times or numbers") from error
     if not np.isfinite(numbers_N).all():
-        raise DatasetError("column timestamp has values that are no numbers")
+        raise DatasetError(f"column timestamp has no number in {_first_row(~np.isfinite(numbers_N))}")
     for milliseconds in _UNITS.values():
         if numbers_N.min() * milliseconds >= EARLIEST_MS and numbers_N.max() * milliseconds <= _LATEST_MS:
             if milliseconds < 1.0:
                 return np.asarray(column.to_numpy().astype(np.int64) // round(1 / milliseconds))
             return np.asarray(np.rint(numbers_N * milliseconds), dtype=np.int64)
+    least, most = numbers_N.min(), numbers_N.max()
     raise DatasetError(
-        f"column timestamp has {numbers_N.min():.15g} to {numbers_N.max():.15g}, which are not all seconds, "
-        "milliseconds, microseconds or nanoseconds since 1970 between 1990 and 2100"
+        f"column timestamp has {least:.15g} ({_first_row(numbers_N == least)}) to {most:.15g} "
+        f"({_first_row(numbers_N == most)}), which are not all seconds, milliseconds, microseconds or "
+        "nanoseconds since 1970 between 1990 and 2100"
     )
 
 
@@ -114,8 +127,9 @@ def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _plausible(times_N: Int64Array, what: str) -> Int64Array:
-    if len(times_N) and not EARLIEST_MS <= times_N.min() <= times_N.max() <= _LATEST_MS:
-        raise DatasetError(f"{what} has times before 1990 or after 2100")
+    odd_N = (times_N < EARLIEST_MS) | (times_N > _LATEST_MS)
+    if odd_N.any():
+        raise DatasetError(f"{what} has a time before 1990 or after 2100 in {_first_row(odd_N)}")
     return times_N
 
 
@@ -166,6 +180,7 @@ def _named_actions(column: pa.ChunkedArray) -> Int64Array:
         number = value if is_number else dict(Action.items()).get(name, 0)
         if number not in Action.values() or number == Action.ACTION_UNSPECIFIED:
             known = ", ".join(key.removeprefix("ACTION_").lower() for key in Action.keys()[1:])
-            raise DatasetError(f"column action has {value!r}; known actions are {known}")
+            row = column.to_pylist().index(value) + 1
+            raise DatasetError(f"column action has {value!r} in row {row:,}; known actions are {known}")
         numbers[value] = number
     return np.array([numbers[value] for value in column.to_pylist()], dtype=np.int64)

@@ -71,7 +71,10 @@ def require_columns(table: pa.Table, names: Sequence[str], path: Path) -> None:
         )
     for name in names:
         if table[name].null_count:
-            raise DatasetError(f"{path}: column {name} has {table[name].null_count} empty values")
+            row = table[name].is_null().to_pylist().index(True) + 1
+            raise DatasetError(
+                f"{path}: column {name} has {table[name].null_count} empty values, the first in row {row:,}"
+            )
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 
 CALL_TIMEOUT_S = 30.0
+_NOT_CONNECTED = "failed to connect to all addresses"
 Stub = TypeVar("Stub")
 
 
@@ -39,7 +40,11 @@ def status_of(error: "grpc.RpcError") -> tuple[str, str]:
     """The name of a failed call's status code, and what the server said."""
     # What a stub raises is also a grpc.Call, which the type stubs do not know.
     call: Any = error
-    return str(call.code().name), str(call.details())
+    details = str(call.details())
+    if details.startswith(_NOT_CONNECTED):
+        # the rest is gRPC's way to it: addresses, states, codes
+        details = details.rpartition(": ")[2]
+    return str(call.code().name), details
 
 
 @contextmanager

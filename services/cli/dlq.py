@@ -65,7 +65,7 @@ def list_letters(
     ]
     terminal.print_table(
         f"dead letters of {topic.value}",
-        ["partition/offset", "rejected (UTC)", "stages", "failed", "redriven", "reason", "problem"],
+        ["at", "rejected (UTC)", "stages", "failed", "again", "reason", "problem"],
         rows,
     )
 

@@ -76,7 +76,9 @@ def _state(settings: Settings) -> tuple[Check, Settings]:
     except StateElsewhere as error:
         return Check("state", "fail", str(error)), settings
     told = f"told by {found.answered_by}" if found.answered_by else "this folder's own; no service answers"
-    return Check("state", "ok", f"{found.settings.store.root} ({told})"), found.settings
+    root = found.settings.store.root
+    there = "" if root.exists() else "; not there yet, `headrace up` makes it"
+    return Check("state", "ok", f"{root} ({told}{there})"), found.settings
 
 
 def _disk(settings: Settings) -> Check:

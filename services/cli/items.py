@@ -3,6 +3,7 @@
 import gzip
 import json as json_module
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,11 +38,16 @@ def import_items(
 ) -> None:
     """Announce every item of a file: one JSON object a line, with the fields of headrace.v1.Item.
 
-    Fields that an item does not have are ignored, and null is as good as absent.
+    Fields that an item does not have are left out and named, and null is as good as absent.
     """
     from protos.headrace.v1.recommend_pb2 import UpsertItemsRequest
 
-    items = list(read_items(file))
+    unknown = Counter[str]()
+    items = list(read_items(file, unknown))
+    if unknown:
+        names = ", ".join(f"{name!r:.40} ({count:,} lines)" for name, count in unknown.most_common(5))
+        more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+        terminal.warn(f"left out, since items have no such fields: {names}{more}")
     if not items:
         raise UnreadableItems(f"{file} has no items: it takes one JSON object a line")
     num_accepted = 0
@@ -56,8 +62,11 @@ def import_items(
         terminal.out.print(f"{num_accepted:,} items announced", highlight=False)
 
 
-def read_items(path: Path) -> "Iterator[Item]":
-    """The items of a file of JSON lines; raises UnreadableItems with the line's number."""
+def read_items(path: Path, unknown: Counter[str]) -> "Iterator[Item]":
+    """The items of a file of JSON lines; raises UnreadableItems with the line's number.
+
+    `unknown` counts the fields that items do not have.
+    """
     with (
         gzip.open(path, "rt", encoding="utf-8")
         if path.suffix == ".gz"
@@ -66,12 +75,12 @@ def read_items(path: Path) -> "Iterator[Item]":
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _item(line, f"{path}, line {number}")
+                    yield _item(line, f"{path}, line {number}", unknown)
         except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
             raise UnreadableItems(f"{path} cannot be read as JSON Lines: {error}") from error
 
 
-def _item(line: str, where: str) -> "Item":
+def _item(line: str, where: str, unknown: Counter[str]) -> "Item":
     from google.protobuf import json_format
 
     from protos.headrace.v1.items_pb2 import Item
@@ -83,6 +92,8 @@ def _item(line: str, where: str) -> "Item":
         raise UnreadableItems(f"{where}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UnreadableItems(f"{where}: not a JSON object")
+    known = {name for field in Item.DESCRIPTOR.fields for name in (field.name, field.json_name)}
+    unknown.update(fields.keys() - known)
     # Catalogues number their items; our ids are text.
     if isinstance(fields.get("item_id"), int):
         fields["item_id"] = str(fields["item_id"])

@@ -89,6 +89,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        err.print("interrupted")
         sys.exit(130)
     except Exception as error:
         line = error_line(error)

@@ -66,14 +66,13 @@ def list_releases(json: JsonOption = False) -> None:
             release.release_id,
             _state(release),
             problem or "yes",
-            terminal.time_text(release.created_time_ms),
-            release.parent_release_id or "-",
             f"{release.metrics['recall@10']:.4f}" if "recall@10" in release.metrics else "-",
             release.reason,
         )
         for release, problem in zip(releases, problems, strict=True)
     ]
-    columns = ["release", "state", "loadable", "created (UTC)", "parent", "recall@10", "reason"]
+    # an id begins with the time; `diff` and --json have the rest
+    columns = ["release", "state", "loadable", "recall@10", "reason"]
     terminal.print_table("releases", columns, rows, numbers=("recall@10",), ids=("release",))
 
 
@@ -96,7 +95,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, for those who read the list.")] = "by hand",
     json: JsonOption = False,
 ) -> None:
-    """Make the parent of the live release live again; the learner goes on from its weights."""
+    """Make the release live again that was live before this one; the learner goes on from its weights."""
     from protos.headrace.v1.learner_pb2 import RollbackRequest
     from services.state import find_state
 

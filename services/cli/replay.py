@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHUNK_ITEMS = 500
-_READ_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _POLL_INTERVAL_S = 0.2
 _READING_PATIENCE_S = 30.0
@@ -86,12 +85,14 @@ def replay(
         taken = None if before is None else wait_taken(settings, before, num_events, bars)
     seconds = round(time.monotonic() - started, 1)
     _report(dataset, num_announced, num_events, taken, seconds, json=json)
+    if taken is None and not json:
+        terminal.note(_why_unread(settings))
     if taken is not None and taken.total < num_events and (stalled := stalled_stream(settings)):
         terminal.warn(stalled)
     if taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
         terminal.warn(
-            f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before? "
-            "(--allow-known makes this no error)"
+            f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before, or "
+            "learned by `headrace train --data`? (--allow-known makes this no error)"
         )
         raise typer.Exit(1)
 
@@ -176,7 +177,6 @@ def _report(
             f"{dataset.num_unmatched:,} events of the folder are on items without a line (unmatched)"
         )
     if taken is None:
-        terminal.note("no learner reads them yet; `headrace train --from-topic` makes the first release")
         return
     left = num_events - taken.total
     terminal.out.print(
@@ -184,6 +184,13 @@ def _report(
         "(`headrace dlq list interactions`)" + (f", {left:,} not read yet" if left > 0 else ""),
         highlight=False,
     )
+
+
+def _why_unread(settings: Settings) -> str:
+    """What to expect where no learner reads what was sent."""
+    if has_live_release(settings):
+        return "no learner is at work now; the next one to start reads them"
+    return "no learner reads them yet; `headrace train --from-topic` makes the first release"
 
 
 def check_events(dataset: "Dataset") -> None:
@@ -207,23 +214,18 @@ def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", 
     """Writes the items that have no semantic ID yet, or were never announced, to their topic; counts them.
 
     Waits until each has one: events on an item without it would wait at the learner, and end as dead letters.
-    Those of a release that was trained on a folder have one, but nobody knows their titles. Raises
-    BackendUnavailable when the tokenizer makes no progress.
+    Raises BackendUnavailable when the tokenizer makes no progress.
     """
-    from services.follow import read_to_end
-    from streaming.topics import ITEMS
+    from services.announcements import announce_items, not_announced
 
     if not has_live_release(settings):
-        _send(producer, ITEMS, items, bars)
+        announce_items(producer, items, bars)
         return len(items)
     with calls.tokenizer(settings) as stub:
         missing = set(_without_sid(stub, [item.item_id for item in items]))
-        announced = {
-            record.message.item_id
-            for record in read_to_end(settings.broker.bootstrap_servers, ITEMS, timeout_s=_READ_TIMEOUT_S)
-        }
-        new = [item for item in items if item.item_id in missing or item.item_id not in announced]
-        _send(producer, ITEMS, new, bars)
+        unheard = {item.item_id for item in not_announced(settings.broker.bootstrap_servers, items)}
+        new = [item for item in items if item.item_id in missing | unheard]
+        announce_items(producer, new, bars)
         _wait_for_sids(stub, missing, bars)
     return len(new)
 
@@ -234,14 +236,6 @@ def has_live_release(settings: Settings) -> bool:
     from services.release import ReleasePublisher
 
     return live_release(ReleasePublisher(settings).list()) is not None
-
-
-def _send(producer: "Producer", topic: str, items: "Sequence[Item]", bars: "Stages") -> None:
-    for done, part in _parts(items):
-        for item in part:
-            producer.send(topic, item.item_id, item)
-        producer.flush()
-        bars("items announced", done, len(items))
 
 
 def _wait_for_sids(stub: "TokenizerServiceStub", item_ids: "set[str]", bars: "Stages") -> None:
@@ -265,13 +259,12 @@ def _without_sid(stub: "TokenizerServiceStub", item_ids: Sequence[str]) -> list[
     from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
 
     missing: list[str] = []
-    for _, part in _parts(item_ids):
+    for part in _parts(item_ids):
         sids = stub.Tokenize(TokenizeRequest(item_ids=part), timeout=calls.CALL_TIMEOUT_S).sids
         missing += [item_id for item_id in part if item_id not in sids]
     return missing
 
 
-def _parts(things: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+def _parts(things: Sequence[T]) -> Iterator[Sequence[T]]:
     for first in range(0, len(things), _CHUNK_ITEMS):
-        part = things[first : first + _CHUNK_ITEMS]
-        yield first + len(part), part
+        yield things[first : first + _CHUNK_ITEMS]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
 _LEARNER_POLL_S = 0.2
+_HISTORIES_NOTE = (
+    "only the model knows these events: `headrace replay --data {data} --from 0 --allow-known` gives their "
+    "users histories, and everybody popularity"
+)
 
 
 def train(
@@ -48,8 +52,8 @@ def train(
     """Learn a release from a data folder, or from the topics, and make it live.
 
     Runs beside the services, which go on; a running learner takes the new release over and goes on from
-    there, as the next one does that starts. With --data it reads the topics from their beginning, and
-    recognises the events that were learned here by their ids.
+    there, as the next one does that starts. With --data the folder's items are announced, and the learner
+    reads the topics from their beginning: the events that were learned here it recognises by their ids.
     """
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
@@ -83,6 +87,8 @@ def train(
             settings, items, events, offsets=offsets, progress=bars, deadline=deadline
         )
     _report(first, json)
+    if data is not None:
+        terminal.note(_HISTORIES_NOTE.format(data=data))
     _wait_for_learner(settings, first.release.release_id)
 
 
@@ -97,8 +103,12 @@ def _report(first: "FirstRelease", json: bool) -> None:
         f"{len(first.bundle.catalogue):,} items",
         highlight=False,
     )
-    if first.num_left_out:
-        terminal.warn(f"{first.num_left_out:,} events left out: unknown items, or ids that came before")
+    if first.num_unmatched:
+        terminal.warn(f"{first.num_unmatched:,} events left out: their items have no line or no content")
+    if first.num_repeated:
+        terminal.warn(
+            f"{first.num_repeated:,} events left out: their user had an event of the same id before"
+        )
     if first.bundle.meta.metrics:
         terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
     else:

@@ -89,6 +89,7 @@ def up(
             terminal.out.print(Panel(text, title=title, expand=False), highlight=False)
 
         asyncio.run(run_stack(stack, bars, started, terminal.warn))
+        terminal.note("headrace has stopped")
 
 
 @contextmanager

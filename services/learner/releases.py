@@ -96,7 +96,10 @@ class ReleaseDesk:
             raise NotFound("no release is live")
         parent_id = live.parent_release_id
         if parent_id not in {release.release_id for release in releases}:
-            raise NotFound(f"release {live.release_id} has no parent to go back to")
+            raise NotFound(
+                f"release {live.release_id} has no parent to go back to; `headrace release list` shows the "
+                "others, and `headrace release promote ID` makes one of them live"
+            )
         bundle = self.load(parent_id)
         parent = self._publisher.announce(
             parent_id, RELEASE_STATE_LIVE, f"back from {live.release_id}: {reason}"

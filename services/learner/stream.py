@@ -156,10 +156,18 @@ class LearnerStream:
             else:
                 expired.append(record)
         if expired:
-            grace_s = self._service.unknown_item_grace_s
-            self.reject(expired, reason="unknown_item", exception=f"no semantic id within {grace_s:g} s")
+            self._reject_unknown(expired)
         self._deferred = waiting
         return known
+
+    def _reject_unknown(self, records: Sequence[Record]) -> None:
+        for record in records:
+            problem = (
+                f"item {record.message.item_id!r:.80} had no semantic id within "
+                f"{self._service.unknown_item_grace_s:g} s: announce it, then redrive"
+            )
+            self._dead_letters.reject(_Rejected(record), reason="unknown_item", exception=problem)
+        self._dead_letters.flush()
 
     def _insert_new(self, timeout_s: float) -> None:
         for record in self._sids.poll(_MAX_SIDS_PER_POLL, timeout_s):

@@ -165,6 +165,7 @@ def test_an_unknown_item_goes_to_the_dead_letters_and_holds_nobody_up(bootstrap:
         while not (letters := list_dead_letters(bootstrap, INTERACTIONS)) and time.monotonic() < deadline:
             time.sleep(0.1)
     assert [(letter.reason, letter.stage) for letter in letters] == [("unknown_item", "learner")]
+    assert "'never-announced' had no semantic id within 0.5 s" in letters[0].exception
     assert letters[0].value is not None
     assert Event.FromString(letters[0].value) == stranger
 

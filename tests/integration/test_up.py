@@ -69,24 +69,39 @@ async def test_the_whole_stack_serves_and_stops(
     async with Stack(settings) as stack:
         assert set(stack.processes) == {*SERVICES, BROKER}
         assert not await is_serving(settings.endpoints.address("generator"), "")
-        await asyncio.to_thread(
-            train_first_release,
-            settings,
-            world.items,
-            world.events,
-            offsets={},
-            progress=lambda stage, done, total, figures: None,
-        )
+
+        def train() -> str:
+            def ignore(*_: object) -> None: ...
+
+            first = train_first_release(settings, world.items, world.events, offsets={}, progress=ignore)
+            return first.release.release_id
+
+        first_id = await asyncio.to_thread(train)
         await stack.wait_ready()
 
         def run(*arguments: str) -> str:
             return headrace(monkeypatch, capsys, *arguments)
 
         await asyncio.to_thread(try_commands, run)
+        second_id = await asyncio.to_thread(train)
+        await asyncio.to_thread(go_back, run, second_id, first_id)
         await check_restarts(stack)
         pids = [child.process.pid for child in stack.processes.values()]
     assert not [pid for pid in pids if is_running(pid)]
     check_ports(settings)
+
+
+def go_back(run: "object", second_id: str, first_id: str) -> None:
+    """From a second training to the release that was live before it, though that is of another codebook."""
+    assert callable(run)
+    live = json.loads(run("state", "--json"))["live_release_id"]
+    assert live == second_id
+    back = json.loads(run("release", "rollback", "--json"))
+    assert (back["release_id"], back["state"]) == (first_id, "RELEASE_STATE_LIVE")
+    deadline = time.monotonic() + 30
+    while json.loads(run("recommend", "user-1", "--json"))["release_id"] != first_id:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 async def check_restarts(stack: Stack) -> None:
@@ -119,6 +134,9 @@ def try_commands(run: "object") -> None:
         answer = json.loads(run("recommend", "user-1", "-k", "5", "--json"))
     assert len({item["item_id"] for item in answer["recommendations"]}) == 5
     assert "item" in run("recommend", "user-1", "-k", "5")
+    # nobody but the training announced an item, and no event of its is in the topic
+    stranger = json.loads(run("recommend", "nobody", "-k", "5", "--json"))["recommendations"]
+    assert len({item["title"] for item in stranger if item["title"].startswith("thing ")}) == 5
     [release] = json.loads(run("release", "list", "--json"))
     assert (release["release_id"], release["state"]) == (answer["release_id"], "RELEASE_STATE_LIVE")
     assert release["release_id"] in run("release", "list")

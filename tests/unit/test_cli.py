@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -165,11 +166,15 @@ def test_errors_of_each_package_have_a_line_and_bugs_do_not() -> None:
 
 def test_items_are_read_from_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
-    path.write_text('{"item_id": 7, "title": "A", "brand": null, "asin": "x"}\n\n{"item_id": "b"}\n')
-    assert [(item.item_id, item.title) for item in read_items(path)] == [("7", "A"), ("b", "")]
+    path.write_text(
+        '{"item_id": 7, "title": "A", "brand": null, "asin": "x"}\n\n{"itemId": "b", "titel": "B"}\n'
+    )
+    unknown = Counter[str]()
+    assert [(item.item_id, item.title) for item in read_items(path, unknown)] == [("7", "A"), ("b", "")]
+    assert unknown == {"asin": 1, "titel": 1}
     path.write_text('{"item_id": "a"}\n{"title": "no id"}\n')
     with pytest.raises(UnreadableItems, match="line 2: item_id must not be empty"):
-        list(read_items(path))
+        list(read_items(path, Counter()))
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,7 @@ def test_no_message_begins_with_the_byte_of_a_json_object() -> None:
         (b"[1]", [("content-type", b"application/json")], "invalid"),
         (b'{"user_id": 7}', [], "invalid"),
         (b'{"foo": 7}', [], "invalid"),
+        (b'{"action": "ACTION_DANCE"}', [], "invalid"),
         (b'{"user_id": "\\ud800"}', [], "invalid"),
         (b"{}", [("content-type", b"application/x-protobuf")], "not_protobuf"),
         (b"x" * (MAX_VALUE_BYTES + 1), [], "too_large"),
@@ -90,6 +91,15 @@ def test_malformed_is_refused_with_its_reason(
         decode(INTERACTIONS, value, headers, now_ms=NOW_MS)
     assert caught.value.reason == reason
     assert caught.value.text
+
+
+def test_a_word_that_is_no_action_is_named() -> None:
+    fields = {"eventId": "e", "userId": "u", "itemId": "i", "eventTimeMs": NOW_MS}
+    with pytest.raises(
+        MalformedEvent, match="action 'ACTION_DANCE' is none of ACTION_IMPRESSION, ACTION_CLICK"
+    ):
+        decode(INTERACTIONS, json.dumps(fields | {"action": "ACTION_DANCE"}).encode())
+    assert decode(INTERACTIONS, json.dumps(fields | {"action": "2"}).encode()).action == Action.ACTION_CLICK
 
 
 @settings(max_examples=300, deadline=None)

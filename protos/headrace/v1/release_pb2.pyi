@@ -136,7 +136,7 @@ class Release(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     release_id: _builtins.str
     parent_release_id: _builtins.str
-    """Empty for a release learned from nothing."""
+    """The release that was live before it; empty for the first."""
     state: Global___ReleaseState.ValueType
     codebook_version: _builtins.str
     uri: _builtins.str
