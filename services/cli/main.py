@@ -30,6 +30,9 @@ from services.cli.terminal import err, take_any_text
 from services.errors import ServiceError
 from streaming.errors import BrokerUnavailable, StreamingError
 
+# what Typer makes of Ctrl-C
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="headrace",
     help="A streaming, online-learning generative recommender service.",
@@ -88,9 +91,10 @@ def main() -> None:
             sys.exit(2)
     try:
         app()
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            err.print("interrupted")
+        raise
     except Exception as error:
         line = error_line(error)
         if line is None:

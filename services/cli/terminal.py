@@ -166,8 +166,12 @@ def print_table(
 
 
 def print_metrics(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """One row for each group, one column for each metric."""
+    """One row for each group, one column for each metric; of a single group, one row for each metric."""
     names = sorted({name for group in groups.values() for name in group})
+    if len(groups) == 1:
+        [(group, metrics)] = groups.items()
+        print_table(title, ["", group], [(name, f"{metrics[name]:.4f}") for name in names], numbers=(group,))
+        return
     rows = [
         [group, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)]
         for group, metrics in groups.items()

@@ -167,7 +167,7 @@ class RecordHandlers:
                     answer.error_code, is_urgent = OffsetOutOfRangeError.errno, True
                     continue
                 left = min(part.partition_max_bytes, request.max_bytes - num_bytes)
-                if left > 0:
+                if left > 0 or not num_bytes:  # whoever asks for less than one batch gets one
                     answer.records = log.read(part.fetch_offset, left)
                     num_bytes += len(answer.records)
             topics.append(_TopicFetched(topic=topic.topic, partitions=parts))

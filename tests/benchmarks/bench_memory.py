@@ -1,6 +1,7 @@
 """`make bench-memory`: what each process of a running stack holds and does, before and after traffic.
 
     python tests/benchmarks/bench_memory.py              # about three minutes
+    python tests/benchmarks/bench_memory.py --items 100000   # with a generated catalogue of so many
     python tests/benchmarks/bench_memory.py --quick      # does it run? on a small generated catalogue
 
 Memory is the proportional set size (pages that processes share are divided among them), from
@@ -66,19 +67,28 @@ async def measure(world: World, *, quick: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command."""
-    options = parser(__doc__, threads=1).parse_args()
+    arguments = parser(__doc__, threads=1)
+    arguments.add_argument("--items", type=int, default=0, help="a generated catalogue of so many items")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    world = make_world(quick=options.quick)
+    world = make_world(quick=options.quick, num_items=options.items)
     rows = asyncio.run(measure(world, quick=options.quick))
-    payload = {"processes": rows, "generated": world.generated}
-    write_results("memory", payload, quick=options.quick)
+    payload = {
+        "processes": rows,
+        "generated": world.generated,
+        "num_items": len(world.dataset.items),
+        "training_mb": world.training_mb,
+    }
+    if not options.items:
+        write_results("memory", payload, quick=options.quick)
     titles = {
         "process": "",
         "idle_mb": "MB, idle",
         "used_mb": "MB, after traffic",
         "idle_cores": "cores, idle",
     }
-    show("memory and idle CPU", rows, titles)
+    show(f"memory and idle CPU, {len(world.dataset.items):,} items", rows, titles)
+    console.print(f"training took {world.training_mb:,.0f} MB more at its peak", highlight=False)
     if options.json:
         emit(payload)
 

@@ -8,6 +8,7 @@ pass: how good its answers are changes no time.
 import hashlib
 import json
 import random
+import resource
 import shutil
 import socket
 import tempfile
@@ -38,6 +39,8 @@ CACHE = REPOSITORY / ".headrace" / "bench-serving"
 _NOW_MS = 1_760_000_000_000
 _TRAIN_SECONDS, _TRAIN_EVENTS = 15.0, 20_000
 _QUICK_TRAIN_SECONDS, _QUICK_TRAIN_EVENTS = 2.0, 600
+# a catalogue that was asked for may be so large that its codebook takes minutes
+_SIZED_TRAIN_SECONDS = 600.0
 # what decides whether a kept release can be read by this code
 _FORMAT_SOURCES = (
     "models/*.py",
@@ -49,11 +52,14 @@ _FORMAT_SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A folder with everything a stack needs, and the data it was made of."""
+    """A folder with everything a stack needs, the data it was made of, and what more memory its training took
+    at the peak (10^6 bytes).
+    """
 
     root: Path
     dataset: Dataset
     generated: bool
+    training_mb: float
 
     @property
     def user_ids(self) -> list[str]:
@@ -66,19 +72,22 @@ class World:
         return [item.item_id for item in self.dataset.items]
 
 
-def make_world(*, quick: bool) -> World:
+def make_world(*, quick: bool, num_items: int = 0) -> World:
     """Amazon Beauty (or, quick or without the data, a generated catalogue) with a release live.
 
-    The folder is kept from run to run and must not be written to: see `copied`.
+    `num_items` asks for a generated catalogue of so many. The folder is kept from run to run and must not be
+    written to: see `copied`.
     """
-    dataset, generated = _dataset(quick=quick)
+    dataset, generated = _dataset(quick=quick, num_items=num_items)
     root = CACHE / f"{dataset.name}-{_fingerprint(dataset)}"
     if not (root / "made").exists():
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        _fill(root, dataset, quick=quick)
+        train_s = _SIZED_TRAIN_SECONDS if num_items else _QUICK_TRAIN_SECONDS if quick else _TRAIN_SECONDS
+        _fill(root, dataset, num_events=_QUICK_TRAIN_EVENTS if quick else _TRAIN_EVENTS, train_s=train_s)
         (root / "made").touch()
-    return World(root=root, dataset=dataset, generated=generated)
+    peak_mb = float(json.loads((root / "world.json").read_text(encoding="utf-8"))["training_mb"])
+    return World(root=root, dataset=dataset, generated=generated, training_mb=peak_mb)
 
 
 @contextmanager
@@ -128,7 +137,9 @@ def _free_ports(num_services: int) -> int:
             return base
 
 
-def _dataset(*, quick: bool) -> tuple[Dataset, bool]:
+def _dataset(*, quick: bool, num_items: int) -> tuple[Dataset, bool]:
+    if num_items:
+        return _generated(num_items, 20_000, 180_000), True
     if not quick:
         try:
             return load_dataset(data_folder("amazon_beauty")).ending_at(_NOW_MS), False
@@ -177,7 +188,7 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:12]
 
 
-def _fill(root: Path, dataset: Dataset, *, quick: bool) -> None:
+def _fill(root: Path, dataset: Dataset, *, num_events: int, train_s: float) -> None:
     """Histories of everybody, items announced, a first release live, the learner's checkpoint."""
     settings = settings_for(root)
     settings = settings.model_copy(update={"train": replace(settings.train, max_epochs=1)})
@@ -195,7 +206,6 @@ def _fill(root: Path, dataset: Dataset, *, quick: bool) -> None:
                 bare.announced_time_ms = item.announced_time_ms
                 producer.send(ITEMS, bare.item_id, bare)
             producer.flush()
-        num_events = _QUICK_TRAIN_EVENTS if quick else _TRAIN_EVENTS
         with progress() as bars:
             tasks: dict[str, Any] = {}
 
@@ -205,17 +215,27 @@ def _fill(root: Path, dataset: Dataset, *, quick: bool) -> None:
                 )
                 bars.update(task, completed=done, total=total)
 
+            before_mb = _resident_mb()
             first = train_first_release(
                 settings,
                 items,
                 events[-num_events:],
                 offsets={},
                 progress=show,
-                deadline=Deadline(_QUICK_TRAIN_SECONDS if quick else _TRAIN_SECONDS),
+                deadline=Deadline(train_s),
             )
-    found = {"release_id": first.release.release_id, "num_learned": first.num_learned}
+    found = {
+        "release_id": first.release.release_id,
+        "num_learned": first.num_learned,
+        "training_mb": max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before_mb),
+    }
     (root / "world.json").write_text(json.dumps(found), encoding="utf-8")
     assert CheckpointStore(settings.store.checkpoint_path).staged(first.release.release_id) is not None
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize() / 1e6
 
 
 def _announced(dataset: Dataset) -> list[Item]:

@@ -112,30 +112,40 @@ def test_who_asks_and_never_reads_fills_no_memory(tmp_path: Path, free_port: Cal
     with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{port}") as broker:
         create_topics(broker.bootstrap, num_partitions=1, replication_factor=1)
         write(broker.bootstrap, [bytes(500_000)] * 20)
-        request = FetchRequest(
-            replica_id=-1,
-            max_wait_ms=0,
-            min_bytes=1,
-            max_bytes=50 << 20,
-            isolation_level=0,
-            topics=[
-                FetchRequest.FetchTopic(
-                    topic=INTERACTIONS,
-                    partitions=[
-                        FetchRequest.FetchTopic.FetchPartition(
-                            partition=0, fetch_offset=0, partition_max_bytes=50 << 20
-                        )
-                    ],
-                )
-            ],
-            version=4,
-        )
-        request.with_header(correlation_id=1)
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(request.encode(header=True, framed=True) * 60)
+            connection.sendall(fetch_request(50 << 20) * 60)
             time.sleep(2.0)
             assert resident_mb(broker.pid) < 300  # sixty answers of 10 MB would be 600
             write(broker.bootstrap, [b"others go on"])
+
+
+def test_who_asks_for_less_than_one_batch_gets_one(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    with EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{port}") as broker:
+        create_topics(broker.bootstrap, num_partitions=1, replication_factor=1)
+        write(broker.bootstrap, [bytes(500_000)] * 2)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(fetch_request(0))
+            assert 500_000 < int.from_bytes(connection.recv(4), "big") < 1_000_000
+
+
+def fetch_request(max_bytes: int) -> bytes:
+    """A request for the records of the first partition, answered at once, as it goes over the wire."""
+    partition = FetchRequest.FetchTopic.FetchPartition(
+        partition=0, fetch_offset=0, partition_max_bytes=max_bytes
+    )
+    request = FetchRequest(
+        replica_id=-1,
+        max_wait_ms=0,
+        min_bytes=1,
+        max_bytes=50 << 20,
+        isolation_level=0,
+        topics=[FetchRequest.FetchTopic(topic=INTERACTIONS, partitions=[partition])],
+        version=4,
+    )
+    request.with_header(correlation_id=1)
+    encoded: bytes = request.encode(header=True, framed=True)
+    return encoded
 
 
 def resident_mb(pid: int | None) -> float:
