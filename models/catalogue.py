@@ -204,12 +204,13 @@ class CatalogueIndex:
         self._row_of_id = {item_id: row for row, item_id in enumerate(item_ids)}
         self._codes_NC = codes_NC.copy()
         self._available_N = available_N.copy()
-        self._content_NE = np.zeros((len(item_ids), self.codebook.content_dim), np.float32)
-        self._announced_ms_N = np.zeros(len(item_ids), np.int64)
-        content = [chunk.flatten().to_numpy() for chunk in table["content"].chunks]
-        if item_ids:
-            self._content_NE[: len(self)] = np.concatenate(content).reshape(len(self), -1)
-        self._announced_ms_N[: len(self)] = table["announced_ms"].to_numpy()
+        self._announced_ms_N = table["announced_ms"].to_numpy().copy()
+        self._content_NE = np.empty((len(item_ids), self.codebook.content_dim), np.float32)
+        first = 0
+        for chunk in table["content"].chunks:
+            rows = slice(first, first + len(chunk))
+            self._content_NE[rows] = chunk.flatten().to_numpy().reshape(len(chunk), self._content_NE.shape[1])
+            first = rows.stop
 
     def _append(self, item_id: str, codes: Sequence[int], available: bool) -> None:
         row = len(self)

@@ -14,8 +14,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,6 +37,7 @@ _TENSORS, _TABLE = ".safetensors", ".arrow"
 _SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|arrow)")
 _NUMBERED = re.compile(r"[0-9]{12}")
 _TEMPORARY = re.compile(r"\..+\.tmp")
+_PART_NUMBERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved, verified; tensors are on the CPU."""
+    """What was saved, verified; tensors are on the CPU.
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    tables: Mapping[str, pa.Table]
+    Who takes a group or a table over may remove it: a large one need not be in memory twice.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    tables: dict[str, pa.Table]
     meta: Mapping[str, Any]
     manifest: Manifest
 
@@ -91,15 +96,18 @@ def save(
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; a checkpoint is never written again")
-    payloads = {f"{name}{_TENSORS}": _tensor_bytes(name, group) for name, group in tensors.items()}
-    payloads |= {f"{name}{_TABLE}": _table_bytes(name, table) for name, table in tables.items()}
-    for name in payloads:
+    # one after the other: what is written need not be in memory beside what it is made of
+    writers: dict[str, Callable[[Path], FileEntry]] = {
+        f"{name}{_TENSORS}": partial(_write_tensors, group) for name, group in tensors.items()
+    }
+    writers |= {f"{name}{_TABLE}": partial(_write_table, table) for name, table in tables.items()}
+    for name in writers:
         _require_safe(name)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
     try:
-        files = tuple(_write(temporary / name, payload) for name, payload in sorted(payloads.items()))
+        files = tuple(write(temporary / name) for name, write in sorted(writers.items()))
         body = _manifest_body(meta, files)
         digest = json_sha256(body)
         text = json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False)
@@ -115,7 +123,7 @@ def save(
 def load(directory: Path) -> Checkpoint:
     """Reads and verifies everything; raises IncompatibleCheckpoint with the reason."""
     manifest = read_manifest(directory)
-    tensors: dict[str, Mapping[str, Tensor]] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
     tables: dict[str, pa.Table] = {}
     for entry in manifest.files:
         payload = _read_verified(directory, entry)
@@ -208,19 +216,28 @@ def _require_safe(name: str) -> None:
         raise IncompatibleCheckpoint("unsafe_name", f"{name!r} is no name of a checkpoint's file")
 
 
-def _tensor_bytes(name: str, group: Mapping[str, Tensor]) -> bytes:
-    # clones, because safetensors refuses tensors that share memory, and tied weights do
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in group.items()}
-    _require_finite_tensors(name, tensors)
-    return safetensors.torch.save(tensors)
+def _write_tensors(group: Mapping[str, Tensor], path: Path) -> FileEntry:
+    # clones of those that share memory, as tied weights do: safetensors refuses them
+    tensors, seen = {}, set[int]()
+    for key, value in group.items():
+        tensor = value.detach().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[key] = tensor if is_whole and place not in seen else tensor.clone().contiguous()
+        seen.add(place)
+    _require_finite_tensors(path.name, tensors)
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    return _written(path)
 
 
-def _table_bytes(name: str, table: pa.Table) -> bytes:
-    _require_finite_table(name, table)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+def _write_table(table: pa.Table, path: Path) -> FileEntry:
+    _require_finite_table(path.name, table)
+    with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
+    return _written(path)
 
 
 def _parse_tensors(name: str, payload: bytes) -> dict[str, Tensor]:
@@ -244,7 +261,9 @@ def _parse_table(name: str, payload: bytes) -> pa.Table:
 
 def _require_finite_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # in parts: what torch makes on the way is larger than the tensor
+        parts = torch.split(tensor.flatten(), _PART_NUMBERS) if tensor.is_floating_point() else ()
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise IncompatibleCheckpoint("non_finite", f"{name}: {key} holds NaN or infinity")
 
 
@@ -275,12 +294,19 @@ def _read_verified(directory: Path, entry: FileEntry) -> bytes:
     return payload
 
 
-def _write(path: Path, payload: bytes) -> FileEntry:
+def _write(path: Path, payload: bytes) -> None:
     with path.open("xb") as file:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
-    return FileEntry(path.name, hashlib.sha256(payload).hexdigest(), len(payload))
+
+
+def _written(path: Path) -> FileEntry:
+    """A file that was just written, on the disk when this returns."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return FileEntry(path.name, digest, path.stat().st_size)
 
 
 def sync_directory(directory: Path) -> None:

@@ -80,7 +80,7 @@ def load_parts(directory: Path) -> tuple[LearnerParts, dict[str, int], dict[str,
 
 def _parts(checkpoint: Checkpoint) -> LearnerParts:
     meta = checkpoint.meta
-    tensors = {name: dict(group) for name, group in checkpoint.tensors.items()}
+    tensors = checkpoint.tensors
     model = ModelConfig(**meta["model"])
     config = LearnerConfig(**meta["learner"])
     statistics = StatisticsConfig(
@@ -99,7 +99,7 @@ def _parts(checkpoint: Checkpoint) -> LearnerParts:
     return LearnerParts(
         trainer=trainer,
         memory=Memory.from_state(config, model.num_levels + 1, tensors, meta["memory"]),
-        catalogue=CatalogueIndex.from_table(checkpoint.tables["catalogue"], codebook),
+        catalogue=CatalogueIndex.from_table(checkpoint.tables.pop("catalogue"), codebook),
         statistics=LiveStatistics.from_state(
             statistics, tensors["statistics"], checkpoint.tables["statistics_items"]
         ),

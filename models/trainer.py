@@ -141,13 +141,16 @@ class OnlineTrainer:
         }
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], num_steps: int) -> None:
-        """Takes over what `state` described; raises RuntimeError or KeyError where the shapes do not fit."""
-        self.recommender.load_state_dict(tensors["recommender"])
-        self.ranker.load_state_dict(tensors["ranker"])
-        self.anchor_recommender.load_state_dict(tensors["anchor_recommender"])
-        self.anchor_ranker.load_state_dict(tensors["anchor_ranker"])
-        _load_optimiser(self.generator_optimiser, tensors["generator_optimiser"])
-        _load_optimiser(self.ranker_optimiser, tensors["ranker_optimiser"])
+        """Takes over what `state` described, and removes it from `tensors`.
+
+        Raises RuntimeError or KeyError where the shapes do not fit.
+        """
+        self.recommender.load_state_dict(tensors.pop("recommender"))
+        self.ranker.load_state_dict(tensors.pop("ranker"))
+        self.anchor_recommender.load_state_dict(tensors.pop("anchor_recommender"))
+        self.anchor_ranker.load_state_dict(tensors.pop("anchor_ranker"))
+        _load_optimiser(self.generator_optimiser, tensors.pop("generator_optimiser"))
+        _load_optimiser(self.ranker_optimiser, tensors.pop("ranker_optimiser"))
         self.num_steps = num_steps
 
 

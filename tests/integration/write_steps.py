@@ -2,8 +2,9 @@
 
 A step is everything by which a process changes what others see: a file opened for writing, a file or folder
 made, renamed, removed or synced, a record handed to the producer, the producer flushed. Reading is none.
-Python itself tells of most of them (audit events), so none can be forgotten. What Python has buffered is not
-on the disk while the test looks, just as after a kill.
+Python itself tells of most of them (audit events), so none can be forgotten; a file that a library opens is
+seen when it is synced, written and not yet safe. What Python has buffered is not on the disk while the test
+looks, just as after a kill.
 """
 
 import os
