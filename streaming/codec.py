@@ -14,10 +14,17 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from streaming.errors import MalformedEvent
-from streaming.events import Violations, validate_event, validate_item, validate_item_sid
+from streaming.events import (
+    Violations,
+    validate_event,
+    validate_item,
+    validate_item_sid,
+    validate_release,
+    validate_trend,
+)
 from streaming.records import Headers, Origin, Record, text_key
 from streaming.times import record_now_ms
-from streaming.topics import COMPACTED_TOPICS, INTERACTIONS, ITEMS, MESSAGE_OF, SEMANTIC_IDS
+from streaming.topics import COMPACTED_TOPICS, INTERACTIONS, ITEMS, MESSAGE_OF, RELEASES, SEMANTIC_IDS, TRENDS
 
 CONTENT_TYPE = "content-type"
 JSON = b"application/json"
@@ -141,6 +148,10 @@ def _check(topic: str, message: Any, now_ms: int | None) -> Violations:
             message.announced_time_ms = min(message.announced_time_ms, now_ms)
     elif topic == SEMANTIC_IDS:
         violations = validate_item_sid(message)
+    elif topic == RELEASES:
+        violations = validate_release(message)
+    elif topic == TRENDS:
+        violations = validate_trend(message, now_ms=now_ms)
     return violations
 
 

@@ -15,12 +15,10 @@ import pyarrow.compute as pc
 from protos.headrace.v1.events_pb2 import Action
 from streaming.errors import DatasetError
 from streaming.events import id_problem
-from streaming.times import EARLIEST_MS
+from streaming.times import EARLIEST_MS, LATEST_MS
 
 Int64Array = npt.NDArray[np.int64]
 
-# No log is of later than this, 2100-01-01. Units are a factor of a thousand apart: none is taken for another.
-_LATEST_MS = 4_102_444_800_000
 _UNITS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
 _LARGEST_EXACT = 2**53
 
@@ -102,7 +100,7 @@ def times_ms(table: pa.Table) -> Int64Array:
     if not np.isfinite(numbers_N).all():
         raise DatasetError(f"column timestamp has no number in {_first_row(~np.isfinite(numbers_N))}")
     for milliseconds in _UNITS.values():
-        if numbers_N.min() * milliseconds >= EARLIEST_MS and numbers_N.max() * milliseconds <= _LATEST_MS:
+        if numbers_N.min() * milliseconds >= EARLIEST_MS and numbers_N.max() * milliseconds <= LATEST_MS:
             if milliseconds < 1.0:
                 return np.asarray(column.to_numpy().astype(np.int64) // round(1 / milliseconds))
             return np.asarray(np.rint(numbers_N * milliseconds), dtype=np.int64)
@@ -127,7 +125,7 @@ def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _plausible(times_N: Int64Array, what: str) -> Int64Array:
-    odd_N = (times_N < EARLIEST_MS) | (times_N > _LATEST_MS)
+    odd_N = (times_N < EARLIEST_MS) | (times_N > LATEST_MS)
     if odd_N.any():
         raise DatasetError(f"{what} has a time before 1990 or after 2100 in {_first_row(odd_N)}")
     return times_N

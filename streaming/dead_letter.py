@@ -2,11 +2,13 @@
 
 One source record is one letter, however many readers reject it and however often it is sent again: it is
 known by the place where it stood first (`streaming.records.Origin`), which travels with it in a header. The
-topic holds one record for each rejection, and one without a value for each sending; a letter is all of one
-place. Does not know why something is malformed; whoever rejects a record says so.
+topic holds one record for each rejection, and an empty one for each sending; a letter is all of one place.
+Whatever a record holds, its letter can be written: what is too large for one is cut, and then not sent again.
+Does not know why something is malformed; whoever rejects a record says so.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,7 +27,10 @@ logger = logging.getLogger(__name__)
 _PREFIX = "headrace-"
 _POLL_MS = 500
 _TIMEOUT_S = 10.0
+_MAX_KEY_BYTES = 65_536
+_MAX_CONTENT_TYPE_BYTES = 256
 _CUT = f"{_PREFIX}value-bytes"
+_NUMBER = re.compile("[0-9]{1,18}")
 _REDRIVEN = f"{_PREFIX}redriven"
 
 
@@ -59,7 +64,8 @@ class DeadLetter:
 class DeadLetters:
     """Writes rejected records to the dead-letter topics of their sources, for one `stage` of the stream.
 
-    `on_dead_letter(topic, stage, reason)` is called for each (for counters). Owns its producer.
+    `on_dead_letter(topic, stage, reason)` is called for each that was confirmed (for counters). Owns its
+    producer.
     """
 
     def __init__(
@@ -74,12 +80,13 @@ class DeadLetters:
         self._bootstrap = bootstrap
         self._timeout_s = timeout_s
         self._on_dead_letter = on_dead_letter
+        self._unconfirmed: list[tuple[str, str]] = []
         self._producer: Producer | None = None
 
     def reject(self, record: RawRecord, *, reason: str, exception: str) -> None:
         """Hands one record over; `flush` confirms. Raises BrokerUnavailable.
 
-        Of a value larger than any valid one only the beginning is kept, so that it always fits.
+        Of a value or key larger than any valid one only the beginning is kept, so that it always fits.
         """
         given = header_list(record.headers)
         origin = Origin.of(record.partition, record.offset, given)
@@ -89,21 +96,26 @@ class DeadLetters:
             (f"{_PREFIX}reason", reason.encode()),
             (f"{_PREFIX}exception", exception[:2_000].encode(errors="replace")),
         ]
-        headers += [(name, content) for name, content in given if name.lower() == CONTENT_TYPE and content]
-        value = record.value
-        if value is not None and len(value) > MAX_VALUE_BYTES:
-            headers.append((_CUT, str(len(value)).encode()))
-            value = value[:MAX_VALUE_BYTES]
+        content_type = next((one for name, one in given if name.lower() == CONTENT_TYPE and one), b"")
+        if content_type:
+            headers.append((CONTENT_TYPE, content_type[:_MAX_CONTENT_TYPE_BYTES]))
+        key, value = record.key, record.value
+        if len(value or b"") > MAX_VALUE_BYTES or len(key or b"") > _MAX_KEY_BYTES:
+            headers.append((_CUT, str(len(value or b"")).encode()))
+            key, value = key and key[:_MAX_KEY_BYTES], value and value[:MAX_VALUE_BYTES]
         if self._producer is None:
             self._producer = Producer(self._bootstrap, timeout_s=self._timeout_s)
-        self._producer.send_raw(dead_letter_topic(record.topic), record.key, value, headers)
-        if self._on_dead_letter is not None:
-            self._on_dead_letter(record.topic, self.stage, reason)
+        self._producer.send_raw(dead_letter_topic(record.topic), key, value, headers)
+        self._unconfirmed.append((record.topic, reason))
 
     def flush(self) -> None:
-        """Returns when the broker has every rejected record; raises BrokerUnavailable."""
+        """Returns when the broker has every rejected record; raises BrokerUnavailable, and forgets them."""
+        rejected, self._unconfirmed = self._unconfirmed, []
         if self._producer is not None:
             self._producer.flush()
+        if self._on_dead_letter is not None:
+            for topic, reason in rejected:
+                self._on_dead_letter(topic, self.stage, reason)
 
     def close(self) -> None:
         """Sends what is buffered and disconnects."""
@@ -174,7 +186,7 @@ def redrive(
         producer.flush()
         for letter, origin in zip(chosen, origins, strict=True):
             sent = [*_place(topic, origin), (_REDRIVEN, str(origin.num_redriven).encode())]
-            producer.send_raw(dead_letter_topic(topic), letter.key, None, sent)
+            producer.send_raw(dead_letter_topic(topic), letter.key, b"", sent)
         producer.flush()
     return len(chosen)
 
@@ -234,4 +246,4 @@ def _header(headers: dict[str, bytes | None], name: str) -> str:
 
 def _number(headers: dict[str, bytes | None], name: str) -> int:
     text = _header(headers, name)
-    return int(text) if text.isdigit() else -1
+    return int(text) if _NUMBER.fullmatch(text) else -1

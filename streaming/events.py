@@ -13,7 +13,9 @@ import numpy as np
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item, ItemSid
-from streaming.times import time_problem
+from protos.headrace.v1.release_pb2 import Release
+from protos.headrace.v1.trends_pb2 import Trend
+from streaming.times import LATEST_MS, time_problem
 
 MAX_ID_CHARS = 256
 MAX_CONTEXT_ENTRIES = 32
@@ -24,6 +26,7 @@ MAX_CATEGORIES = 64
 MAX_CATEGORY_CHARS = 256
 MAX_EMBEDDINGS = 8
 MAX_EMBEDDING_SIZE = 4_096
+MAX_COUNT = 1e12
 
 Violations = list[tuple[str, str]]
 
@@ -97,6 +100,32 @@ def validate_item_sid(item_sid: ItemSid) -> Violations:
         violations.append(("sid.codes", "must be given and not negative"))
     if not item_sid.content or not np.isfinite(item_sid.content).all():
         violations.append(("content", "must be given, and all of it finite"))
+    return violations
+
+
+def validate_release(release: Release) -> Violations:
+    """The (field, what is wrong) pairs of a release's record; empty when it is valid."""
+    violations: Violations = []
+    if problem := id_problem(release.release_id):
+        violations.append(("release_id", problem))
+    if release.parent_release_id and (problem := id_problem(release.parent_release_id)):
+        violations.append(("parent_release_id", problem))
+    if not 0 <= release.created_time_ms <= LATEST_MS:
+        violations.append(("created_time_ms", "must be milliseconds since 1970, before 2100"))
+    return violations
+
+
+def validate_trend(trend: Trend, *, now_ms: int | None = None) -> Violations:
+    """The (field, what is wrong) pairs of a trend; empty when it is valid. `now_ms` as for an event."""
+    violations: Violations = []
+    if problem := id_problem(trend.item_id):
+        violations.append(("item_id", problem))
+    if not 0.0 <= trend.decayed_score <= MAX_COUNT:
+        violations.append(("decayed_score", f"must be a number from 0 to {MAX_COUNT:g}"))
+    if not 0 <= trend.num_events_window <= trend.num_events_total <= MAX_COUNT:
+        violations.append(("num_events_total", "must not be negative, nor less than num_events_window"))
+    if problem := time_problem(trend.window_end_time_ms, now_ms):
+        violations.append(("window_end_time_ms", problem))
     return violations
 
 

@@ -162,7 +162,9 @@ class Producer:
         self.send_raw(topic, key.encode(), _checked(topic, message))
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-        """As `send`, for bytes that are passed on as they are."""
+        """As `send`, for bytes that are passed on as they are; a record of nothing gets an empty value."""
+        if key is None and value is None:
+            value = b""  # the client refuses what the protocol allows
         try:
             future = self._client.send(topic, value=value, key=key, headers=list(headers))
         except kafka.errors.KafkaError as error:

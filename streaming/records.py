@@ -4,6 +4,7 @@ Positions are `{"topic/partition": next offset}` everywhere: in checkpoints, in 
 in releases.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 ORIGIN = "headrace-origin"
 """The header of a record that was sent again: where it stood first, as `Origin` names it."""
+
+# Anybody may write one: numbers are bounded, since Python refuses to read those of thousands of digits.
+_ORIGIN = re.compile(rb"([0-9]{1,9})/([0-9]{1,18})/([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +34,8 @@ class Origin:
     def of(cls, partition: int, offset: int, headers: "Headers | None") -> "Origin":
         """That of a record at this place: its own, unless a header says that it was sent again."""
         for name, content in headers or ():
-            parts = (content or b"").split(b"/")
-            if name == ORIGIN and len(parts) == 3 and all(part.isdigit() for part in parts):
-                first, at, times = map(int, parts)
+            if name == ORIGIN and (found := _ORIGIN.fullmatch(content or b"")):
+                first, at, times = map(int, found.groups())
                 return cls(partition=first, offset=at, num_redriven=times)
         return cls(partition=partition, offset=offset)
 

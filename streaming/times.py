@@ -7,6 +7,9 @@ would be 1970 or the far future: they are told by their size and refused by name
 EARLIEST_MS = 631_152_000_000
 """1 January 1990: older than any log of what people chose on a screen."""
 
+LATEST_MS = 4_102_444_800_000
+"""1 January 2100: no log is of later than this. Units are a factor of a thousand apart: none is another."""
+
 MAX_CLOCK_SKEW_MS = 86_400_000
 """A producer's clock may be so far ahead of ours; what it says of the future counts as now."""
 

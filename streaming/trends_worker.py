@@ -16,6 +16,7 @@ anew, delete `trends` with it.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,7 @@ class TrendsWorker:
         records, num_malformed = _decode(events)
 
         def load(item_id: str) -> trends_pb2.Trend | None:
-            value = store.get(item_id.encode())
-            return None if value is None else trends_pb2.Trend.FromString(value)
+            return _trend(item_id, store.get(item_id.encode()))
 
         changed = counter.count_many(records, load)
         await _publish(producer, list(changed.items()))
@@ -153,6 +153,18 @@ class TrendsWorker:
         self._on_batch(
             TrendsBatch(num_events=len(events), num_items=len(changed), num_malformed=num_malformed)
         )
+
+
+def _trend(item_id: str, value: bytes | None) -> trends_pb2.Trend | None:
+    """The item's trend so far; one that somebody spoilt is none, and the item is counted afresh."""
+    if value is None:
+        return None
+    try:
+        trend: trends_pb2.Trend = codec.decode(TRENDS, value, now_ms=int(time.time() * 1000))
+    except MalformedEvent as error:
+        logger.error("trend_spoilt", extra={"item_id": item_id, "reason": str(error)})
+        return None
+    return trend if trend.item_id == item_id else None
 
 
 async def _ends(consumer: Any) -> dict[int, int]:

@@ -26,7 +26,7 @@ from services.cli import (
     up,
 )
 from services.cli.calls import status_of
-from services.cli.terminal import err, take_any_text
+from services.cli.terminal import err, shown, take_any_text
 from services.errors import ServiceError
 from streaming.errors import BrokerUnavailable, StreamingError
 
@@ -99,7 +99,7 @@ def main() -> None:
         line = error_line(error)
         if line is None:
             raise
-        err.print(Text.assemble(("error", "red"), " ", " ".join(line.split())), soft_wrap=True)
+        err.print(Text.assemble(("error", "red"), " ", shown(" ".join(line.split()))), soft_wrap=True)
         sys.exit(1)
 
 

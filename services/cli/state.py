@@ -81,7 +81,7 @@ def state(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         if nothing:
             raise NotFound(nothing)
         for name, text in rows_of(facts):
-            line = Text(f"{name:{_NAME_WIDTH}} ", style="bold").append(text, style="not bold")
+            line = Text(f"{name:{_NAME_WIDTH}} ", style="bold").append(terminal.shown(text), style="not bold")
             terminal.out.print(line, highlight=False, soft_wrap=True)
     if nothing_there(facts):
         raise typer.Exit(1)

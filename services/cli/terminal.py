@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -119,14 +120,24 @@ def take_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def shown(text: str) -> str:
+    """The text with its control characters escaped: data moves no cursor."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
 def warn(line: str) -> None:
     """A line on stderr that stands out on a terminal."""
-    err.print(Text(line, style="yellow"), soft_wrap=True)
+    err.print(Text(shown(line), style="yellow"), soft_wrap=True)
 
 
 def note(line: str) -> None:
     """A line on stderr, for people."""
-    err.print(line, highlight=False, markup=False, soft_wrap=True)
+    err.print(shown(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -161,7 +172,7 @@ def print_table(
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ids)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(shown(str(cell))) for cell in row))
     out.print(table, highlight=False)
 
 
@@ -180,8 +191,12 @@ def print_metrics(title: str, groups: Mapping[str, Mapping[str, float]]) -> None
 
 
 def time_text(time_ms: int) -> str:
-    """UTC to the second, or a dash for 0."""
-    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S") if time_ms else "-"
+    """UTC to the second, or a dash for 0; the number itself where no calendar has it."""
+    try:
+        moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{time_ms} ms"
+    return moment.strftime("%Y-%m-%d %H:%M:%S") if time_ms else "-"
 
 
 def enum_word(name: str, prefix: str) -> str:

@@ -49,7 +49,7 @@ class LearningLoop:
         self._stopping = threading.Event()
         self._paused = False
         self._work: LearnerWork | None = None
-        self._problem = ""
+        self._problem = self._live_problem = ""
         self._must_look = threading.Event()
         self._look_again_s = float("inf")
         self._must_begin_again = False
@@ -78,9 +78,9 @@ class LearningLoop:
         self._stopping.set()
 
     def went_live(self, release_id: str) -> None:
-        """A release was announced as live; if it is another than the learner's, it is looked at soon."""
+        """A release was announced as live: one that is not the learner's, or ends its trouble, is looked at."""
         work = self._work
-        if work is None or work.position.live_release_id != release_id:
+        if work is None or work.position.live_release_id != release_id or self._live_problem:
             self._must_look.set()
 
     def run(self) -> None:
@@ -133,6 +133,7 @@ class LearningLoop:
         """
         bundle = self._desk.find(release_id)
         release = self._desk.promote(release_id)
+        self._live_problem = ""
         if self._work is not None:
             self._follow(self._work, bundle)
         return release
@@ -140,6 +141,7 @@ class LearningLoop:
     def rollback(self, reason: str) -> Release:
         """Makes the parent live; the learner goes on from the parent's weights and its own histories."""
         release, bundle = self._desk.rollback(reason)
+        self._live_problem = ""
         if self._work is not None and self._work.speaks(bundle):
             self._work.go_back_to(bundle)
         elif self._work is not None:
@@ -193,9 +195,10 @@ class LearningLoop:
             return None
         learner, position = found.learner, found.position
         work = LearnerWork(self._settings, learner, position, self._store, attempt)
-        self._problem = found.problem
-        if found.problem:
-            log.error("learner starts with a problem", problem=found.problem)
+        self._problem, self._live_problem = found.problem, found.live_problem
+        if found.problem or found.live_problem:
+            log.error("learner starts with a problem", problem=found.problem or found.live_problem)
+        if found.live_problem:
             self._look_again_s = time.monotonic() + _LIVE_RETRY_S
         log.info("learner starts", release=position.live_release_id, num_learned=position.num_learned)
         return work
@@ -206,17 +209,18 @@ class LearningLoop:
         self._look_again_s = float("inf")
         live = self._desk.live()
         if live is None or live.release_id == work.position.live_release_id:
+            self._live_problem = ""
             return
         if self._store.staged(live.release_id) is not None:
             self._must_begin_again = True
             return
         try:
             self._follow(work, self._desk.load(live.release_id))
-            self._problem = ""
+            self._live_problem = ""
         except (IncompatibleCheckpoint, OSError) as error:
-            self._problem = why_unloadable(live, error)
+            self._live_problem = why_unloadable(live, error)
             self._look_again_s = time.monotonic() + _LIVE_RETRY_S
-            log.error("release refused", release=live.release_id, problem=self._problem)
+            log.error("release refused", release=live.release_id, problem=self._live_problem)
 
     def _follow(self, work: LearnerWork, bundle: ReleaseBundle) -> None:
         if work.speaks(bundle):
@@ -245,5 +249,5 @@ class LearningLoop:
     def _show_status(self) -> None:
         if self._work is not None:
             status = self._work.status("paused" if self._paused else "learning")
-            status.problem = self._problem
+            status.problem = "; ".join(text for text in (self._problem, self._live_problem) if text)
             self.status = status

@@ -43,11 +43,15 @@ class CannotBegin(ServiceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """A learner, its place in the stream, and what an operator should know, empty where all is well."""
+    """A learner, its place in the stream, and what an operator should know, empty where all is well.
+
+    `problem` says how it came to begin from there, `live_problem` why it does not follow what is live.
+    """
 
     learner: OnlineLearner
     position: LearnerPosition
     problem: str = ""
+    live_problem: str = ""
 
 
 def find_beginning(
@@ -77,7 +81,7 @@ def find_beginning(
         line = why_unloadable(live, error)
         if own is None:
             raise CannotBegin(line) from error
-        return Beginning(learner=own.learner, position=own.position, problem=line)
+        return Beginning(learner=own.learner, position=own.position, live_problem=line)
     if own is not None and own.learner.catalogue.codebook.version == bundle.meta.codebook_version:
         # promoted while no learner was there, or by a learner that died before its next checkpoint
         own.learner.set_live(bundle)

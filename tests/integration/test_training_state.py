@@ -370,7 +370,12 @@ async def test_a_refused_release_ends_nobody(scene: Scene, watch: Watch) -> None
             rank = RankRequest(candidates=Candidates(item_ids=["item-0"], source_masks=[0], beam_scores=[0]))
             assert (await RankerServiceStub(ranking).Rank(rank)).release_id == scene.old_id
 
+            await asyncio.to_thread(publisher.announce, scene.old_id, RELEASE_STATE_LIVE)
+            loop.went_live(scene.old_id)
+            await until(is_true(lambda: not loop.status.problem))
+
             missing.write_bytes(content)
+            await asyncio.to_thread(publisher.announce, refused.meta.release_id, RELEASE_STATE_LIVE)
 
             async def taken() -> bool:
                 return (await stub.Generate(GenerateRequest(k=5))).release_id == refused.meta.release_id

@@ -1,6 +1,7 @@
 """The trends service as a process on a real broker: counts, ignores, survives kill -9, stops on SIGTERM."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kafka import KafkaAdminClient, TopicPartition
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, ACTION_IMPRESSION, Event
-from protos.headrace.v1.trends_pb2 import Trend
 from services.broker import EmbeddedBroker
+from streaming.codec import decode
+from streaming.errors import MalformedEvent
 from streaming.producer import AsyncProducer
 from streaming.topics import INTERACTIONS, TRENDS, create_topics
 from streaming.trends import TrendsView
@@ -97,7 +99,8 @@ async def read_until(view: TrendsView, bootstrap: str, done: Callable[[], bool])
         while not done() and time.monotonic() < end_s:
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 for record in records:
-                    view.apply(Trend.FromString(record.value))
+                    with contextlib.suppress(MalformedEvent):
+                        view.apply(decode(TRENDS, record.value))
                     num_records += 1
     finally:
         await consumer.stop()
@@ -240,3 +243,28 @@ def make_anew(bootstrap: str, topic: str) -> None:
     admin.delete_topics([topic])
     admin.close()
     create_topics(bootstrap, num_partitions=4, replication_factor=1)
+
+
+async def test_a_spoilt_trend_is_counted_afresh(
+    broker: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    await asyncio.to_thread(create_topics, broker, num_partitions=1, replication_factor=1)
+    spoilt = {
+        f"{uuid.uuid4().hex}-{n}": value for n, value in enumerate((b"\xff\xff\xff", b"{}", b"", b"\x0a"))
+    }
+    async with AIOKafkaProducer(bootstrap_servers=broker) as raw:
+        for item_id, value in spoilt.items():
+            await raw.send_and_wait(TRENDS, value, key=item_id.encode())
+    view = TrendsView()
+    async with running(Service(broker, tmp_path, free_port())), AsyncProducer(broker) as producer:
+        for n, item_id in enumerate(spoilt):
+            event = Event(
+                event_id=f"{item_id}-{n}",
+                user_id="u",
+                item_id=item_id,
+                action=ACTION_CLICK,
+                event_time_ms=TIME_MS,
+            )
+            await producer.send(INTERACTIONS, "u", event)
+        await read_until(view, broker, lambda: all(view.get(item_id) for item_id in spoilt))
+    assert [trend.num_events_total for item_id in spoilt if (trend := view.get(item_id))] == [1] * len(spoilt)

@@ -177,6 +177,13 @@ def test_items_are_read_from_json_lines(tmp_path: Path) -> None:
         list(read_items(path, Counter()))
 
 
+def test_text_for_people_moves_no_cursor_and_any_time_is_shown() -> None:
+    assert terminal.shown("Mug [/sale] é🙂\nnext") == "Mug [/sale] é🙂\nnext"
+    assert terminal.shown("a\x1b[2J\x00\r") == "a\\x1b[2J\\x00\\r"
+    assert [terminal.time_text(time_ms) for time_ms in (0, -(2**62))] == ["-", f"{-(2**62)} ms"]
+    assert terminal.time_text(1_700_000_000_000) == "2023-11-14 22:13:20"
+
+
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_json({"name": "[red]é[/red]", "n": 1})
     assert json.loads(capsys.readouterr().out) == {"name": "[red]é[/red]", "n": 1}

@@ -4,7 +4,16 @@ import pytest
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item, ItemSid, SemanticId
-from streaming.events import new_event_id, validate_event, validate_item, validate_item_sid
+from protos.headrace.v1.release_pb2 import Release
+from protos.headrace.v1.trends_pb2 import Trend
+from streaming.events import (
+    new_event_id,
+    validate_event,
+    validate_item,
+    validate_item_sid,
+    validate_release,
+    validate_trend,
+)
 
 NOW_MS = 1_700_000_000_000
 VALID = Event(event_id="e", user_id="u", item_id="i", action=Action.ACTION_CLICK, event_time_ms=NOW_MS)
@@ -17,6 +26,48 @@ def changed(**fields: object) -> Event:
     for field in (name for name, value in fields.items() if not value):
         event.ClearField(field)  # type: ignore[arg-type]
     return event
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({}, None),
+        ({"item_id": ""}, "item_id"),
+        ({"decayed_score": 1e300}, "decayed_score"),
+        ({"decayed_score": float("nan")}, "decayed_score"),
+        ({"decayed_score": -1.0}, "decayed_score"),
+        ({"num_events_total": -1}, "num_events_total"),
+        ({"num_events_window": 9}, "num_events_total"),
+        ({"window_end_time_ms": 2**62}, "window_end_time_ms"),
+        ({"window_end_time_ms": 0}, "window_end_time_ms"),
+    ],
+)
+def test_what_is_no_trend_is_refused_by_name(changes: dict[str, object], field: str | None) -> None:
+    fields = {
+        "item_id": "i",
+        "num_events_window": 1,
+        "num_events_total": 2,
+        "decayed_score": 1.5,
+        "window_end_time_ms": NOW_MS,
+    }
+    trend = Trend(**(fields | changes))  # type: ignore[arg-type]
+    assert [name for name, _ in validate_trend(trend, now_ms=NOW_MS)] == ([field] if field else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({}, None),
+        ({"release_id": ""}, "release_id"),
+        ({"release_id": "r\x00"}, "release_id"),
+        ({"parent_release_id": "a\nb"}, "parent_release_id"),
+        ({"created_time_ms": -(2**62)}, "created_time_ms"),
+        ({"created_time_ms": 2**62}, "created_time_ms"),
+    ],
+)
+def test_what_is_no_release_is_refused_by_name(changes: dict[str, object], field: str | None) -> None:
+    release = Release(**({"release_id": "r", "created_time_ms": NOW_MS} | changes))  # type: ignore[arg-type]
+    assert [name for name, _ in validate_release(release)] == ([field] if field else [])
 
 
 def test_a_valid_event_has_no_violation() -> None:
