@@ -126,14 +126,14 @@ class OnlineLearner:
 
     def set_live(self, bundle: ReleaseBundle) -> None:
         """This release went live: the anchor, and what `gate` compares with, from now on."""
-        self._check_codebook(bundle)
+        self._require_kinship(bundle)
         self.trainer.anchor_to(bundle.recommender, bundle.ranker)
         self.use_anchor_as_live()
         self.memory.paired.clear()
 
     def restore_weights(self, bundle: ReleaseBundle) -> None:
         """Goes on from the weights of a release, which is live; histories and statistics stay."""
-        self._check_codebook(bundle)
+        self._require_kinship(bundle)
         self.recommender.load_state_dict(bundle.recommender.state_dict())
         self.ranker.load_state_dict(bundle.ranker.state_dict())
         self.trainer.restart()
@@ -141,10 +141,22 @@ class OnlineLearner:
         self.use_anchor_as_live()
         self.memory.paired.clear()
 
-    def _check_codebook(self, bundle: ReleaseBundle) -> None:
-        theirs, ours = bundle.catalogue.codebook.version, self.catalogue.codebook.version
-        if theirs != ours:
-            raise IncompatibleCheckpoint("codebook", f"release of codebook {theirs}, the learner has {ours}")
+    def is_kin(self, bundle: ReleaseBundle) -> bool:
+        """Whether the release has the learner's codebook and architecture: only then do its weights fit."""
+        return (
+            bundle.catalogue.codebook.version == self.catalogue.codebook.version
+            and bundle.recommender.config == self.recommender.config
+            and bundle.ranker.num_features == self.ranker.num_features
+        )
+
+    def _require_kinship(self, bundle: ReleaseBundle) -> None:
+        if not self.is_kin(bundle):
+            theirs, ours = bundle.catalogue.codebook.version, self.catalogue.codebook.version
+            raise IncompatibleCheckpoint(
+                "codebook",
+                f"release {bundle.meta.release_id} has another codebook ({theirs}, the learner {ours}) or "
+                "architecture",
+            )
 
     def release_bundle(
         self,
@@ -256,7 +268,8 @@ class OnlineLearner:
         """Predicts, then learns a micro-batch in stream order; duplicates are left out.
 
         Wishes are predicted and learned. What was turned down is remembered, what was only shown is not.
-        Raises ValueError, before anything changed, for a row that is not in the catalogue.
+        Raises ValueError, before anything changed, for a row that is not in the catalogue. Whatever else it
+        raises, none of the events is known then: the batch may be learned again.
         """
         learned_N, events = self._fresh(events)
         if not len(events):
@@ -279,8 +292,9 @@ class OnlineLearner:
                 self._count(wishes, n)
             if rehearsal is not None:
                 ranker_loss = rehearsal.score(self.memory)
-        self._remember(events, stories)
         step = self._learn(stories, replayed, ranker_loss) if len(wishes) else None
+        # last: an event that is remembered is never learned again
+        self._remember(events, stories)
         self.memory.quality.mark(self.memory.num_learned)
         return LearnReport(learned_N=learned_N, num_scored=len(questions), step=step)
 

@@ -69,7 +69,7 @@ def replay(
     check_events(dataset)
     started = time.monotonic()
     with Producer(settings.broker.bootstrap_servers) as producer, terminal.progress_bars() as bars:
-        before = Taken.now(settings)
+        before = wait_idle(settings, bars)
         begin, end = dataset.bounds(start, until)
         items = items_until(dataset, end)
         num_announced = announce(settings, producer, items, bars)
@@ -89,7 +89,10 @@ def replay(
         terminal.note(_why_unread(settings))
     if taken is not None and taken.total < num_events and (stalled := stalled_stream(settings)):
         terminal.warn(stalled)
-    if taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
+    if taken is not None and taken.total > num_events:
+        others = taken.total - num_events
+        terminal.note(f"{others:,} events of others came meanwhile, and are among these numbers")
+    elif taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
         terminal.warn(
             f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before, or "
             "learned by `headrace train --data`? (--allow-known makes this no error)"
@@ -131,6 +134,29 @@ class Taken:
     def total(self) -> int:
         """Events read."""
         return self.num_learned + self.num_known + self.num_refused
+
+
+def wait_idle(settings: Settings, bars: "Stages") -> Taken | None:
+    """The learner's counts once it has read what was sent before; None if no learner learns.
+
+    Else what it reads of others, as after a training that it has just taken over, would be among ours. Waits
+    for a while only: traffic may never end.
+    """
+    from protos.headrace.v1.learner_pb2 import StatusRequest
+
+    until_s, most = time.monotonic() + _READING_PATIENCE_S, 0
+    try:
+        with calls.learner(settings) as stub:
+            while time.monotonic() < until_s:
+                status = stub.Status(StatusRequest(), timeout=calls.CALL_TIMEOUT_S)
+                most = max(most, status.lag_records)
+                if status.state != "learning" or not status.lag_records:
+                    break
+                bars("events read of before", most - status.lag_records, most)
+                time.sleep(_POLL_INTERVAL_S)
+    except ServiceError:
+        return None
+    return Taken.now(settings)
 
 
 def stalled_stream(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """`headrace train`: a release learned offline, from a data folder or from the topics."""
 
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
 _LEARNER_POLL_S = 0.2
-_HISTORIES_NOTE = (
-    "only the model knows these events: `headrace replay --data {data} --from 0 --allow-known` gives their "
-    "users histories, and everybody popularity"
-)
 
 
 def train(
@@ -89,8 +86,21 @@ def train(
         )
     _report(first, json)
     if data is not None:
-        terminal.note(_HISTORIES_NOTE.format(data=data))
+        options = {"--until": until if until < 1.0 else None, "--columns": columns}
+        flags = {"--keep-times": keep_times, "--allow-unmatched": allow_unmatched}
+        terminal.note(
+            "unless these events were sent before, only the model knows them: "
+            f"`{_replay_command(data, options, flags)}` gives their users histories, and everybody popularity"
+        )
     _wait_for_learner(settings, first.release.release_id)
+
+
+def _replay_command(data: Path, options: Mapping[str, object], flags: Mapping[str, bool]) -> str:
+    """The command that sends the very events of a training."""
+    words = ["headrace", "replay", "--data", str(data), "--from", "0"]
+    words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    words += [name for name, is_set in flags.items() if is_set]
+    return shlex.join([*words, "--allow-known"])
 
 
 def _report(first: "FirstRelease", json: bool) -> None:

@@ -78,7 +78,7 @@ class LearningLoop:
         self._stopping.set()
 
     def went_live(self, release_id: str) -> None:
-        """A release was announced as live: one that is not the learner's, or ends its trouble, is looked at."""
+        """A release was announced as live: one that is not ours, or ends our trouble, is looked at soon."""
         work = self._work
         if work is None or work.position.live_release_id != release_id or self._live_problem:
             self._must_look.set()
@@ -129,7 +129,7 @@ class LearningLoop:
     def promote(self, release_id: str) -> Release:
         """Makes a release live; the learner goes on from its own weights, anchored to that release.
 
-        From the release's weights where its codebook is another.
+        From the release's weights where its codebook or architecture is another.
         """
         bundle = self._desk.find(release_id)
         release = self._desk.promote(release_id)
@@ -142,7 +142,7 @@ class LearningLoop:
         """Makes the parent live; the learner goes on from the parent's weights and its own histories."""
         release, bundle = self._desk.rollback(reason)
         self._live_problem = ""
-        if self._work is not None and self._work.speaks(bundle):
+        if self._work is not None and self._work.learner.is_kin(bundle):
             self._work.go_back_to(bundle)
         elif self._work is not None:
             self._must_begin_again = True
@@ -223,7 +223,7 @@ class LearningLoop:
             log.error("release refused", release=live.release_id, problem=self._live_problem)
 
     def _follow(self, work: LearnerWork, bundle: ReleaseBundle) -> None:
-        if work.speaks(bundle):
+        if work.learner.is_kin(bundle):
             work.follow(bundle)
         else:
             self._must_begin_again = True

@@ -1,8 +1,8 @@
 """From what the learner begins: its own checkpoint, a training's, or a release and the events behind it.
 
 What is live decides. Its own newest checkpoint where that belongs to the live release; else the one that the
-training of the live release staged; else its own, anchored to the live release, where both have one codebook;
-else the live release, with histories and statistics read from the topic again.
+training of the live release staged; else its own, anchored to the live release, where both have one codebook
+and architecture; else the live release, with histories and statistics read from the topic again.
 """
 
 import threading
@@ -82,7 +82,7 @@ def find_beginning(
         if own is None:
             raise CannotBegin(line) from error
         return Beginning(learner=own.learner, position=own.position, live_problem=line)
-    if own is not None and own.learner.catalogue.codebook.version == bundle.meta.codebook_version:
+    if own is not None and own.learner.is_kin(bundle):
         # promoted while no learner was there, or by a learner that died before its next checkpoint
         own.learner.set_live(bundle)
         own.position.live_release_id = live.release_id

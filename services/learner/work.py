@@ -137,10 +137,6 @@ class LearnerWork:
         if release.state == RELEASE_STATE_LIVE:
             self.follow(bundle)
 
-    def speaks(self, bundle: ReleaseBundle) -> bool:
-        """Whether a release has the learner's codebook: only then do its weights mean the same."""
-        return bundle.meta.codebook_version == self.learner.catalogue.codebook.version
-
     def follow(self, bundle: ReleaseBundle) -> None:
         """A release went live: it is what the learner is anchored to; its own weights stay."""
         self.learner.set_live(bundle)

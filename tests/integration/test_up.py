@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -70,10 +72,11 @@ async def test_the_whole_stack_serves_and_stops(
         assert set(stack.processes) == {*SERVICES, BROKER}
         assert not await is_serving(settings.endpoints.address("generator"), "")
 
-        def train() -> str:
+        def train(**changes: int) -> str:
             def ignore(*_: object) -> None: ...
 
-            first = train_first_release(settings, world.items, world.events, offsets={}, progress=ignore)
+            changed = settings.model_copy(update={"model": replace(settings.model, **changes)})
+            first = train_first_release(changed, world.items, world.events, offsets={}, progress=ignore)
             return first.release.release_id
 
         first_id = await asyncio.to_thread(train)
@@ -83,7 +86,7 @@ async def test_the_whole_stack_serves_and_stops(
             return headrace(monkeypatch, capsys, *arguments)
 
         await asyncio.to_thread(try_commands, run)
-        second_id = await asyncio.to_thread(train)
+        second_id = await asyncio.to_thread(partial(train, d_model=2 * settings.model.d_model))
         await asyncio.to_thread(go_back, run, second_id, first_id)
         await check_restarts(stack)
         pids = [child.process.pid for child in stack.processes.values()]
@@ -92,16 +95,23 @@ async def test_the_whole_stack_serves_and_stops(
 
 
 def go_back(run: "object", second_id: str, first_id: str) -> None:
-    """From a second training to the release that was live before it, though that is of another codebook."""
+    """From a second training to the release that was live before it, though that is of another width."""
     assert callable(run)
-    live = json.loads(run("state", "--json"))["live_release_id"]
-    assert live == second_id
+
+    def state() -> dict[str, str]:
+        return dict(json.loads(run("state", "--json")))
+
+    assert state()["live_release_id"] == second_id
     back = json.loads(run("release", "rollback", "--json"))
     assert (back["release_id"], back["state"]) == (first_id, "RELEASE_STATE_LIVE")
     deadline = time.monotonic() + 30
     while json.loads(run("recommend", "user-1", "--json"))["release_id"] != first_id:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    while (found := state())["learner"] != "learning" or found["live_release_id"] != first_id:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    assert found["learner_problem"] == ""
 
 
 async def check_restarts(stack: Stack) -> None:

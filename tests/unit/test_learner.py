@@ -249,6 +249,35 @@ def test_release_is_a_copy_and_can_come_back() -> None:
     assert learner.num_learned > 300
 
 
+def test_a_batch_whose_step_failed_is_learned_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    learner, events = make_learner(), make_events(0, 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(learner.trainer, "step", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            learner.learn_many(events)
+    assert learner.num_learned == 0
+    report = learner.learn_many(events)
+    assert (report.num_learned, report.num_duplicates) == (24, 0)
+    assert report.step is not None
+    other = make_learner()
+    other.learn_many(events)
+    rows = np.arange(NUM_ITEMS)
+    assert learner.statistics.totals(rows).tolist() == other.statistics.totals(rows).tolist()
+
+
+def test_release_of_another_architecture_is_no_kin() -> None:
+    learner, other = make_learner(), make_learner()
+    bundle = other.release_bundle("r1", parent_release_id="", created_time_ms=1, offsets={})
+    assert learner.is_kin(bundle)
+    bundle.recommender.config = replace(bundle.recommender.config, num_layers=7)
+    assert not learner.is_kin(bundle)
+    with pytest.raises(IncompatibleCheckpoint, match="architecture"):
+        learner.restore_weights(bundle)
+
+
 def test_release_of_another_codebook_is_refused() -> None:
     learner, other = make_learner(), make_learner()
     bundle = other.release_bundle("r1", parent_release_id="", created_time_ms=1, offsets={})
