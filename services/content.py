@@ -59,7 +59,16 @@ def item_content(items: Sequence[Item], events: Sequence[Event], progress: Progr
         )
     kept = [n for n in range(len(items)) if found[n] is not None]
     stacked_NE = torch.from_numpy(np.stack([vector for n in kept if (vector := found[n]) is not None]))
-    return Content(content_NE=functional.normalize(stacked_NE, dim=1), kept=kept, notes=notes)
+    return Content(content_NE=unit_vectors(stacked_NE), kept=kept, notes=notes)
+
+
+def unit_vectors(content_NE: Tensor) -> Tensor:
+    """Float32 [..., E] of length 1, zeros where all are 0.
+
+    Divided by its largest number first: the square of 1e30 or of 1e-30 is no float32.
+    """
+    largest_N1 = content_NE.abs().amax(dim=-1, keepdim=True)
+    return functional.normalize(content_NE / torch.where(largest_N1 > 0, largest_N1, 1.0), dim=-1)
 
 
 def _are_enough(items: Sequence[Item], own: Sequence[_FloatArray | None], events: Sequence[Event]) -> bool:
@@ -121,7 +130,7 @@ def _neighbours_mean(
         for one, other in ((before, here), (here, before)):
             if one is None or other is None or one not in sums or (vector := own[other]) is None:
                 continue
-            unit = vector / np.linalg.norm(vector)
+            unit = unit_vectors(torch.from_numpy(vector)).numpy()
             total = sums[one]
             sums[one] = unit if total is None else total + unit
     return sums

@@ -9,8 +9,9 @@ import json
 import os
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.config import (
@@ -27,14 +28,24 @@ from streaming.meaning import EventMeaning
 
 BASE_PORT = 7400
 
+# Checked where a setting is read from the environment.
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Patience = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda text: text.upper() if isinstance(text, str) else text),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerSettings:
     """Where the Kafka-protocol broker is, and how topics are made there."""
 
     bootstrap_servers: str = "127.0.0.1:7492"
-    num_partitions: int = 4
-    replication_factor: int = 1
+    num_partitions: Count = 4
+    replication_factor: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +92,15 @@ class EndpointSettings:
     """
 
     host: str = "127.0.0.1"
-    base_port: int = BASE_PORT
-    gateway: int = 7400
-    tokenizer: int = 7401
-    generator: int = 7402
-    ranker: int = 7403
-    learner: int = 7404
-    projector: int = 7405
-    trends: int = 7406
-    console: int = 7480
+    base_port: Port = BASE_PORT
+    gateway: Port = 7400
+    tokenizer: Port = 7401
+    generator: Port = 7402
+    ranker: Port = 7403
+    learner: Port = 7404
+    projector: Port = 7405
+    trends: Port = 7406
+    console: Port = 7480
     metrics_offset: int = 10
 
     def port(self, service: str) -> int:
@@ -117,24 +128,24 @@ class ServerSettings:
     without a call is closed after `max_connection_idle_s`; a client may ping every `min_ping_interval_s`.
     """
 
-    max_inflight: int = 64
-    max_streams: int = 1_024
-    max_watches: int = 1_024
-    max_connection_idle_s: float = 300.0
-    min_ping_interval_s: float = 5.0
-    default_deadline_s: float = 10.0
-    stop_grace_s: float = 5.0
-    max_message_bytes: int = 16 * 1024 * 1024
+    max_inflight: Count = 64
+    max_streams: Count = 1_024
+    max_watches: Count = 1_024
+    max_connection_idle_s: Patience = 300.0
+    min_ping_interval_s: Patience = 5.0
+    default_deadline_s: Patience = 10.0
+    stop_grace_s: Seconds = 5.0
+    max_message_bytes: Count = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
     """The public API: deadlines in seconds, and what a request may ask for."""
 
-    default_deadline_s: float = 2.0
-    track_deadline_s: float = 5.0
-    max_k: int = 100
-    history_limit: int = 200
+    default_deadline_s: Patience = 2.0
+    track_deadline_s: Patience = 5.0
+    max_k: Count = 100
+    history_limit: Count = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +181,11 @@ class RankerSettings:
 class LearnerServiceSettings:
     """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
 
-    batch_events: int = 256
-    batch_wait_s: float = 1.0
-    checkpoint_interval_s: float = 20.0
-    release_interval_events: int = 5_000
-    unknown_item_grace_s: float = 5.0
+    batch_events: Count = 256
+    batch_wait_s: Seconds = 1.0
+    checkpoint_interval_s: Seconds = 20.0
+    release_interval_events: Count = 5_000
+    unknown_item_grace_s: Seconds = 5.0
     ledger: bool = True
 
 
@@ -200,8 +211,8 @@ class Settings(BaseSettings):
     train: TrainConfig = TrainConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     learner: LearnerConfig = LearnerConfig()
-    torch_threads: int = 1
-    log_level: str = "INFO"
+    torch_threads: Count = 1
+    log_level: LogLevel = "INFO"
 
     @model_validator(mode="after")
     def _move_broker(self) -> "Settings":

@@ -83,6 +83,8 @@ def times_ms(table: pa.Table) -> Int64Array:
     """
     column = table["timestamp"]
     kind = column.type
+    if pa.types.is_duration(kind) or pa.types.is_time(kind) or pa.types.is_boolean(kind):
+        raise DatasetError(f"column timestamp is {kind}; it must be times or numbers")
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = _parsed(column)
     if pa.types.is_date(kind) or pa.types.is_timestamp(column.type):
@@ -114,14 +116,24 @@ def times_ms(table: pa.Table) -> Int64Array:
 
 def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """ISO 8601 text as timestamps: with a zone each, or none with one, which is UTC."""
+    kinds = (pa.timestamp("ms", tz="UTC"), pa.timestamp("ms"))
+    for kind in kinds:
+        try:
+            return pc.cast(column, kind)
+        except pa.ArrowException:
+            pass
+    for row, text in enumerate(column.to_pylist(), start=1):
+        if not any(_is_castable(text, kind) for kind in kinds):
+            raise DatasetError(f"column timestamp has {text!r:.60} in row {row:,}, which is not ISO 8601")
+    raise DatasetError("column timestamp has times with a zone and times without one: give all of them one")
+
+
+def _is_castable(value: object, kind: pa.DataType) -> bool:
     try:
-        return pc.cast(column, pa.timestamp("ms", tz="UTC"))
+        pc.cast(pa.scalar(value), kind)
     except pa.ArrowException:
-        pass
-    try:
-        return pc.cast(column, pa.timestamp("ms"))
-    except pa.ArrowException as error:
-        raise DatasetError(f"column timestamp is text, and not ISO 8601: {error}") from error
+        return False
+    return True
 
 
 def _plausible(times_N: Int64Array, what: str) -> Int64Array:
@@ -151,14 +163,29 @@ def actions(table: pa.Table) -> tuple[Int64Array, npt.NDArray[np.float64]]:
     value_name = next((name for name in ("value", "rating") if name in columns), None)
     value_N = np.zeros(num_events)
     if value_name:
-        try:
-            value_N = np.nan_to_num(pc.cast(table[value_name], pa.float64()).to_numpy(), posinf=0, neginf=0)
-        except (pa.ArrowException, ValueError) as error:
-            raise DatasetError(f"column {value_name} must be numbers: {error}") from error
+        value_N = _values(table[value_name], value_name)
     if "action" in columns:
         return _named_actions(_plain(table, "action")), value_N
     action = Action.ACTION_RATING if value_name == "rating" else Action.ACTION_CLICK
     return np.full(num_events, int(action), dtype=np.int64), value_N
+
+
+def _values(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    """A column of numbers, 0 where there is none; raises DatasetError for what is none, and for infinity."""
+    if pa.types.is_boolean(column.type):
+        raise DatasetError(f"column {name} is {column.type}: it must be numbers, of stars for example")
+    try:
+        value_N: npt.NDArray[np.float64] = pc.cast(column, pa.float64()).to_numpy()
+    except (pa.ArrowException, ValueError) as error:
+        for row, value in enumerate(column.to_pylist(), start=1):
+            if value is not None and not _is_castable(value, pa.float64()):
+                raise DatasetError(
+                    f"column {name} has {value!r:.60} in row {row:,}, which is no number"
+                ) from error
+        raise DatasetError(f"column {name} must be numbers: {error}") from error
+    if np.isinf(value_N).any():
+        raise DatasetError(f"column {name} has an infinite number in {_first_row(np.isinf(value_N))}")
+    return np.nan_to_num(value_N)
 
 
 def _plain(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -11,6 +11,7 @@ items (the same formats): `item_id`; perhaps `title`, `brand`, `categories`, eac
 title_emb*.npy: [number of lines of items, width] floats, row k for line k.
 """
 
+import ast
 import gzip
 import hashlib
 import json
@@ -229,7 +230,11 @@ def _load_items(
     items = list(_read_items(path, names))
     listed = {item.item_id for item in items}
     if len(listed) != len(items):
-        raise DatasetError(f"{path} has {len(items) - len(listed)} item ids twice")
+        [(twice, _)] = Counter(item.item_id for item in items).most_common(1)
+        raise DatasetError(
+            f"{path} has {len(items) - len(listed):,} item ids twice, such as {twice!r:.80}: keep one line "
+            "for each item"
+        )
     embeddings = sorted(folder.glob(_EMBEDDINGS_GLOB))
     if embeddings:
         vectors = _read_embeddings(embeddings[0], len(items))
@@ -257,9 +262,9 @@ def _read_items(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
 def _read_item_lines(path: Path, names: Mapping[str, str]) -> Iterator[Item]:
     try:
         with (
-            gzip.open(path, "rt", encoding="utf-8")
+            gzip.open(path, "rt", encoding="utf-8-sig")
             if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as lines
+            else path.open(encoding="utf-8-sig") as lines
         ):
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -287,15 +292,32 @@ def _item(fields: Mapping[str, object], where: str) -> Item:
         problem = str(error)
     if problem:
         raise DatasetError(f"{where}: item_id {fields.get('item_id')!r:.60} {problem}")
-    categories = fields.get("categories")
+    for name in ("title", "brand"):
+        if isinstance(fields.get(name), list | dict):
+            raise DatasetError(f"{where}: {name} is a {type(fields[name]).__name__}: it must be text")
+    categories = _written_list(fields.get("categories"))
     flat = categories if isinstance(categories, list) else [categories]
-    found = [_text(name) for part in flat for name in (part if isinstance(part, list) else [part])]
+    names = [name for part in flat for name in (part if isinstance(part, list) else [part])]
+    if any(isinstance(name, list | dict) for name in names):
+        raise DatasetError(f"{where}: categories must be texts, or lists of texts")
+    found = [_text(name) for name in names]
     return Item(
         item_id=item_id,
         title=_text(fields.get("title"))[:MAX_TEXT_CHARS],
         brand=_text(fields.get("brand"))[:MAX_TEXT_CHARS],
         categories=list(dict.fromkeys(name[:MAX_CATEGORY_CHARS] for name in found if name))[:MAX_CATEGORIES],
     )
+
+
+def _written_list(categories: object) -> object:
+    """A list that was written as text, as CSV files have it (JSON's way or Python's); all else as it is."""
+    if isinstance(categories, str) and categories.strip()[:1] == "[" and categories.strip()[-1:] == "]":
+        try:
+            found = ast.literal_eval(categories.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return categories
+        return found if isinstance(found, list) else categories
+    return categories
 
 
 def _text(value: object) -> str:
@@ -313,9 +335,10 @@ def _text(value: object) -> str:
 
 def _read_embeddings(path: Path, num_items: int) -> npt.NDArray[np.float32]:
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read: {error or 'it is empty'}") from error
+        with path.open("rb") as file:
+            vectors = np.load(file, allow_pickle=False)
+    except Exception as error:  # what numpy raises for a file that is none has no common class
+        raise DatasetError(f"{path} cannot be read: {str(error) or 'it is empty'}") from error
     if not isinstance(vectors, np.ndarray) or vectors.dtype.kind not in "fiu":
         raise DatasetError(f"{path} must hold one array of real numbers")
     if vectors.ndim != 2 or len(vectors) != num_items:

@@ -3,6 +3,8 @@
 Finds the file of a stem in a folder and gives its columns the names that are asked for. Knows no events.
 """
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,17 @@ import pyarrow.parquet
 
 from streaming.errors import DatasetError
 
+OUR_COLUMNS = (
+    *("user_id", "item_id", "timestamp", "action", "rating", "value", "position"),
+    *("title", "brand", "categories"),
+)
 FORMATS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+
+# A row must fit into one.
+_BLOCK_BYTES = 1 << 24
+# Python gives up at a thousand or so, where Arrow still goes on.
+_DEEP = 500
 
 
 def find_file(folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> Path:
@@ -86,6 +98,8 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise DatasetError(
                 f"{part.strip()!r} names no column: write OUR_NAME=THEIR_NAME, separated by commas"
             )
+        if name and name not in OUR_COLUMNS:
+            raise DatasetError(f"{name!r:.40} is none of our columns: {', '.join(OUR_COLUMNS)}")
         if name:
             mapping[name] = theirs
     return mapping
@@ -100,8 +114,24 @@ def _read(path: Path, text_columns: Sequence[str]) -> pa.Table:
     if name.endswith(".csv"):
         types = dict.fromkeys(text_columns, pa.string())
         options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-        return pa.csv.read_csv(path, convert_options=options)
-    return pa.json.read_json(path)
+        reading = pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+        return pa.csv.read_csv(path, read_options=reading, convert_options=options)
+    _refuse_deep_lines(path)
+    return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES))
+
+
+def _refuse_deep_lines(path: Path) -> None:
+    """Raises DatasetError for a line that nests so deep that Arrow's reader would end the process."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.count(b"[") + line.count(b"{") < _DEEP:
+                continue
+            try:
+                json.loads(line)
+            except RecursionError as error:
+                raise DatasetError(f"{path}, line {number:,}: lists or objects nest too deep") from error
+            except ValueError:
+                pass  # Arrow says what is wrong
 
 
 def _names(table: pa.Table) -> str:

