@@ -12,6 +12,7 @@ import numpy as np
 from models.batch import Int64Array
 from models.catalogue import CatalogueIndex
 from models.features import Float32Array
+from models.user_histories import Past
 
 
 def aversion_penalty(
@@ -32,6 +33,16 @@ def aversion_penalty(
         np.float32
     )
     return penalty
+
+
+def standing(averse: Past, wished: Past) -> Int64Array:
+    """The rows turned down that were not wished for later, int64 [A]: a later wish takes an aversion back."""
+    if not len(averse) or not len(wished):
+        return averse.item_T
+    is_same_AT = averse.item_T[:, None] == wished.item_T[None, :]
+    is_later_AT = wished.time_ms_T[None, :] > averse.time_ms_T[:, None]
+    found: Int64Array = averse.item_T[~(is_same_AT & is_later_AT).any(axis=1)]
+    return found
 
 
 def _likeness(catalogue: CatalogueIndex, row_M: Int64Array, other_X: Int64Array) -> Float32Array:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.aversion import standing
 from models.batch import EventBatch
 from models.catalogue import CatalogueIndex
 from models.checkpoint import JsonValue, Manifest
@@ -240,7 +241,9 @@ class OnlineLearner:
         """What the services would answer these users at `time_ms`, from the present weights."""
         users = [hash_id(user_id) for user_id in user_ids]
         pasts = [self.memory.histories.get(user) for user in users]
-        averse = [self.memory.aversions.get(user).item_T for user in users]
+        averse = [
+            standing(self.memory.aversions.get(user), past) for user, past in zip(users, pasts, strict=True)
+        ]
         return recommend_many(
             self.pipeline,
             pad_pasts(pasts, self.recommender.config.max_history),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.aversion import standing
 from models.batch import Candidates, EventBatch, Int64Array
 from models.dedupe import hash_id
 from models.features import Float32Array
@@ -68,7 +69,7 @@ def choose(
         include_seen = ordinal % INCLUDE_SEEN_EVERY == INCLUDE_SEEN_EVERY - 1
         is_repeat = bool((pasts[position].item_T == events.item_N[position]).any())
         if include_seen or not is_repeat:
-            averse_A = aversions.get(hash_id(events.user_ids[position])).item_T
+            averse_A = standing(aversions.get(hash_id(events.user_ids[position])), pasts[position])
             questions.append(Question(position, pasts[position], averse_A, include_seen))
     return questions
 

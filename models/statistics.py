@@ -9,7 +9,7 @@ event's, and the "now" of a request is data. `models.features` turns these numbe
 Only wishes count: neither what was shown nor what was turned down moves a number of any item, and an item
 that was only shown has no row here. The stream's own count and clock (`num_events`, `newest_ms`) go on with
 every event: they make all items older, none fresher. Nor does one user alone move much: an item counts once
-for each user and window of `count_window_s`.
+for each user and window of `count_window_s`, and in three of those windows at most.
 
 Extra shape letters: U users, R recent items, J neighbours kept per item, H half-lives.
 """
@@ -30,6 +30,8 @@ from models.dedupe import DedupeWindow, hash_id
 from models.hottest import COLD, Hottest
 
 _MS = 1000.0
+# In so many windows a user's wishes for one item count: whoever spreads them over a year is one user, too.
+_MAX_COUNTED_WINDOWS = 3
 # So many of the hottest items are kept at hand; a request asks for fewer.
 _NUM_HOT = 512
 
@@ -59,7 +61,7 @@ class LiveStatistics:
         self._item_ids: list[str] = []
         # (time, row) of each user's last wishes by time; users in order of arrival: the oldest go first
         self._recent_of: dict[int, list[tuple[int, int]]] = {}
-        self._counted = DedupeWindow(config.max_counted)
+        self._counted = DedupeWindow(2 * config.max_counted)
         self._window_ms = int(config.count_window_s * _MS)
         self._half_life_H = np.asarray(config.half_lives_s, dtype=np.float64) * _MS
         self._tie_half_life = config.cooccurrence_half_life_s * _MS
@@ -132,19 +134,25 @@ class LiveStatistics:
         """Takes in one event and says whether it counted.
 
         A late one counts as decayed, and ties the same items, as if it had come in time. One that is no
-        wish, or whose user had the item in the same window already, does not count; the latter is still
-        the user's last item, so that the next one is tied to it.
+        wish, or whose user had the item in the same window or in three others, does not count; the latter is
+        still the user's last item, so that the next one is tied to it.
         """
         self.num_events += 1
         self.newest_ms = max(self.newest_ms, time_ms)
         if action in PASSIVE_ACTIONS:
             return False
         row, user = self._row(item_id), hash_id(user_id)
-        counts = self._counted.admit(f"{user} {time_ms // self._window_ms} {item_id}")
+        counts = self._admit(user, item_id, time_ms // self._window_ms)
         if counts:
             self._count(row, time_ms)
         self._remember(user, row, time_ms, is_tied=counts)
         return counts
+
+    def _admit(self, user: int, item_id: str, window: int) -> bool:
+        """Whether a wish of the user for the item counts in this window."""
+        if not self._counted.admit(f"{user} {window} {item_id}"):
+            return False
+        return any(self._counted.admit(f"{user} #{n} {item_id}") for n in range(_MAX_COUNTED_WINDOWS))
 
     def _count(self, row: int, time_ms: int) -> None:
         reference = int(self._reference_N[row])
@@ -311,7 +319,7 @@ class LiveStatistics:
             column[:num_items] = saved
         for user, recent in zip(tensors["user"].tolist(), tensors["recent"].tolist(), strict=True):
             statistics._recent_of[user] = [(time_ms, row) for time_ms, row in recent if row >= 0]
-        statistics._counted = DedupeWindow.from_state(config.max_counted, {"hash": tensors["counted"]})
+        statistics._counted = DedupeWindow.from_state(2 * config.max_counted, {"hash": tensors["counted"]})
         statistics.num_events, statistics.newest_ms = tensors["progress"].tolist()
         statistics._hottest.begin(statistics._heat_N[:num_items])
         return statistics

@@ -176,7 +176,9 @@ def _catalogue_of(
 ) -> tuple[CatalogueIndex, list[str]]:
     """The catalogue of all items that have content, and what is to be said of the others."""
     if not items:
-        raise NothingToLearn("there are no items to learn a codebook from")
+        raise NothingToLearn(
+            "there are no items to learn a codebook from (`headrace replay --data DIR` announces them)"
+        )
     content = item_content(items, events, progress)
     kept = [items[n] for n in content.kept]
     catalogue = _fit_catalogue(settings, kept, content.content_NE, progress)
@@ -229,7 +231,7 @@ def _require_enough(num_wishes: int) -> None:
     if num_wishes < _MIN_EVENTS:
         raise NothingToLearn(
             f"{num_wishes} events that wish for a known item are too few for a first release; "
-            f"{_MIN_EVENTS} are needed"
+            f"{_MIN_EVENTS} are needed (`headrace replay --data DIR` sends events)"
         )
 
 

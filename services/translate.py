@@ -36,11 +36,18 @@ def known_past(
 def averse_rows(
     history: Sequence[HistoryEvent], catalogue: CatalogueIndex, meaning: EventMeaning
 ) -> Int64Array:
-    """The rows of the items that a user turned down, once for each time."""
-    item_ids = [
-        event.item_id for event in history if meaning.of(event.action, event.value) is Meaning.AVERSION
-    ]
-    return known_rows(catalogue, item_ids)
+    """The rows of the items that a user turned down, once for each time; `history` in order of time.
+
+    A later wish for the same item takes it back.
+    """
+    averse: list[str] = []
+    for event in history:
+        said = meaning.of(event.action, event.value)
+        if said is Meaning.AVERSION:
+            averse.append(event.item_id)
+        elif said is Meaning.WISH and event.item_id in averse:
+            averse = [item_id for item_id in averse if item_id != event.item_id]
+    return known_rows(catalogue, averse)
 
 
 def past_batch(pasts: Sequence[Sequence[PastEvent]], max_history: int) -> HistoryBatch:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from streaming.errors import MalformedEvent
 from streaming.events import (
     Violations,
+    ids_as_text,
     validate_event,
     validate_item,
     validate_item_sid,
@@ -172,6 +173,7 @@ def _parse_json(value: bytes, message: Message) -> None:
     if problem := enum_problem(document, message):
         raise MalformedEvent("invalid", problem)
     try:
+        ids_as_text(document, message)
         json_format.ParseDict(document, message, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, RecursionError) as error:
         raise MalformedEvent("invalid", str(error)) from error

@@ -4,7 +4,6 @@ Each is read as meant or refused by name: an id that arrives as 12.0 is "12", an
 their size.
 """
 
-import decimal
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ import pyarrow.compute as pc
 
 from protos.headrace.v1.events_pb2 import Action
 from streaming.errors import DatasetError
-from streaming.events import id_problem
+from streaming.events import id_problem, id_text
 from streaming.times import EARLIEST_MS, LATEST_MS
 
 Int64Array = npt.NDArray[np.int64]
 
 _UNITS = {"seconds": 1_000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
-_LARGEST_EXACT = 2**53
 
 
 def ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
@@ -39,26 +37,6 @@ def ids(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
         texts.append(text)
     found: npt.NDArray[np.object_] = np.asarray(texts, dtype=object)[place_N]
     return found
-
-
-def id_text(value: object) -> str:
-    """The text of an id of any type: whole numbers without their decimals, text without outer spaces.
-
-    Raises ValueError for what is none: nothing, NaN, a fraction, bytes, a list.
-    """
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
-        raise ValueError(f"is {type(value).__name__}")
-    if isinstance(value, int):
-        return str(value)
-    if not value == value or value in (float("inf"), float("-inf")):
-        raise ValueError("is not a number")
-    if value != int(value):
-        raise ValueError("is a fraction")
-    if isinstance(value, float) and abs(value) > _LARGEST_EXACT:
-        raise ValueError("is too large for a float to hold exactly; store ids as text or whole numbers")
-    return str(int(value))
 
 
 def _read_id(value: object) -> tuple[str, str | None]:

@@ -31,7 +31,7 @@ from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from streaming import columns
 from streaming.errors import DatasetError
-from streaming.events import MAX_CATEGORIES, MAX_CATEGORY_CHARS, MAX_TEXT_CHARS, id_problem
+from streaming.events import MAX_CATEGORIES, MAX_CATEGORY_CHARS, MAX_TEXT_CHARS, id_problem, id_text
 from streaming.tables import find_file, read_table, require_columns
 
 logger = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ def _parse_item(line: str, names: Mapping[str, str], where: str) -> Item:
 
 def _item(fields: Mapping[str, object], where: str) -> Item:
     try:
-        item_id = columns.id_text(fields.get("item_id"))
+        item_id = id_text(fields.get("item_id"))
         problem = id_problem(item_id)
     except ValueError as error:
         problem = str(error)

@@ -4,12 +4,15 @@ The messages themselves are those of `protos/headrace/v1`; this file owns the ru
 cannot state. It does not know where a message came from or what becomes of a refused one.
 """
 
+import decimal
 import math
 import unicodedata
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item, ItemSid
@@ -27,6 +30,7 @@ MAX_CATEGORY_CHARS = 256
 MAX_EMBEDDINGS = 8
 MAX_EMBEDDING_SIZE = 4_096
 MAX_COUNT = 1e12
+_LARGEST_EXACT = 2**53
 
 Violations = list[tuple[str, str]]
 
@@ -34,6 +38,42 @@ Violations = list[tuple[str, str]]
 def new_event_id() -> str:
     """An event id that nobody else makes."""
     return uuid.uuid4().hex
+
+
+def id_text(value: object) -> str:
+    """The text of an id of any type: whole numbers without their decimals, text without outer spaces.
+
+    Raises ValueError for what is none: nothing, NaN, a fraction, bytes, a list.
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
+        raise ValueError(f"is {type(value).__name__}")
+    if isinstance(value, int):
+        return str(value)
+    if not value == value or value in (float("inf"), float("-inf")):
+        raise ValueError("is not a number")
+    if value != int(value):
+        raise ValueError("is a fraction")
+    if isinstance(value, float) and abs(value) > _LARGEST_EXACT:
+        raise ValueError("is too large for a float to hold exactly; store ids as text or whole numbers")
+    return str(int(value))
+
+
+def ids_as_text(document: dict[str, Any], message: Message) -> None:
+    """Makes text of the ids of a JSON object that is to be such a message: producers number their things.
+
+    Raises ValueError for one that is no id.
+    """
+    for field in message.DESCRIPTOR.fields:
+        if field.name != "id" and not field.name.endswith("_id"):
+            continue
+        for name in (field.name, field.json_name):
+            if not isinstance(document.get(name), str | None):
+                try:
+                    document[name] = id_text(document[name])
+                except ValueError as error:
+                    raise ValueError(f"{field.name} {document[name]!r:.60} {error}") from None
 
 
 def id_problem(value: str) -> str | None:

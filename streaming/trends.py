@@ -22,6 +22,9 @@ HALF_LIFE_MS = 7 * 86_400_000
 COUNT_WINDOW_MS = 86_400_000
 """An item counts once for each user in a day: one user, or one bot, makes nothing popular."""
 
+MAX_COUNT_WINDOWS = 3
+"""And on so many days at most: whoever spreads his events over a year is one user, too."""
+
 _HEAD_SIZE = 1_000
 
 
@@ -46,6 +49,8 @@ def fold(trend: trends_pb2.Trend, event_time_ms: int) -> None:
 class TrendCounter:
     """Counts batches of `interactions`: each wish once, and each user's wishes for one item once a day.
 
+    On `MAX_COUNT_WINDOWS` days at most.
+
     Two guards. An offset below the item's `next_offsets` is in the trend already: a batch read again
     after a crash changes nothing. And the last `num_remembered` users with their items and days are
     known to this counter, and with them a producer's duplicates; that memory does not outlive it, so what
@@ -61,7 +66,8 @@ class TrendCounter:
         self._meaning = meaning
         self._ends = dict(ends)
         self._num_remembered = num_remembered
-        self._recent: OrderedDict[bytes, None] = OrderedDict()
+        # days of a user and an item: 1; a user and an item: the number of days
+        self._recent: OrderedDict[bytes, int] = OrderedDict()
 
     def count_many(
         self,
@@ -92,16 +98,22 @@ class TrendCounter:
         return changed
 
     def _has_counted(self, event: events_pb2.Event) -> bool:
-        """Whether the user's wish for the item counted on that day; remembers it if not."""
-        day = event.event_time_ms // COUNT_WINDOW_MS
-        text = f"{event.user_id}\n{event.item_id}\n{day}"
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        if key in self._recent:
+        """Whether the user's wishes for the item count no more on that day; remembers it if they do."""
+        pair = f"{event.user_id}\n{event.item_id}"
+        day = _key(f"{pair}\n{event.event_time_ms // COUNT_WINDOW_MS}")
+        if day in self._recent:
             return True
-        self._recent[key] = None
-        if len(self._recent) > self._num_remembered:
+        days = _key(pair)
+        num_days = self._recent.pop(days, 0)
+        self._recent[days] = min(num_days + 1, MAX_COUNT_WINDOWS)
+        self._recent[day] = 1
+        while len(self._recent) > 2 * self._num_remembered:
             self._recent.popitem(last=False)
-        return False
+        return num_days >= MAX_COUNT_WINDOWS
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class TrendsView:

@@ -33,6 +33,10 @@ def _open(settings: Settings, service: str, stub: "Callable[[grpc.Channel], Stub
                 raise BackendUnavailable(
                     f"the {service} at {address} does not answer ({details}); is `headrace up` running?"
                 ) from error
+            if code == "UNIMPLEMENTED":
+                raise BackendUnavailable(
+                    f"what answers at {address} is not the {service}: is HEADRACE_ENDPOINTS__BASE_PORT right?"
+                ) from error
             raise
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="See dead letters and send them again.", no_args_is_help=True)
 
-_SHOWN_CHARS = 80
+_SHOWN_CHARS = 200
 
 
 class SourceTopic(StrEnum):
@@ -57,7 +57,7 @@ def list_letters(
             terminal.time_text(letter.timestamp_ms),
             ", ".join(letter.stages),
             str(letter.num_failed),
-            str(letter.num_redriven),
+            _sent_again(letter),
             letter.reason,
             " ".join(letter.exception.split())[:_SHOWN_CHARS],
         )
@@ -90,6 +90,15 @@ def redrive(
         terminal.print_json({"num_sent": num_sent})
     else:
         terminal.out.print(f"{num_sent:,} records sent to {topic.value} again", highlight=False)
+        if not num_sent and not again:
+            terminal.note("letters that were sent again before are left alone: --again sends them once more")
+
+
+def _sent_again(letter: "DeadLetter") -> str:
+    """How often; `taken` where nobody has refused it since."""
+    if not letter.num_redriven:
+        return "-"
+    return f"{letter.num_redriven}" + ("" if letter.num_failed > letter.num_redriven else ", taken")
 
 
 def _as_json(letter: "DeadLetter") -> dict[str, Any]:

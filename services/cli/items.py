@@ -59,7 +59,13 @@ def import_items(
     if json:
         terminal.print_json({"num_accepted": num_accepted})
     else:
-        terminal.out.print(f"{num_accepted:,} items announced", highlight=False)
+        num_withdrawn = sum(item.unavailable for item in items)
+        withdrawn = f", {num_withdrawn:,} of them withdrawn" if num_withdrawn else ""
+        terminal.out.print(f"{num_accepted:,} items announced{withdrawn}", highlight=False)
+        terminal.note(
+            "each record replaces all that was known of its item; in a moment, `headrace dlq list items` "
+            "shows those that could not be used"
+        )
 
 
 def read_items(path: Path, unknown: Counter[str]) -> "Iterator[Item]":
@@ -84,7 +90,7 @@ def _item(line: str, where: str, unknown: Counter[str]) -> "Item":
     from google.protobuf import json_format
 
     from protos.headrace.v1.items_pb2 import Item
-    from streaming.events import validate_item
+    from streaming.events import ids_as_text, validate_item
 
     try:
         fields: Any = json_module.loads(line)
@@ -94,12 +100,10 @@ def _item(line: str, where: str, unknown: Counter[str]) -> "Item":
         raise UnreadableItems(f"{where}: not a JSON object")
     known = {name for field in Item.DESCRIPTOR.fields for name in (field.name, field.json_name)}
     unknown.update(fields.keys() - known)
-    # Catalogues number their items; our ids are text.
-    if isinstance(fields.get("item_id"), int):
-        fields["item_id"] = str(fields["item_id"])
     try:
+        ids_as_text(fields, Item())
         item = json_format.ParseDict(fields, Item(), ignore_unknown_fields=True)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, ValueError) as error:
         raise UnreadableItems(f"{where}: {error}") from error
     for field, problem in validate_item(item):
         raise UnreadableItems(f"{where}: {field} {problem}")

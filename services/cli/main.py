@@ -4,6 +4,7 @@ Nothing here or at the top of a command's file imports torch, Kafka or gRPC: `--
 """
 
 import logging
+import os
 import sys
 
 import structlog
@@ -73,6 +74,13 @@ def error_line(error: BaseException) -> str | None:
     return None
 
 
+def _as_utf8(argument: str) -> str:
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 a mistake on the command line, 130 interrupted."""
     structlog.configure(
@@ -85,6 +93,8 @@ def main() -> None:
         # what a person should know of, commands say themselves
         logging.lastResort.setLevel(logging.ERROR)
     take_any_text()
+    # in a locale that is ascii, Python has not read UTF-8 as such
+    sys.argv = [_as_utf8(argument) for argument in sys.argv]
     for argument in sys.argv[1:]:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             err.print(Text.assemble(("error", "red"), f" the argument {argument!a} is no UTF-8 text"))

@@ -9,9 +9,17 @@ from services.settings import load_settings
 
 _WHY = {
     "FALLBACK_REASON_UNKNOWN_USER": "nothing is known of this user (`headrace track USER ITEM` changes that)",
-    "FALLBACK_REASON_NO_USABLE_EVENTS": "no event of this user is a wish: impressions, skips, low ratings",
+    "FALLBACK_REASON_NO_USABLE_EVENTS": "no event of this user is a wish (impressions, skips, ratings that "
+    "are low or without stars)",
     "FALLBACK_REASON_NO_RELEASE": "no release yet; `headrace train --from-topic` or `--data DIR` makes one",
     "FALLBACK_REASON_BACKEND_UNAVAILABLE": "the model does not answer; `headrace state` says what is live",
+}
+
+
+_WHY_FEWER = {
+    "SHORTFALL_REASON_CATALOGUE_EXHAUSTED": "there are no more items (`headrace replay --data DIR` or "
+    "`headrace items import FILE` announces some)",
+    "SHORTFALL_REASON_FILTERED": "filtered: the others are excluded, of other categories, or were had before",
 }
 
 
@@ -64,13 +72,14 @@ def recommend(
     notes = [f"release {response.release_id or '-'}"]
     if response.fallback_reason:
         name = FallbackReason.Name(response.fallback_reason)
-        notes.append(f"popular items: {_WHY.get(name, name)}")
+        what = "as for a stranger" if response.release_id else "popular items"
+        notes.append(f"{what}: {_WHY.get(name, name)}")
     elif response.degraded:
         notes.append(
             "degraded: the ranker does not answer (`headrace doctor`; its log is in `headrace state`)"
         )
     if response.shortfall_reason:
-        word = terminal.enum_word(ShortfallReason.Name(response.shortfall_reason), "SHORTFALL_REASON_")
-        notes.append(f"fewer than asked: {word}")
+        name = ShortfallReason.Name(response.shortfall_reason)
+        notes.append(f"fewer than asked: {_WHY_FEWER.get(name, name)}")
     notes += [f"{stage.stage} {stage.latency_ms:.1f} ms" for stage in response.stages]
     terminal.note(" · ".join(notes))

@@ -67,6 +67,7 @@ def replay(
     if not keep_times:
         dataset = dataset.ending_at(time.time_ns() // 1_000_000)
     check_events(dataset)
+    check_widths(settings, dataset)
     started = time.monotonic()
     with Producer(settings.broker.bootstrap_servers) as producer, terminal.progress_bars() as bars:
         before = wait_idle(settings, bars)
@@ -228,6 +229,29 @@ def check_events(dataset: "Dataset") -> None:
     for n in range(len(dataset)):
         for field, problem in validate_event(dataset.event(n), now_ms=now_ms):
             raise DatasetError(f"row {int(dataset.row_N[n]) + 1} of {dataset.name}: {field} {problem}")
+
+
+def check_widths(settings: Settings, dataset: "Dataset") -> None:
+    """Raises DatasetError where the items' vectors are of another width than the live codebook's."""
+    from models.errors import IncompatibleCheckpoint
+    from services.learner.releases import live_release
+    from services.release import ReleasePublisher, release_store
+    from streaming.errors import DatasetError
+
+    widths = {len(one.values) for item in dataset.items for one in item.embeddings}
+    live = live_release(ReleasePublisher(settings).list()) if widths else None
+    if live is None:
+        return
+    try:
+        width = int(release_store(settings).manifest(live.release_id).meta["model"]["content_dim"])
+    except (IncompatibleCheckpoint, OSError, KeyError, TypeError, ValueError):
+        return  # the tokenizer says it, item by item
+    if width not in widths:
+        raise DatasetError(
+            f"the vectors of {dataset.name} have {', '.join(map(str, sorted(widths)))} numbers, and those of "
+            f"the live release {live.release_id} have {width}: take the vectors away, so that the texts are "
+            "embedded, or `headrace train --data` on them"
+        )
 
 
 def items_until(dataset: "Dataset", end: int) -> "list[Item]":

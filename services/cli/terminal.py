@@ -5,6 +5,7 @@ Data goes to stdout, progress and hints to stderr. Rich drops the colours where 
 
 import io
 import json
+import os
 import sys
 import time
 import unicodedata
@@ -40,6 +41,8 @@ UnmatchedOption = Annotated[
     typer.Option("--allow-unmatched", help="Take a folder in which most events are on items without a line."),
 ]
 
+if not os.environ.get("COLUMNS", "1").strip("0"):
+    del os.environ["COLUMNS"]  # a terminal of no width would show nothing
 # Text is data: brackets in a title or an id are no markup.
 out = Console(markup=False)
 err = Console(stderr=True, markup=False)

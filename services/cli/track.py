@@ -35,6 +35,8 @@ def track(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Send one event to the stream."""
+    if action is ActionName.RATING and not value:
+        raise typer.BadParameter("a rating needs its stars: --value STARS")
     from protos.headrace.v1.events_pb2 import Action, Event
     from protos.headrace.v1.recommend_pb2 import TrackRequest
 

@@ -72,6 +72,7 @@ def up(
     from services.up import Stack, run_stack, wait_for_orphans
 
     settings = load_settings()
+    refuse_beside_another(settings)
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
     stack = Stack(settings, embedded_broker=embedded)
 
@@ -90,6 +91,18 @@ def up(
 
         asyncio.run(run_stack(stack, bars, started, terminal.warn))
         terminal.note("headrace has stopped")
+
+
+def refuse_beside_another(settings: Settings) -> None:
+    """Raises BackendUnavailable if the services of another folder answer at these settings' ports."""
+    from services.state import find_state
+
+    found = find_state(settings)
+    if found.answered_by and found.settings.store.root.resolve() != settings.store.root.resolve():
+        raise BackendUnavailable(
+            f"headrace runs already: {found.answered_by} keeps its state in {found.settings.store.root}. "
+            "Stop it there, or give this folder ports of its own with HEADRACE_ENDPOINTS__BASE_PORT"
+        )
 
 
 @contextmanager

@@ -88,13 +88,10 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
     async def _answer_in_stream(self, ask: RecommendRequest, context: Context) -> RecommendResponse:
         """One answer under the unary call's deadline: the stream itself may stay open for hours."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.default_deadline_s
-
-        def left() -> float:
-            return min(until - loop.time(), remaining(context))
-
         async with working_turn():
-            return await self._engine.recommend(ask, left)
+            # from here: who waits for a turn among a thousand streams has not been answered too slowly
+            until = loop.time() + self._settings.default_deadline_s
+            return await self._engine.recommend(ask, lambda: min(until - loop.time(), remaining(context)))
 
     async def Track(self, request: TrackRequest, context: Context) -> TrackResponse:
         """Answers once the broker has the event."""

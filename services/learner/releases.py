@@ -81,7 +81,7 @@ class ReleaseDesk:
     def find(self, release_id: str) -> ReleaseBundle:
         """An announced release, verified; raises NotFound, or IncompatibleCheckpoint if it is broken."""
         if release_id not in {release.release_id for release in self._publisher.list()}:
-            raise NotFound(f"there is no release {release_id}")
+            raise NotFound(f"there is no release {release_id}; `headrace release list` names them")
         return self.load(release_id)
 
     def promote(self, release_id: str) -> Release:

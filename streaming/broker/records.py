@@ -9,11 +9,11 @@ from kafka.errors import (
     InvalidProducerEpochError,
     InvalidRecordError,
     InvalidRequestError,
-    KafkaStorageError,
     MessageSizeTooLargeError,
     OffsetOutOfRangeError,
     OutOfOrderSequenceNumberError,
     TransactionalIdAuthorizationFailedError,
+    UnknownError,
     UnknownTopicOrPartitionError,
 )
 from kafka.protocol.admin import DeleteRecordsRequest, DeleteRecordsResponse
@@ -80,7 +80,7 @@ class RecordHandlers:
             except OSError as error:
                 for answers in appended.values():
                     for answer in answers:
-                        answer.error_code, answer.error_message = KafkaStorageError.errno, str(error)
+                        answer.error_code, answer.error_message = UnknownError.errno, str(error)
         return ProduceResponse(responses=topics)
 
     def _append(self, topic: str, log: PartitionLog | None, index: int, records: object) -> Any:
@@ -112,7 +112,7 @@ class RecordHandlers:
         except Fenced:
             answer.error_code = InvalidProducerEpochError.errno
         except OSError as error:
-            answer.error_code, answer.error_message = KafkaStorageError.errno, str(error)
+            answer.error_code, answer.error_message = UnknownError.errno, str(error)
         return answer
 
     async def fetch(self, request: FetchRequest, client_id: str) -> FetchResponse:

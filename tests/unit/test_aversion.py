@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from models.aversion import aversion_penalty
+from models.aversion import aversion_penalty, standing
+from models.user_histories import Past
 from tests.factories import make_catalogue
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -36,3 +37,16 @@ def test_more_aversions_cost_more_and_wishes_for_the_same_make_up_for_them() -> 
     assert once < thrice == pytest.approx(2.0)
     liked = aversion_penalty(catalogue, row, row, np.repeat(row, 9), 1.0)[0]
     assert liked == pytest.approx(0.1)
+
+
+def past(*events: tuple[int, int]) -> Past:
+    """(row, time) pairs."""
+    rows, times = np.array([row for row, _ in events], np.int64), np.array([t for _, t in events], np.int64)
+    return Past(rows, np.zeros(len(events), np.int64), times)
+
+
+def test_a_later_wish_takes_an_aversion_back() -> None:
+    averse = past((1, 10), (2, 10), (1, 30), (3, 5))
+    assert standing(averse, past()).tolist() == [1, 2, 1, 3]
+    assert standing(averse, past((1, 20), (2, 10), (3, 9), (7, 99))).tolist() == [2, 1]
+    assert standing(past(), past((1, 20))).tolist() == []

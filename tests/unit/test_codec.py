@@ -72,7 +72,9 @@ def test_no_message_begins_with_the_byte_of_a_json_object() -> None:
         (b"\xff\xfe", [("content-type", b"application/json")], "not_json"),
         (b"[" * 100_000, [("content-type", b"application/json")], "not_json"),
         (b"[1]", [("content-type", b"application/json")], "invalid"),
-        (b'{"user_id": 7}', [], "invalid"),
+        (b'{"user_id": 7.5}', [], "invalid"),
+        (b'{"user_id": [7]}', [], "invalid"),
+        (b'{"user_id": true}', [], "invalid"),
         (b'{"foo": 7}', [], "invalid"),
         (b'{"action": "ACTION_DANCE"}', [], "invalid"),
         (b'{"user_id": "\\ud800"}', [], "invalid"),
@@ -91,6 +93,14 @@ def test_malformed_is_refused_with_its_reason(
         decode(INTERACTIONS, value, headers, now_ms=NOW_MS)
     assert caught.value.reason == reason
     assert caught.value.text
+
+
+def test_numbers_are_ids_as_in_files() -> None:
+    fields = {"event_id": 1, "userId": 7.0, "item_id": "i", "eventTimeMs": NOW_MS, "action": "ACTION_CLICK"}
+    event = decode(INTERACTIONS, json.dumps(fields).encode())
+    assert (event.event_id, event.user_id, event.item_id) == ("1", "7", "i")
+    with pytest.raises(MalformedEvent, match=r"user_id 7\.5 is a fraction"):
+        decode(INTERACTIONS, json.dumps(fields | {"userId": 7.5}).encode())
 
 
 def test_a_word_that_is_no_action_is_named() -> None:

@@ -1,5 +1,7 @@
 """Live statistics against slow, obvious formulas; the same numbers for every consumer of a stream."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -43,13 +45,25 @@ def same(left: LiveStatistics, right: LiveStatistics) -> bool:
 
 
 def counting(stream: list[tuple[str, str, int, int]]) -> list[tuple[str, str, int, int]]:
-    """The clicks, each user's on an item once a day: slow and obvious."""
-    kept, seen = [], set()
+    """The clicks, each user's on an item once a day and on three days: slow and obvious."""
+    kept, seen, days = [], set(), Counter[tuple[str, str]]()
     for user, item, action, time in stream:
         if action == CLICK and (user, item, time // DAY) not in seen:
             seen.add((user, item, time // DAY))
-            kept.append((user, item, action, time))
+            days[user, item] += 1
+            if days[user, item] <= 3:
+                kept.append((user, item, action, time))
     return kept
+
+
+def test_who_spreads_his_wishes_over_a_year_counts_on_three_days() -> None:
+    statistics = LiveStatistics(StatisticsConfig())
+    for day in range(365):
+        statistics.update("bot", "a", CLICK, day * DAY)
+    for n in range(4):
+        statistics.update(f"u{n}", "b", CLICK, 364 * DAY)
+    assert statistics.items(statistics.rows(["a", "b"]), 365 * DAY).total_M.tolist() == [3.0, 4.0]
+    assert statistics.trending(1) == ["b"]
 
 
 def test_counts_equal_the_sum_over_all_wishes() -> None:
@@ -75,12 +89,14 @@ def test_ties_equal_the_obvious_sum() -> None:
     now = max(time for *_, time in stream)
     expected: dict[tuple[str, str], float] = {}
     recent: dict[str, list[str]] = {}
+    times = Counter[tuple[str, str]]()
     for user, item, action, time in stream:
         if action == SKIP:
             continue
+        times[user, item] += 1
         others = [other for other in recent.get(user, []) if other != item]
         decay = 0.5 ** ((now - time) / 1000 / config.cooccurrence_half_life_s)
-        for age, other in enumerate(reversed(others)):
+        for age, other in enumerate(reversed(others) if times[user, item] <= 3 else ()):
             gain = config.recency_decay**age * decay
             expected[other, item] = expected.get((other, item), 0.0) + gain
             expected[item, other] = expected.get((item, other), 0.0) + gain * config.backward_weight

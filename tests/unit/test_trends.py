@@ -16,7 +16,7 @@ from protos.headrace.v1.events_pb2 import (
 )
 from protos.headrace.v1.trends_pb2 import Trend
 from streaming.meaning import EventMeaning
-from streaming.trends import HALF_LIFE_MS, WINDOW_MS, TrendCounter, TrendsView, fold
+from streaming.trends import COUNT_WINDOW_MS, HALF_LIFE_MS, WINDOW_MS, TrendCounter, TrendsView, fold
 
 START_MS = 1_700_000_000_000 - 1_700_000_000_000 % WINDOW_MS
 
@@ -148,6 +148,12 @@ def test_one_user_counts_once_a_day_for_an_item() -> None:
     trends = count_all(records, 50, TrendCounter(EventMeaning(), ENDS))
     assert trends["a"].num_events_total == 1
     assert trends["a"].decayed_score <= 1.0
+
+
+def test_who_spreads_his_events_over_a_year_counts_on_three_days() -> None:
+    records = [(0, n, make_event(0, "a", START_MS + n * COUNT_WINDOW_MS)) for n in range(365)]
+    trends = count_all(records, 50, TrendCounter(EventMeaning(), ENDS))
+    assert trends["a"].num_events_total == 3
 
 
 def test_ratings_count_by_their_stars() -> None:
