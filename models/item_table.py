@@ -17,6 +17,10 @@ from models.nearest import NearestIndex
 from models.recommender import GenerativeRecommender
 
 
+# Encoded together: what is made on the way is larger than the rows themselves.
+_PART_ROWS = 8_192
+
+
 class ItemTable:
     """`item_ND` (what histories are read with) and `vector_ND` (what the dense head compares with)."""
 
@@ -52,8 +56,8 @@ class ItemTable:
         vector_ND = self.vector_ND
         if self._nearest is None:
             self._nearest = NearestIndex(vector_ND.shape[1])
-        if len(self._nearest) < len(vector_ND):
-            self._nearest.put(len(self._nearest), vector_ND[len(self._nearest) :])
+        for first in range(len(self._nearest), len(vector_ND), _PART_ROWS):
+            self._nearest.put(first, vector_ND[first : first + _PART_ROWS])
         return self._nearest.search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
 
     def set(self, item_ND: Tensor, vector_ND: Tensor) -> None:
@@ -89,11 +93,12 @@ class ItemTable:
         known, wanted = self._num_encoded, len(self.catalogue)
         if known == wanted:
             return
-        item_ND, vector_ND = self._encode(slice(known, wanted))
         if wanted > len(self._item_ND):
             self._item_ND = _with_room(self._item_ND[:known], wanted)
             self._vector_ND = _with_room(self._vector_ND[:known], wanted)
-        self._item_ND[known:wanted], self._vector_ND[known:wanted] = item_ND, vector_ND
+        for first in range(known, wanted, _PART_ROWS):
+            rows = slice(first, min(first + _PART_ROWS, wanted))
+            self._item_ND[rows], self._vector_ND[rows] = self._encode(rows)
         self._num_encoded = wanted
 
 
