@@ -14,11 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,34 +28,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from models.errors import IncompatibleCheckpoint
+from models.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    JsonValue,
+    Manifest,
+    json_sha256,
+    manifest_body,
+    read_file,
+    read_manifest,
+    require_safe,
+)
 
-JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
-
-FORMAT = 1
-MANIFEST_NAME = "manifest.json"
 _TENSORS, _TABLE = ".safetensors", ".arrow"
-_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|arrow)")
 _NUMBERED = re.compile(r"[0-9]{12}")
 _TEMPORARY = re.compile(r"\..+\.tmp")
 _PART_NUMBERS = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a checkpoint; `sha256` in hexadecimal."""
-
-    name: str
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint consists of; `sha256` is the hash of `meta` and `files` in canonical JSON."""
-
-    meta: Mapping[str, Any]
-    files: tuple[FileEntry, ...]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -69,16 +57,6 @@ class Checkpoint:
     tables: dict[str, pa.Table]
     meta: Mapping[str, Any]
     manifest: Manifest
-
-
-def canonical_json(value: JsonValue) -> str:
-    """The one JSON text of a value: sorted keys, no spaces; raises ValueError for NaN and infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def json_sha256(value: JsonValue) -> str:
-    """The hexadecimal sha256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def save(
@@ -102,13 +80,13 @@ def save(
     }
     writers |= {f"{name}{_TABLE}": partial(_write_table, table) for name, table in tables.items()}
     for name in writers:
-        _require_safe(name)
+        require_safe(name)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
     try:
         files = tuple(write(temporary / name) for name, write in sorted(writers.items()))
-        body = _manifest_body(meta, files)
+        body = manifest_body(meta, files)
         digest = json_sha256(body)
         text = json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1, allow_nan=False)
         _write(temporary / MANIFEST_NAME, text.encode())
@@ -143,32 +121,6 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest alone, checked against its own hash; raises IncompatibleCheckpoint."""
-    raw = _read_file(directory / MANIFEST_NAME)
-    try:
-        document = json.loads(raw)
-        if document["format"] != FORMAT:
-            raise IncompatibleCheckpoint(
-                "format", f"written in format {document['format']!r:.20}, this version reads {FORMAT}"
-            )
-        files = tuple(
-            FileEntry(str(entry["name"]), str(entry["sha256"]), int(entry["size_bytes"]))
-            for entry in document["files"]
-        )
-        meta, digest = dict(document["meta"]), document["sha256"]
-        expected = json_sha256(_manifest_body(meta, files))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IncompatibleCheckpoint("format", f"{directory / MANIFEST_NAME}: {error!r}") from error
-    if digest != expected:
-        raise IncompatibleCheckpoint("checksum", f"{directory / MANIFEST_NAME} does not match its hash")
-    for entry in files:
-        _require_safe(entry.name)
-    if len({entry.name for entry in files}) != len(files):
-        raise IncompatibleCheckpoint("format", f"{directory / MANIFEST_NAME} names a file twice")
-    return Manifest(meta=meta, files=files, sha256=expected)
-
-
 def next_directory(root: Path) -> Path:
     """The name of the next numbered checkpoint under `root`; nothing is made."""
     present = numbered(root)
@@ -201,19 +153,6 @@ def prune(root: Path, keep: int) -> None:
         for path in root.iterdir():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path)
-
-
-def _manifest_body(meta: Mapping[str, JsonValue], files: Sequence[FileEntry]) -> dict[str, JsonValue]:
-    return {
-        "format": FORMAT,
-        "meta": meta,
-        "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in files],
-    }
-
-
-def _require_safe(name: str) -> None:
-    if not _SAFE_NAME.fullmatch(name):
-        raise IncompatibleCheckpoint("unsafe_name", f"{name!r} is no name of a checkpoint's file")
 
 
 def _write_tensors(group: Mapping[str, Tensor], path: Path) -> FileEntry:
@@ -275,18 +214,9 @@ def _require_finite_table(name: str, table: pa.Table) -> None:
                 raise IncompatibleCheckpoint("non_finite", f"{name}: {key} holds NaN or infinity")
 
 
-def _read_file(path: Path) -> bytes:
-    if path.is_symlink():
-        raise IncompatibleCheckpoint("unsafe_name", f"{path} is a link")
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise IncompatibleCheckpoint("missing_file", f"{path} is missing") from error
-
-
 def _read_verified(directory: Path, entry: FileEntry) -> bytes:
     """The file's bytes; the same bytes are hashed and parsed, so nothing can change in between."""
-    payload = _read_file(directory / entry.name)
+    payload = read_file(directory / entry.name)
     if len(payload) != entry.size_bytes:
         raise IncompatibleCheckpoint("size", f"{entry.name}: {len(payload)} bytes, not {entry.size_bytes}")
     if hashlib.sha256(payload).hexdigest() != entry.sha256:

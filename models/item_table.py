@@ -16,7 +16,6 @@ from models.kernels.nearest_cpu import BoolArray, Float32Array
 from models.nearest import NearestIndex
 from models.recommender import GenerativeRecommender
 
-
 # Encoded together: what is made on the way is larger than the rows themselves.
 _PART_ROWS = 8_192
 

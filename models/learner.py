@@ -21,13 +21,13 @@ from torch import Tensor
 from models.aversion import standing
 from models.batch import EventBatch
 from models.catalogue import CatalogueIndex
-from models.checkpoint import JsonValue, Manifest
 from models.config import LearnerConfig, SearchConfig
 from models.dedupe import hash_id
 from models.device import autocast, compute_dtype
 from models.errors import IncompatibleCheckpoint
 from models.gate import GateDecision, gate
 from models.learner_state import LearnerParts, load_parts, save_parts
+from models.manifest import JsonValue, Manifest
 from models.memory import Memory
 from models.prequential import Question, choose
 from models.quality import PrequentialQuality
@@ -35,7 +35,8 @@ from models.ranker import Ranker
 from models.recommend import Answer, Pipeline, recommend_many
 from models.recommender import GenerativeRecommender
 from models.rehearsal import Rehearsal
-from models.release import ReleaseBundle, ReleaseMeta, config_hash
+from models.release import ReleaseBundle
+from models.release_meta import ReleaseMeta, config_hash
 from models.statistics import LiveStatistics
 from models.stories import Story, tell
 from models.trainer import OnlineTrainer, StepReport, frozen_copy

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from models.catalogue import CatalogueIndex
-from models.checkpoint import Checkpoint, JsonValue, Manifest, load, save
+from models.checkpoint import Checkpoint, load, save
 from models.config import LearnerConfig, ModelConfig, SearchConfig, StatisticsConfig
 from models.errors import IncompatibleCheckpoint
+from models.manifest import JsonValue, Manifest
 from models.memory import Memory
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender

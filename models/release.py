@@ -6,8 +6,8 @@ releases are announced, and which one is live, is not known here.
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.catalogue import CatalogueIndex
-from models.checkpoint import Checkpoint, JsonValue, Manifest, json_sha256, load, save
+from models.checkpoint import Checkpoint, load, save
 from models.config import ModelConfig, StatisticsConfig
 from models.errors import IncompatibleCheckpoint
+from models.manifest import JsonValue, Manifest
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender
+from models.release_meta import ReleaseMeta, config_hash, parse_meta
 from models.semantic_ids import Codebook
 from models.statistics import LiveStatistics
 
@@ -35,23 +37,6 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseMeta:
-    """What a release says of itself.
-
-    `parent_release_id` is the one that was live before it, empty for the first. `offsets` are the next ones
-    to read, keyed "topic/partition". `metrics` are finite. `config_hash` is `config_hash()` of its configs.
-    """
-
-    release_id: str
-    parent_release_id: str
-    codebook_version: str
-    created_time_ms: int
-    offsets: Mapping[str, int] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    config_hash: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReleaseBundle:
     """Everything that is served together. Networks that were loaded are in evaluation mode."""
 
@@ -60,11 +45,6 @@ class ReleaseBundle:
     catalogue: CatalogueIndex
     statistics: LiveStatistics
     meta: ReleaseMeta
-
-
-def config_hash(model: ModelConfig, statistics: StatisticsConfig) -> str:
-    """Equal for releases of equal architecture and statistics: the sha256 of both in canonical JSON."""
-    return json_sha256({"model": asdict(model), "statistics": asdict(statistics)})
 
 
 def save_release(root: Path, bundle: ReleaseBundle) -> Manifest:
@@ -103,7 +83,7 @@ def save_release(root: Path, bundle: ReleaseBundle) -> Manifest:
 def load_release(directory: Path) -> ReleaseBundle:
     """Reads a release; raises IncompatibleCheckpoint unless every file verifies and all parts fit."""
     checkpoint = load(directory)
-    meta, model, statistics_config, num_features = _parse_meta(checkpoint.meta)
+    meta, model, statistics_config, num_features = parse_meta(checkpoint.meta)
     codebook = _codebook(checkpoint, meta, model)
     # the random weights that loading replaces must not move the process's random numbers
     with torch.random.fork_rng(devices=[]):
@@ -116,28 +96,6 @@ def load_release(directory: Path) -> ReleaseBundle:
         statistics=_statistics(checkpoint, statistics_config),
         meta=meta,
     )
-
-
-def release_meta(manifest: Manifest) -> ReleaseMeta:
-    """What the release with this manifest says of itself; raises IncompatibleCheckpoint if it is none."""
-    return _parse_meta(manifest.meta)[0]
-
-
-def _parse_meta(document: Mapping[str, Any]) -> tuple[ReleaseMeta, ModelConfig, StatisticsConfig, int]:
-    try:
-        meta = ReleaseMeta(**document["release"])
-        model = ModelConfig(**document["model"])
-        # JSON has no tuples
-        settings: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in document["statistics"].items()
-        }
-        statistics = StatisticsConfig(**settings)
-        num_features = int(document["ranker_num_features"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IncompatibleCheckpoint("format", f"the manifest's meta: {error!r}") from error
-    if meta.config_hash != config_hash(model, statistics):
-        raise IncompatibleCheckpoint("format", "config_hash is not that of the configs")
-    return meta, model, statistics, num_features
 
 
 def _group(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:

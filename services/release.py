@@ -2,7 +2,7 @@
 
 The store is a folder or any fsspec URL; a release is the directory `{store}/{release_id}`. The newest
 record in state LIVE names the release that everybody serves. What is in a release is the business of
-`models.release`; what to do with one, of the service that watches.
+`models.release`; what to do with one, of the service that watches. Only who saves or loads one imports torch.
 """
 
 import asyncio
@@ -13,23 +13,27 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 
-from models.checkpoint import MANIFEST_NAME, Manifest, read_manifest
 from models.errors import IncompatibleCheckpoint
-from models.release import ReleaseBundle, load_release, release_meta, save_release
+from models.manifest import MANIFEST_NAME, Manifest, read_manifest
+from models.release_meta import release_meta
 from protos.headrace.v1.release_pb2 import Release, ReleaseFile, ReleaseState
 from services.errors import NotFound
 from services.follow import follow, read_to_end
+from services.memory import give_back
 from services.metrics import RELEASE_CREATED, RELEASE_INFO, RELEASE_LOAD_SECONDS, RELEASE_SWAPS
 from services.settings import Settings
-from services.translate import offset_messages
 from streaming.producer import Producer
-from streaming.records import Record
+from streaming.records import Record, offset_messages
 from streaming.topics import RELEASES
+
+if TYPE_CHECKING:
+    from models.release import ReleaseBundle
 
 LIVE = ReleaseState.RELEASE_STATE_LIVE
 _RETIRED = ReleaseState.RELEASE_STATE_RETIRED
@@ -52,8 +56,10 @@ class ReleaseStore:
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._cache = cache
 
-    def save(self, bundle: ReleaseBundle) -> Manifest:
+    def save(self, bundle: "ReleaseBundle") -> Manifest:
         """Writes a new release, its manifest last: a reader finds all of it or no manifest."""
+        from models.release import save_release
+
         _require_safe(bundle.meta.release_id)
         if self._is_local:
             return save_release(Path(self._root), bundle)
@@ -108,8 +114,10 @@ class ReleaseStore:
         """Where a release is, for people."""
         return str(self._fs.unstrip_protocol(f"{self._root}/{release_id}"))
 
-    def load(self, release_id: str) -> ReleaseBundle:
+    def load(self, release_id: str) -> "ReleaseBundle":
         """A verified release; raises IncompatibleCheckpoint, or OSError if the store cannot be reached."""
+        from models.release import load_release
+
         _require_safe(release_id)
         directory = Path(self._root) / release_id if self._is_local else self._fetched(release_id)
         try:
@@ -151,7 +159,7 @@ class ReleasePublisher:
         self._bootstrap = settings.broker.bootstrap_servers
         self._store = release_store(settings)
 
-    def publish(self, bundle: ReleaseBundle, state: ReleaseState.ValueType, reason: str = "") -> Release:
+    def publish(self, bundle: "ReleaseBundle", state: ReleaseState.ValueType, reason: str = "") -> Release:
         """Writes a release to the store, then announces it in `state`; returns its record."""
         self._store.save(bundle)
         return self.announce_stored(bundle.meta.release_id, state, reason)
@@ -223,7 +231,7 @@ class ReleaseWatcher:
     def __init__(
         self,
         settings: Settings,
-        on_live: Callable[[Release, ReleaseBundle], Awaitable[None]],
+        on_live: "Callable[[Release, ReleaseBundle], Awaitable[None]]",
         *,
         service: str,
     ) -> None:
@@ -304,6 +312,9 @@ class ReleaseWatcher:
         except Exception as error:
             # Whatever is wrong with a release, the live one goes on.
             return self._refuse(release, "error", error)
+        finally:
+            # what loading took, and the release before
+            await asyncio.to_thread(give_back)
         RELEASE_LOAD_SECONDS.observe(time.perf_counter() - started)
         RELEASE_SWAPS.labels("swapped", "").inc()
         if self.live is not None:

@@ -1,6 +1,6 @@
 """Messages <-> the arrays and rows of `models`, and nothing else: no validation, no I/O."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from models.catalogue import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
-from protos.headrace.v1.release_pb2 import PartitionOffset
 from streaming.meaning import EventMeaning, Meaning
-from streaming.records import split_position
 
 PastEvent = tuple[int, int, int]
 """Catalogue row, action, milliseconds since the Unix epoch."""
@@ -128,11 +126,3 @@ def item_sid(
 def content_of(sid: ItemSid) -> Tensor:
     """The content embedding of a `semantic-ids` record, float32 [E]."""
     return torch.from_numpy(np.array(sid.content, dtype=np.float32))  # 20 times as fast as torch.tensor
-
-
-def offset_messages(offsets: Mapping[str, int]) -> list[PartitionOffset]:
-    """{"topic/partition": next offset} as messages, sorted."""
-    return [
-        PartitionOffset(topic=topic, partition=partition, offset=offset)
-        for (topic, partition), offset in sorted((split_position(p), offset) for p, offset in offsets.items())
-    ]

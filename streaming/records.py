@@ -5,9 +5,11 @@ in releases.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from protos.headrace.v1.release_pb2 import PartitionOffset
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -72,6 +74,14 @@ def split_position(position: str) -> tuple[str, int]:
     """The topic and partition of a name made by `position_of`."""
     topic, _, partition = position.rpartition("/")
     return topic, int(partition)
+
+
+def offset_messages(offsets: Mapping[str, int]) -> list[PartitionOffset]:
+    """{"topic/partition": next offset} as messages, sorted."""
+    return [
+        PartitionOffset(topic=topic, partition=partition, offset=offset)
+        for (topic, partition), offset in sorted((split_position(p), offset) for p, offset in offsets.items())
+    ]
 
 
 def text_key(key: bytes | None) -> str:

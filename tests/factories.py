@@ -12,7 +12,8 @@ from models.config import CodebookConfig, ModelConfig, StatisticsConfig
 from models.features import feature_names
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender
-from models.release import ReleaseBundle, ReleaseMeta, config_hash
+from models.release import ReleaseBundle
+from models.release_meta import ReleaseMeta, config_hash
 from models.semantic_ids import Codebook, fit_codebook
 from models.statistics import LiveStatistics
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, HistoryEvent

@@ -23,6 +23,9 @@ _SLOW_DEADLINE_S = 60.0
 _READY_INTERVAL_S = 0.2
 # Learning can wait, an answer cannot: where both want a core, those who serve get it.
 _NICENESS = 10
+# oneDNN, which multiplies for torch, keeps a prepared product for each of the last 1,024 shapes, and no two
+# batches have one shape: 400 MB and more that nobody comes back to. Read at the first product.
+_KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 async def _learn(loop: LearningLoop, server: ServiceServer) -> None:
@@ -65,6 +68,7 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     """`python -m services.learner`."""
     os.nice(_NICENESS)
+    os.environ.setdefault(*_KEPT_PRIMITIVES)
     run_service("learner", serve)
 
 

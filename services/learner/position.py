@@ -7,7 +7,7 @@ import base64
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from models.checkpoint import JsonValue
+from models.manifest import JsonValue
 
 
 @dataclass(kw_only=True)

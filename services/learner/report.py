@@ -11,9 +11,8 @@ from models.trainer import StepReport
 from protos.headrace.v1.learner_pb2 import OnlineQuality, QualityPoint, StatusResponse
 from services import metrics
 from services.learner.position import LearnerPosition
-from services.translate import offset_messages
 from streaming.consumer import describe_hidden
-from streaming.records import Record, split_position
+from streaming.records import Record, offset_messages, split_position
 
 GROUP = "learner"
 NO_BROKER = "the broker does not answer: what it holds is learned once it does"

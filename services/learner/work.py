@@ -25,6 +25,7 @@ from services.learner.position import LearnerPosition
 from services.learner.releases import ReleaseDesk
 from services.learner.step import BatchLearner, Failure
 from services.learner.stream import LearnerStream
+from services.memory import give_back
 from services.settings import Settings
 from services.translate import content_of
 from streaming.errors import BrokerUnavailable
@@ -95,6 +96,7 @@ class LearnerWork:
         self._store.save(self.learner, position)
         self._saved = self._progress()
         self._checkpointed_s = time.monotonic()
+        give_back()
         log.info("checkpoint", num_learned=position.num_learned, num_deferred=len(position.deferred))
 
     def checkpoint_if_due(self) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import FORMAT
 from models.learner import OnlineLearner
+from models.manifest import FORMAT
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest
 from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceStub

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from models import checkpoint
-from models.checkpoint import Manifest, json_sha256, load, next_directory, numbered, prune, save
+from models.checkpoint import load, next_directory, numbered, prune, save
 from models.errors import IncompatibleCheckpoint
+from models.manifest import Manifest, json_sha256
 
 META = {"name": "a", "nested": {"z": [1, 2.5, None], "a": True}}
 

@@ -12,12 +12,14 @@ import torch
 
 from models.batch import HistoryBatch
 from models.catalogue import CatalogueIndex
-from models.checkpoint import json_sha256, load, save
+from models.checkpoint import load, save
 from models.config import CodebookConfig, ModelConfig, StatisticsConfig
 from models.errors import IncompatibleCheckpoint
+from models.manifest import json_sha256
 from models.ranker import Ranker
 from models.recommender import GenerativeRecommender
-from models.release import ReleaseBundle, ReleaseMeta, config_hash, load_release, save_release
+from models.release import ReleaseBundle, load_release, save_release
+from models.release_meta import ReleaseMeta, config_hash
 from models.semantic_ids import fit_codebook
 from models.statistics import LiveStatistics
 

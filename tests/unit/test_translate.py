@@ -9,6 +9,7 @@ from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SO
 from services import translate
 from services.source_masks import sources_of
 from streaming.meaning import EventMeaning
+from streaming.records import offset_messages
 from tests.factories import make_catalogue, make_history
 
 
@@ -56,7 +57,7 @@ def test_candidates_keep_their_order_and_a_beam_score_needs_the_beam() -> None:
 
 
 def test_offsets_become_messages_in_order() -> None:
-    messages = translate.offset_messages({"semantic-ids/0": 2, "interactions/3": 17})
+    messages = offset_messages({"semantic-ids/0": 2, "interactions/3": 17})
     assert [(m.topic, m.partition, m.offset) for m in messages] == [
         ("interactions", 3, 17),
         ("semantic-ids", 0, 2),
