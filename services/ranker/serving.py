@@ -26,9 +26,14 @@ from protos.headrace.v1.recommend_pb2 import Feature
 from services import translate
 from services.errors import NotReady, WrongRelease
 from services.live_catalogue import LiveCatalogue
+from services.memory import give_back
 from services.metrics import stage
 from services.translate import PastEvent
 from streaming.meaning import EventMeaning
+
+
+# Longer than any request may take from the generator to here.
+_PREVIOUS_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class RankerServing:
         self._statistics: LiveStatistics | None = None
         self._live: LoadedRelease | None = None
         self._previous: LoadedRelease | None = None
+        self._previous_until_s = 0.0
         self._known_events = DedupeWindow(dedupe_window)
 
     @property
@@ -98,6 +104,13 @@ class RankerServing:
         if changes.content_changed:
             loaded.scorer.table.refresh()
         self._previous, self._live = self._live, loaded
+        self._previous_until_s = time.monotonic() + _PREVIOUS_S
+
+    def _forget_previous(self) -> None:
+        """Who began with the release before has his answer by now; the release holds as much as the live one."""
+        if self._previous is not None and time.monotonic() > self._previous_until_s:
+            self._previous = None
+            give_back()
 
     def put_items(self, sids: Sequence[ItemSid]) -> None:
         """Takes announced items."""
@@ -107,6 +120,7 @@ class RankerServing:
 
     def put_events(self, events: Sequence[Event]) -> None:
         """Counts events in the live statistics, each once."""
+        self._forget_previous()
         if self._statistics is None:
             raise NotReady("events cannot be counted before the first release")
         batch = translate.event_batch(events, np.zeros(len(events), dtype=np.int64), self._meaning)
@@ -118,6 +132,7 @@ class RankerServing:
 
     def rank_many(self, requests: Sequence[RankRequest]) -> list[RankResponse]:
         """Answers validated requests for one release, in order; raises NotReady, WrongRelease."""
+        self._forget_previous()
         release = self._release(requests[0].release_id)
         scorer = release.scorer
         with stage("rank", len(requests)):

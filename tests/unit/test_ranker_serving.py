@@ -1,6 +1,7 @@
 """The ranker as it is served: the generator's state of the user, excluded items, what is answered."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services import translate
+from services.errors import WrongRelease
 from services.ranker.serving import RankerServing
 from services.source_masks import mask_of
 from streaming.meaning import EventMeaning
@@ -80,6 +82,20 @@ def test_a_state_that_does_not_fit_is_not_used(serving: RankerServing, bundle: R
         {"release_id": "r1", "user_state": not_finite},
     ):
         assert scores(rank(serving, make_request(**fields))) == own
+
+
+def test_the_release_before_answers_those_who_began_with_it_and_is_forgotten_then(
+    serving: RankerServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.swap(serving.load(make_release("r2")))
+    assert rank(serving, make_request(release_id="r1")).release_id == "r1"
+    assert serving.has("r1")
+    later_s = time.monotonic() + 60
+    monkeypatch.setattr("services.ranker.serving.time.monotonic", lambda: later_s)
+    assert rank(serving, make_request()).release_id == "r2"
+    assert not serving.has("r1")
+    with pytest.raises(WrongRelease):
+        rank(serving, make_request(release_id="r1"))
 
 
 def test_excluded_items_are_never_answered(serving: RankerServing) -> None:
