@@ -31,7 +31,6 @@ from services.metrics import stage
 from services.translate import PastEvent
 from streaming.meaning import EventMeaning
 
-
 # Longer than any request may take from the generator to here.
 _PREVIOUS_S = 15.0
 
@@ -107,7 +106,7 @@ class RankerServing:
         self._previous_until_s = time.monotonic() + _PREVIOUS_S
 
     def _forget_previous(self) -> None:
-        """Who began with the release before has his answer by now; the release holds as much as the live one."""
+        """Who began with the release before has his answer by now; it holds as much as the live one."""
         if self._previous is not None and time.monotonic() > self._previous_until_s:
             self._previous = None
             give_back()
