@@ -7,6 +7,7 @@ no clock; sizes that a data set decides (the width of its content embeddings) ar
 from dataclasses import dataclass
 
 TRUNKS = ("softmax", "hstu")
+_MAX_WIDTH = 16_384
 
 
 def _require(ok: bool, message: str) -> None:
@@ -26,6 +27,8 @@ class CodebookConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.num_levels <= 8, "num_levels must be 1 to 8")
         _require(2 <= self.codebook_size <= 4096, "codebook_size must be 2 to 4096")
+        _require(self.num_iterations >= 1, "num_iterations must be at least 1")
+        _require(self.seed >= 0, "seed must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.trunk in TRUNKS, f"trunk must be one of {', '.join(TRUNKS)}")
+        _require(1 <= self.num_levels <= 8, "num_levels must be 1 to 8")
+        _require(2 <= self.codebook_size <= 4096, "codebook_size must be 2 to 4096")
+        _require(1 <= self.num_layers <= 64, "num_layers must be 1 to 64")
+        for name in ("content_dim", "d_model", "num_heads", "ranker_dim"):
+            _require(1 <= getattr(self, name) <= _MAX_WIDTH, f"{name} must be 1 to {_MAX_WIDTH}")
         _require(self.d_model % self.num_heads == 0, "d_model must be a multiple of num_heads")
         _require(self.ranker_dim % self.num_heads == 0, "ranker_dim must be a multiple of num_heads")
         _require(self.max_history >= 1, "max_history must be at least 1")
@@ -100,8 +108,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.align_epochs >= 0, "align_epochs must not be negative")
+        _require(self.max_epochs >= 1, "max_epochs must be at least 1")
+        _require(self.patience_epochs >= 1, "patience_epochs must be at least 1")
         _require(self.batch_positions >= 1, "batch_positions must be at least 1")
         _require(self.learning_rate > 0, "learning_rate must be positive")
+        _require(self.weight_decay >= 0, "weight_decay must not be negative")
+        _require(self.seed >= 0, "seed must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +196,4 @@ class LearnerConfig:
         _require(self.gate_every >= 1, "gate_every must be at least 1")
         _require(self.gate_window >= 1, "gate_window must be at least 1")
         _require(self.gate_tolerance >= 0, "gate_tolerance must not be negative")
+        _require(self.seed >= 0, "seed must not be negative")

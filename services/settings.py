@@ -7,11 +7,12 @@ for a Service of that name is passed over (`services.environment`).
 
 import json
 import os
+import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.config import (
@@ -28,7 +29,16 @@ from streaming.meaning import EventMeaning
 
 BASE_PORT = 7400
 
+
+def _require_servers(text: str) -> str:
+    if not all(_SERVER.fullmatch(server.strip()) for server in text.split(",")):
+        raise ValueError("must be host:port, or several with commas between them")
+    return text
+
+
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+|[0-9A-Fa-f:]+):[0-9]{1,5}")
 # Checked where a setting is read from the environment.
+Servers = Annotated[str, AfterValidator(_require_servers)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,7 +53,7 @@ LogLevel = Annotated[
 class BrokerSettings:
     """Where the Kafka-protocol broker is, and how topics are made there."""
 
-    bootstrap_servers: str = "127.0.0.1:7492"
+    bootstrap_servers: Servers = "127.0.0.1:7492"
     num_partitions: Count = 4
     replication_factor: Count = 1
 
@@ -91,7 +101,7 @@ class EndpointSettings:
     Another `base_port` moves all those that are not set themselves, the embedded broker's too.
     """
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     base_port: Port = BASE_PORT
     gateway: Port = 7400
     tokenizer: Port = 7401
@@ -101,7 +111,7 @@ class EndpointSettings:
     projector: Port = 7405
     trends: Port = 7406
     console: Port = 7480
-    metrics_offset: int = 10
+    metrics_offset: Count = 10
 
     def port(self, service: str) -> int:
         """The port of a service by name, or of the console."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import fsspec
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -107,6 +108,7 @@ class Stack:
         """
         report = progress or (lambda stage, num_done, num_total: None)
         self._say = say or self._say
+        check_release_store(self.settings)
         check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
             await self._start_broker(report)
@@ -332,7 +334,11 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
     if embedded_broker:
         port = int(settings.broker.bootstrap_servers.rpartition(":")[2])
         ports[BROKER] = (port, "HEADRACE_BROKER__BOOTSTRAP_SERVERS")
+    taken: dict[int, str] = {}
     for what, (port, variable) in ports.items():
+        if port in taken:
+            raise BackendUnavailable(f"port {port} is that of {taken[port]} and of {what}: set {variable}")
+        taken[port] = what
         family = socket.AF_INET6 if ":" in settings.endpoints.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -344,6 +350,22 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
                     f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {reason}; stop what "
                     f"listens there or set {variable} (HEADRACE_ENDPOINTS__BASE_PORT moves all ports)"
                 ) from error
+
+
+def check_release_store(settings: Settings) -> None:
+    """Raises BackendUnavailable for a store that nobody could open, or that each would have for itself."""
+    url = settings.store.releases_url
+    try:
+        filesystem, _ = fsspec.url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise BackendUnavailable(
+            f"the release store {url} cannot be opened ({error}): set HEADRACE_STORE__RELEASES"
+        ) from error
+    if "memory" in str(filesystem.protocol):
+        raise BackendUnavailable(
+            f"the release store {url} is the memory of one process: set HEADRACE_STORE__RELEASES to a place "
+            "that all services reach"
+        )
 
 
 def wait_for_orphans(settings: Settings, *, embedded_broker: bool) -> None:

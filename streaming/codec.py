@@ -118,7 +118,9 @@ def enum_problem(document: Mapping[str, Any], message: Message) -> str | None:
         for name in (field.name, field.json_name):
             word = document.get(name)
             is_number = isinstance(word, str) and word.isdecimal()
-            if isinstance(word, str) and not is_number and word not in field.enum_type.values_by_name:
+            is_name = isinstance(word, str) and word in field.enum_type.values_by_name
+            is_whole = isinstance(word, int) and not isinstance(word, bool)
+            if word is not None and not (is_number or is_name or is_whole):
                 known = ", ".join(value.name for value in field.enum_type.values if value.number)
                 return f"{field.name} {word!r:.60} is none of {known}"
     return None

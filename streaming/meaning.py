@@ -3,6 +3,7 @@
 The one rule for all who read events: histories, counters, statistics and the model. Knows neither.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,6 +27,10 @@ class EventMeaning:
     """
 
     liked_rating: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.liked_rating):
+            raise ValueError("liked_rating must be a finite number")
 
     def of(self, action: int, value: float) -> Meaning:
         """The meaning of an action (a number of `headrace.v1.Action`) with its value."""

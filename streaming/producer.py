@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import kafka.errors
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownError
 from aiokafka.partitioner import DefaultPartitioner
 from google.protobuf.message import Message
 
@@ -83,7 +83,9 @@ class AsyncProducer:
             # an idempotent producer that lost a batch refuses everything after it: begin a new one
             if client is not None:
                 await self._drop(client)
-            raise BrokerUnavailable(f"{topic} at {self._bootstrap}: {error!r}") from error
+            is_disk = isinstance(error, UnknownError)
+            cause = "the broker could not write it (is its disk full?)" if is_disk else repr(error)
+            raise BrokerUnavailable(f"{topic} at {self._bootstrap}: {cause}") from error
         finally:
             for confirmation in confirmations:
                 confirmation.add_done_callback(_mark_retrieved)

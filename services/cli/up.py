@@ -48,6 +48,8 @@ No release yet: popular items are answered. In a second shell:
 
 
 _PID_FILE = "up.pid"
+# Streams and watches of the default limits, and what a service opens itself.
+_FEW_FILES = 2_200
 
 
 def wants_embedded_broker(settings: Settings) -> bool:
@@ -69,10 +71,16 @@ def up(
 
     from rich.panel import Panel
 
+    from services.descriptors import raise_limit
     from services.up import Stack, run_stack, wait_for_orphans
 
     settings = load_settings()
     refuse_beside_another(settings)
+    if (limit := raise_limit()) < _FEW_FILES:
+        terminal.warn(
+            f"each service may open {limit:,} files and connections at most, fewer than its streams and "
+            "calls need: raise the limit (`ulimit -Hn`)"
+        )
     embedded = wants_embedded_broker(settings) if embedded_broker is None else embedded_broker
     stack = Stack(settings, embedded_broker=embedded)
 

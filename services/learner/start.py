@@ -88,7 +88,13 @@ def find_beginning(
         own.position.live_release_id = live.release_id
         return own
     learner, position = learner_from_release(settings, bundle, stopping)
-    if problem:
+    if own is not None:
+        problem = (
+            f"release {live.release_id} is of another codebook or architecture than the learner's: it began "
+            "again from that release and the topics. Events of a folder that were never sent are not known "
+            "to it; `headrace replay` sends them"
+        )
+    elif problem:
         problem += f": the learner began again from release {live.release_id} and the events in the topic"
     return Beginning(learner=learner, position=position, problem=problem)
 

@@ -1,6 +1,7 @@
 """Requests about records: produce, fetch, offsets by time, deletion, producer ids."""
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ from kafka.protocol.producer import (
 from streaming.broker.batches import BadBatch
 from streaming.broker.log import Fenced, OutOfOrder, PartitionLog
 from streaming.broker.node import Node
+
+logger = logging.getLogger(__name__)
 
 _LATEST, _EARLIEST = -1, -2
 _MAX_WAIT_S = 60.0
@@ -112,7 +115,9 @@ class RecordHandlers:
         except Fenced:
             answer.error_code = InvalidProducerEpochError.errno
         except OSError as error:
+            # one that nobody tries again by himself: what was refused must not be written later
             answer.error_code, answer.error_message = UnknownError.errno, str(error)
+            logger.error("not_written topic=%s partition=%d error=%s", topic, index, error)
         return answer
 
     async def fetch(self, request: FetchRequest, client_id: str) -> FetchResponse:
