@@ -109,7 +109,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.align_epochs >= 0, "align_epochs must not be negative")
-        _require(self.max_epochs >= 1, "max_epochs must be at least 1")
+        _require(self.max_epochs >= 0, "max_epochs must not be negative")
         _require(self.patience_epochs >= 1, "patience_epochs must be at least 1")
         _require(self.batch_positions >= 1, "batch_positions must be at least 1")
         _require(self.learning_rate > 0, "learning_rate must be positive")

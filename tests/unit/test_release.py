@@ -136,7 +136,7 @@ def test_parts_that_do_not_fit_are_refused_although_every_checksum_is_right(tmp_
     assert reason("c", lambda t, _b, _m: t["recommender"].popitem()) == "shape"
     assert reason("d", lambda t, _b, _m: t["ranker"].update(more=torch.zeros(1))) == "shape"
     assert reason("e", lambda _t, _b, m: other_model(m, d_model=32)) == "shape"
-    assert reason("f", lambda _t, _b, m: other_model(m, d_model=4 * 10**6)) == "shape"
+    assert reason("f", lambda _t, _b, m: other_model(m, d_model=16_384)) == "shape"
     assert reason("g", lambda _t, _b, m: other_model(m, content_dim=7)) == "shape"
     assert reason("h", lambda _t, _b, m: m["release"].update(codebook_version="x")) == "codebook"
     assert reason("i", lambda t, _b, _m: t["codebook"].clear()) == "shape"
