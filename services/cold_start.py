@@ -91,7 +91,7 @@ def train_first_release(
     Events on items that are not in `items` are left out and counted. Items that were never announced are
     announced before the release: nobody else would know their titles. `deadline` bounds all stages together.
     Raises TrainingRunning, NothingToLearn, TooLittleTime, PrefixFull, NonFiniteLoss,
-    BrokerUnavailable, OSError; then nothing has changed.
+    BrokerUnavailable, OSError; then nothing has changed but that items may be announced.
     """
     deadline = deadline or Deadline(None)
     with CheckpointStore(settings.store.checkpoint_path).training_lock():

@@ -74,9 +74,28 @@ def _check_folder(root: Path) -> None:
         )
 
 
-def _check_release_store(url: str) -> None:
+def open_release_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store's file system and its path there.
+
+    Raises BackendUnavailable for one that nobody could open, or that each service would have for itself.
+    """
     try:
         filesystem, path = fsspec.url_to_fs(url)
+    except (OSError, ImportError, ValueError) as error:
+        raise BackendUnavailable(
+            f"the release store {url} cannot be opened ({error}): set HEADRACE_STORE__RELEASES"
+        ) from error
+    if "memory" in str(filesystem.protocol):
+        raise BackendUnavailable(
+            f"the release store {url} is the memory of one process: set HEADRACE_STORE__RELEASES to a place "
+            "that all services reach"
+        )
+    return filesystem, str(path)
+
+
+def _check_release_store(url: str) -> None:
+    filesystem, path = open_release_store(url)
+    try:
         filesystem.makedirs(path, exist_ok=True)
         probe = f"{path}/.probe-{uuid.uuid4().hex[:8]}"
         filesystem.pipe_file(probe, b"x")

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-import fsspec
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
 from services.launch import ORPHAN_S
+from services.preflight import open_release_store
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings, to_environment
 from streaming.errors import BrokerUnavailable
@@ -108,7 +108,7 @@ class Stack:
         """
         report = progress or (lambda stage, num_done, num_total: None)
         self._say = say or self._say
-        check_release_store(self.settings)
+        open_release_store(self.settings.store.releases_url)
         check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
             await self._start_broker(report)
@@ -350,22 +350,6 @@ def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
                     f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {reason}; stop what "
                     f"listens there or set {variable} (HEADRACE_ENDPOINTS__BASE_PORT moves all ports)"
                 ) from error
-
-
-def check_release_store(settings: Settings) -> None:
-    """Raises BackendUnavailable for a store that nobody could open, or that each would have for itself."""
-    url = settings.store.releases_url
-    try:
-        filesystem, _ = fsspec.url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise BackendUnavailable(
-            f"the release store {url} cannot be opened ({error}): set HEADRACE_STORE__RELEASES"
-        ) from error
-    if "memory" in str(filesystem.protocol):
-        raise BackendUnavailable(
-            f"the release store {url} is the memory of one process: set HEADRACE_STORE__RELEASES to a place "
-            "that all services reach"
-        )
 
 
 def wait_for_orphans(settings: Settings, *, embedded_broker: bool) -> None:

@@ -107,7 +107,7 @@ def decode(topic: str, value: bytes | None, headers: Headers = (), *, now_ms: in
     return message
 
 
-def enum_problem(document: Mapping[str, Any], message: Message) -> str | None:
+def _enum_problem(document: Mapping[str, Any], message: Message) -> str | None:
     """Which word of a JSON object is none of its field's names, such as an action's; None if there is none.
 
     Protobuf passes such a word over with the fields that it does not know: then the action was not given.
@@ -172,7 +172,7 @@ def _parse_json(value: bytes, message: Message) -> None:
         raise MalformedEvent("not_json", str(error)) from error
     if not isinstance(document, dict):
         raise MalformedEvent("invalid", "the JSON value is not an object")
-    if problem := enum_problem(document, message):
+    if problem := _enum_problem(document, message):
         raise MalformedEvent("invalid", problem)
     try:
         ids_as_text(document, message)

@@ -31,9 +31,6 @@ from services.cli.terminal import err, shown, take_any_text
 from services.errors import ServiceError
 from streaming.errors import BrokerUnavailable, StreamingError
 
-# what Typer makes of Ctrl-C
-_INTERRUPTED = 130
-
 app = typer.Typer(
     name="headrace",
     help="A streaming, online-learning generative recommender service.",
@@ -101,10 +98,6 @@ def main() -> None:
             sys.exit(2)
     try:
         app()
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            err.print("interrupted")
-        raise
     except Exception as error:
         line = error_line(error)
         if line is None:

@@ -3,11 +3,12 @@
 import os
 import sys
 
+# also what Typer makes of Ctrl-C
 _INTERRUPTED = 130
 
 
 def main() -> None:
-    """`services.cli.main.main`; one word for Ctrl-C in its first second, one line without a folder."""
+    """`services.cli.main.main`; one word for Ctrl-C whenever it comes, one line without a folder."""
     try:
         os.getcwd()
     except OSError:
@@ -17,6 +18,8 @@ def main() -> None:
         from services.cli.main import main as run
 
         run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         sys.stderr.write("interrupted\n")
         sys.exit(_INTERRUPTED)

@@ -160,6 +160,12 @@ def try_commands(run: "object") -> None:
     assert (checks["broker"], checks["topics"], checks["release store"]) == ("ok", "ok", "ok")
 
 
+def test_one_port_for_two_is_one_clear_line() -> None:
+    settings = Settings(endpoints=EndpointSettings(gateway=7401))
+    with pytest.raises(BackendUnavailable, match=r"port 7401 is that of .* set HEADRACE_ENDPOINTS__"):
+        check_ports(settings)
+
+
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     clear = pytest.raises(BackendUnavailable, match=r"port \d+ \(ranker\).*HEADRACE_ENDPOINTS__RANKER")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from models.errors import NonFiniteLoss
-from services.cli import terminal
+from services.cli import start, terminal
 from services.cli.items import UnreadableItems, read_items
 from services.cli.main import error_line, main
-from services.errors import NotReady
+from services.errors import BackendUnavailable, NotReady
+from services.preflight import open_release_store
 from services.settings import BrokerSettings, Settings, StoreSettings, load_settings, to_environment
 from streaming.errors import BrokerUnavailable
 from tests.conftest import find_free_port
@@ -182,6 +183,29 @@ def test_text_for_people_moves_no_cursor_and_any_time_is_shown() -> None:
     assert terminal.shown("a\x1b[2J\x00\r") == "a\\x1b[2J\\x00\\r"
     assert [terminal.time_text(time_ms) for time_ms in (0, -(2**62))] == ["-", f"{-(2**62)} ms"]
     assert terminal.time_text(1_700_000_000_000) == "2023-11-14 22:13:20"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(130)])
+def test_ctrl_c_is_one_word(
+    end: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise end
+
+    monkeypatch.setattr("services.cli.main.main", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        start.main()
+    assert (caught.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"), [("foo://bar", "cannot be opened"), ("memory://x", "is the memory of one process")]
+)
+def test_a_release_store_that_can_never_work_is_refused(url: str, problem: str) -> None:
+    with pytest.raises(
+        BackendUnavailable, match=f"the release store {url} {problem}.*HEADRACE_STORE__RELEASES"
+    ):
+        open_release_store(url)
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
