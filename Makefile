@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m models.kernels.precompile
+	$(BIN)/python -m models.compilation.precompile
 	@touch $@
 
 protos: setup ## Generate the typed Python stubs from protos/headrace/v1/*.proto
@@ -85,7 +85,7 @@ bench-quick: setup ## Whether the benchmarks run and their numbers are finite; s
 	$(MAKE) bench-memory ARGS=--quick
 
 kernels: setup ## Compile the GPU kernels (no GPU needed) and report registers, spills and shared memory
-	$(BIN)/python -m models.kernels.compile --output tests/benchmarks/results/kernels.json
+	$(BIN)/python -m models.compilation.compile --output tests/benchmarks/results/kernels.json
 
 up: setup ## Start the embedded broker and every service on loopback; Ctrl-C (or `make down`) stops all
 	$(BIN)/headrace up

@@ -1,0 +1,4 @@
+"""The model: tokenizers, networks, decoding, ranking, learning; torch and arrays alone.
+
+Must not know messages, gRPC, Kafka, settings from the environment, or a clock.
+"""

@@ -15,15 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.arrays import Float64Array, Int64Array
+
 ACTION_NAMES = ("unspecified", "impression", "click", "like", "cart", "purchase", "skip", "rating")
 NUM_ACTIONS = len(ACTION_NAMES)
 IMPRESSION, SKIP = ACTION_NAMES.index("impression"), ACTION_NAMES.index("skip")
 # No wish for the item: it was shown, or turned down. Whoever makes a batch gives a rating of few stars as a
-# skip, and one without stars as an impression (`streaming.meaning`).
+# skip, and one without stars as an impression (`streaming.messages.meaning`).
 PASSIVE_ACTIONS = frozenset((IMPRESSION, SKIP))
-
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +119,3 @@ class HistoryBatch:
 
     def __len__(self) -> int:
         return int(self.length_B.shape[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """The candidates of one request, each once.
-
-    `row_M` int64 catalogue rows; `source_M` int64 bit mask, bit s set where source s of
-    `models.candidates.Source` proposed the item; `beam_M` float32 SID log-probability, NaN where the
-    beam did not propose it; `dense_M` float32 logit of the dense head, NaN where not computed.
-    """
-
-    row_M: Int64Array
-    source_M: Int64Array
-    beam_M: npt.NDArray[np.float32]
-    dense_M: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.row_M)

@@ -7,12 +7,12 @@ last, a folder what somebody once exported.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from services.follow import read_to_end
-from streaming.topics import ITEMS
+from streaming.clients.follow import read_to_end
+from streaming.messages.topics import ITEMS
 
 if TYPE_CHECKING:
     from protos.headrace.v1.items_pb2 import Item
-    from streaming.producer import Producer
+    from streaming.clients.producer import Producer
 
 _CHUNK_ITEMS = 500
 _READ_TIMEOUT_S = 120.0

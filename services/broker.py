@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from services.errors import BackendUnavailable, InvalidSettings
+from streaming.clients.topic_admin import existing_topics
 from streaming.errors import BrokerUnavailable
-from streaming.topics import existing_topics
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLL_S = 0.1

@@ -14,20 +14,20 @@ import structlog
 import torch
 from torch import Tensor
 
+from models.artifacts.release import ReleaseBundle
 from models.batch import EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import ModelConfig
-from models.features import feature_names
-from models.learner import OnlineLearner
-from models.quality import PrequentialQuality
-from models.ranker import Ranker
-from models.ranker_training import fit_ranker
-from models.recommend import Pipeline
-from models.recommender import GenerativeRecommender
-from models.release import ReleaseBundle
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
-from models.training import train_recommender
+from models.catalogue.index import CatalogueIndex
+from models.engine.pipeline import Pipeline
+from models.measures.quality import PrequentialQuality
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.online.learner import OnlineLearner
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.tokenizers.rq_kmeans import fit_codebook
+from models.training.offline import train_recommender
+from models.training.ranker_fitting import fit_ranker
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import Release
@@ -39,7 +39,7 @@ from services.learner.checkpoints import CheckpointStore
 from services.learner.releases import new_release_id
 from services.settings import Settings
 from services.translate import event_batch
-from streaming.meaning import EventMeaning
+from streaming.messages.meaning import EventMeaning
 
 log = structlog.get_logger()
 

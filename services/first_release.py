@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import structlog
 
-from models.learner import OnlineLearner
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
+from models.online.learner import OnlineLearner
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, Release
 from services.announcements import announce_items, not_announced
@@ -26,8 +26,8 @@ from services.learner.position import LearnerPosition
 from services.learner.releases import live_release
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings
+from streaming.clients.producer import Producer
 from streaming.errors import BrokerUnavailable
-from streaming.producer import Producer
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 import torch
 
-from models.catalogue import CatalogueIndex
+from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.items_pb2 import ItemSid
 from services.translate import content_of
 

@@ -14,8 +14,9 @@ import fsspec
 from services.errors import BackendUnavailable, ServiceError
 from services.learner.locks import training_lock
 from services.settings import Settings
+from streaming.clients.topic_admin import existing_topics
 from streaming.errors import BrokerUnavailable
-from streaming.topics import INTERACTIONS, ITEMS, RELEASES, existing_topics
+from streaming.messages.topics import INTERACTIONS, ITEMS, RELEASES
 
 _BROKER_TIMEOUT_S = 2.0
 _MIN_FREE_BYTES = 256 * 1024**2

@@ -1,8 +1,9 @@
 """Releases between the learner and the services: the store, the topic `releases`, and who is live.
 
-The store is a folder or any fsspec URL; a release is the directory `{store}/{release_id}`. The newest
-record in state LIVE names the release that everybody serves. What is in a release is the business of
-`models.release`; what to do with one, of the service that watches. Only who saves or loads one imports torch.
+The store is a folder or any fsspec URL; a release is the directory `{store}/{release_id}`. The newest record
+in state LIVE names the release that everybody serves. What is in a release is the business of
+`models.artifacts.release`; what to do with one, of the service that watches. Only who saves or loads one
+imports torch.
 """
 
 import asyncio
@@ -19,21 +20,21 @@ import fsspec
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 
+from models.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest
+from models.artifacts.release_meta import release_meta
 from models.errors import IncompatibleCheckpoint
-from models.manifest import MANIFEST_NAME, Manifest, read_manifest
-from models.release_meta import release_meta
 from protos.headrace.v1.release_pb2 import Release, ReleaseFile, ReleaseState
 from services.errors import NotFound
-from services.follow import follow, read_to_end
 from services.memory import give_back
 from services.metrics import RELEASE_CREATED, RELEASE_INFO, RELEASE_LOAD_SECONDS, RELEASE_SWAPS
 from services.settings import Settings
-from streaming.producer import Producer
-from streaming.records import Record, offset_messages
-from streaming.topics import RELEASES
+from streaming.clients.follow import follow, read_to_end
+from streaming.clients.producer import Producer
+from streaming.messages.records import Record, offset_messages
+from streaming.messages.topics import RELEASES
 
 if TYPE_CHECKING:
-    from models.release import ReleaseBundle
+    from models.artifacts.release import ReleaseBundle
 
 LIVE = ReleaseState.RELEASE_STATE_LIVE
 _RETIRED = ReleaseState.RELEASE_STATE_RETIRED
@@ -58,7 +59,7 @@ class ReleaseStore:
 
     def save(self, bundle: "ReleaseBundle") -> Manifest:
         """Writes a new release, its manifest last: a reader finds all of it or no manifest."""
-        from models.release import save_release
+        from models.artifacts.release import save_release
 
         _require_safe(bundle.meta.release_id)
         if self._is_local:
@@ -116,7 +117,7 @@ class ReleaseStore:
 
     def load(self, release_id: str) -> "ReleaseBundle":
         """A verified release; raises IncompatibleCheckpoint, or OSError if the store cannot be reached."""
-        from models.release import load_release
+        from models.artifacts.release import load_release
 
         _require_safe(release_id)
         directory = Path(self._root) / release_id if self._is_local else self._fetched(release_id)

@@ -15,17 +15,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from models.config import (
-    CodebookConfig,
-    LearnerConfig,
-    ModelConfig,
-    SearchConfig,
-    StatisticsConfig,
-    TrainConfig,
-)
+from models.decoding.config import SearchConfig
+from models.networks.config import ModelConfig
+from models.online.config import LearnerConfig
+from models.ranking.config import StatisticsConfig
+from models.tokenizers.config import CodebookConfig
+from models.training.config import TrainConfig
 from services.environment import PREFIX, did_you_mean, unknown_settings
 from services.errors import InvalidSettings
-from streaming.meaning import EventMeaning
+from streaming.messages.meaning import EventMeaning
 
 BASE_PORT = 7400
 

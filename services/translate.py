@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import IMPRESSION, SKIP, Candidates, EventBatch, HistoryBatch, Int64Array
-from models.candidates import Source
-from models.catalogue import CatalogueIndex
+from models.arrays import Int64Array
+from models.batch import IMPRESSION, SKIP, EventBatch, HistoryBatch
+from models.candidates import Candidates, Source
+from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
-from streaming.meaning import EventMeaning, Meaning
+from streaming.messages.meaning import EventMeaning, Meaning
 
 PastEvent = tuple[int, int, int]
 """Catalogue row, action, milliseconds since the Unix epoch."""

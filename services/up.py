@@ -27,8 +27,8 @@ from services.launch import ORPHAN_S
 from services.preflight import open_release_store
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings, to_environment
+from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
-from streaming.topics import create_topics, existing_topics
 
 # The order of starting; stopped in the other order, so that nobody calls what is already gone.
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")

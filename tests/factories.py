@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, StatisticsConfig
-from models.features import feature_names
-from models.ranker import Ranker
-from models.recommender import GenerativeRecommender
-from models.release import ReleaseBundle
-from models.release_meta import ReleaseMeta, config_hash
-from models.semantic_ids import Codebook, fit_codebook
-from models.statistics import LiveStatistics
+from models.artifacts.release import ReleaseBundle
+from models.artifacts.release_meta import ReleaseMeta, config_hash
+from models.catalogue.index import CatalogueIndex
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.tokenizers.codebook import Codebook
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, HistoryEvent
 from protos.headrace.v1.items_pb2 import Embedding, Item
 

@@ -3,7 +3,7 @@
 Zhou et al., 2018, "Deep Interest Network for Click-Through Rate Prediction": what a candidate wakes up in
 a history is the sum of its events, each weighed by a small network that sees the event and the candidate
 (the local activation unit; no softmax, so that a strong interest stays strong). Owns the network only; the
-input batch, the labels and the losses are `models.ranker`'s.
+input batch, the labels and the losses are `models.networks.ranker`'s.
 
 Shapes: B requests, T history, M candidates, A actions, F live features, D width, W width of the unit.
 """
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from models.batch import NUM_ACTIONS
 from models.candidates import Source
-from models.config import ModelConfig
-from models.ranker import NUM_SCORES, PADDING_LOGIT, RankerOutput, RankingBatch, candidate_inputs
-from models.recommender import NUM_GAP_BUCKETS, gap_bucket
+from models.networks.config import ModelConfig
+from models.networks.ranker import NUM_SCORES, PADDING_LOGIT, RankerOutput, RankingBatch, candidate_inputs
+from models.networks.recommender import NUM_GAP_BUCKETS, gap_bucket
 
 # The paper's sizes (section 4 and its code): 36 in the activation unit, 200 and 80 above it.
 UNIT_WIDTH = 36

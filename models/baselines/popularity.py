@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from models.batch import EventBatch
-from models.holdout import HoldoutCases
-from models.metrics import Ranks, ranks_of_targets
+from models.measures.ranking_metrics import Ranks, ranks_of_targets
+from models.sequences.holdout import HoldoutCases
 
 _BATCH = 1_024
 
@@ -16,7 +16,8 @@ _BATCH = 1_024
 def popularity_ranks(cases: HoldoutCases, known: EventBatch, num_items: int) -> Ranks:
     """The rank of each case's item by its number of events in `known`, int64 [B].
 
-    Items of the case's own history are excluded, ties count half (`models.metrics.ranks_of_targets`).
+    Items of the case's own history are excluded, ties count half
+    (`models.measures.ranking_metrics.ranks_of_targets`).
     """
     count_N = torch.from_numpy(np.bincount(known.item_N, minlength=num_items)).float()
     rank_B = np.empty(len(cases), dtype=np.int64)

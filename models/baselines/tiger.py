@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5Model
 
+from models.arrays import Int64Array
 from models.baselines.tiger_search import CodeTable, Found, search_codes
-from models.batch import Int64Array
-from models.trunk import ByteDropout
+from models.networks.blocks import ByteDropout
 
 
 @dataclass(frozen=True, kw_only=True)

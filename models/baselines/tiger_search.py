@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import Int64Array
+from models.arrays import Int64Array
 
 
 @dataclass(frozen=True)

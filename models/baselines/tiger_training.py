@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.baselines.rq_vae import RqVaeConfig, fit_rq_vae, with_last_code
+from models.arrays import Int64Array
 from models.baselines.tiger import Tiger, TigerConfig, user_token
-from models.batch import EventBatch, Int64Array
+from models.batch import EventBatch
 from models.device import autocast, compute_dtype
 from models.errors import NonFiniteLoss
-from models.holdout import HoldoutCases
-from models.metrics import Ranks, ranking_metrics, ranks_in_lists
-from models.sequences import LENGTH_BLUR, TrainingWindows, UserSequences
+from models.measures.ranking_metrics import Ranks, ranking_metrics, ranks_in_lists
+from models.sequences.holdout import HoldoutCases
+from models.sequences.user_sequences import UserSequences
+from models.sequences.windows import LENGTH_BLUR, TrainingWindows
+from models.tokenizers.rq_vae import RqVaeConfig, fit_rq_vae, with_last_code
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 

@@ -7,12 +7,9 @@ Shapes: Q prefixes, B requests, l codes so far, V codebook size, D width.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from models.batch import Int64Array
+from models.arrays import Float32Array, Int64Array
 from models.kernels.compiled import compiled_fast
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @compiled_fast

@@ -13,11 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.batch import Int64Array
+from models.arrays import Float32Array, Int64Array
 from models.kernels.compiled import compiled
-from models.trie_level import Level
-
-Float32Array = npt.NDArray[np.float32]
+from models.kernels.level import Level
 
 
 class Hidden(NamedTuple):

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.beam_step import BeamStep, Children, Excluded
+from models.kernels.beam_step_torch import BeamStep, Children, Excluded
 
 MAX_TILE = 2_048
 NUM_WARPS = 8

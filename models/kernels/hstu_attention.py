@@ -1,7 +1,7 @@
 """HSTU attention over a ragged batch of histories and candidates, forward and backward.
 
-Owns how sequences of different lengths lie in one tensor and who sees whom; the formula for one sequence,
-the buckets and their reasons are `models/hstu.py`'s. Does not know projections, gates or layers.
+Owns how sequences of different lengths lie in one tensor and who sees whom; the formula for one sequence, the
+buckets and their reasons are `models/kernels/hstu_formula.py`'s. Does not know projections, gates or layers.
 
 Each sequence is a history followed by `num_candidates` candidates. An event sees itself and what was
 before it; a candidate sees the whole history and itself, never another candidate, as if it alone were the
@@ -14,7 +14,7 @@ P distances, R time buckets.
 import torch
 from torch import Tensor
 
-from models import hstu
+from models.kernels import hstu_formula
 
 
 def hstu_attention(
@@ -29,7 +29,8 @@ def hstu_attention(
     *,
     max_length: int,
 ) -> Tensor:
-    """`models.hstu.hstu_attention` of each sequence: [N, H, E], of `q_NHE`'s dtype, with gradients.
+    """`models.kernels.hstu_formula.hstu_attention` of each sequence: [N, H, E], of `q_NHE`'s dtype, with
+    gradients.
 
     `q_NHE`, `k_NHE`, `v_NHE` floating, of one dtype; `time_ms_N` int64, a candidate's being that of its
     request; sequence b is positions `offset_B1[b]` to `offset_B1[b + 1]` (int64 [B + 1]), the last
@@ -39,6 +40,7 @@ def hstu_attention(
     The gradients are those of q, k, v and the two tables, and the same in every run.
     """
     if q_NHE.is_cuda:
+        # here: Triton comes with the extra `gpu` alone
         from models.kernels.hstu_triton import HstuAttention
 
         out_NHE: Tensor = HstuAttention.apply(
@@ -81,9 +83,9 @@ def hstu_attention_reference(
         mask_TT = same_TT | ((position_T[:, None] > position_T) & is_history_T)
         distance_TT = (place_T[:, None] - place_T).clamp(0, len(position_table_PH) - 1)
         time_T = time_ms_N[begin:end]
-        bucket_TT = hstu.time_bucket(time_T[:, None] - time_T).clamp(max=len(time_table_RH) - 1)
+        bucket_TT = hstu_formula.time_bucket(time_T[:, None] - time_T).clamp(max=len(time_table_RH) - 1)
         bias_HTT = (position_table_PH[distance_TT] + time_table_RH[bucket_TT]).permute(2, 0, 1)
         q, k, v = (x[begin:end].transpose(0, 1)[None] for x in (q_NHE, k_NHE, v_NHE))
-        out_1HTE = hstu.hstu_attention(q, k, v, bias_HTT[None], mask_TT[None, None])
+        out_1HTE = hstu_formula.hstu_attention(q, k, v, bias_HTT[None], mask_TT[None, None])
         outs.append(out_1HTE[0].transpose(0, 1))
     return torch.cat(outs)

@@ -1,6 +1,7 @@
 """Item representations for a batch of items: the sum of their code embeddings + the projected content.
 
-Owns one formula, that of `models.recommender.GenerativeRecommender.encode_items`, as a function of tensors.
+Owns one formula, that of `models.networks.recommender.GenerativeRecommender.encode_items`, as a function of
+tensors.
 
 Shapes: N items, C codes of an item, V codebook size, D width, E content width.
 """
@@ -21,6 +22,7 @@ def embed_items(
     inputs = (content_NE, code_embedding_CVD, weight_DE, bias_D)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if codes_NC.is_cuda and not needs_gradient:
+        # here: Triton comes with the extra `gpu` alone
         from models.kernels.item_embedding_triton import launch_embed_items
 
         return launch_embed_items(codes_NC, content_NE, code_embedding_CVD, weight_DE, bias_D)

@@ -7,14 +7,9 @@ Shapes: B queries, N rows, S rows on the short list, D width.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from models.batch import Int64Array
+from models.arrays import BoolArray, Float32Array, Int8Array, Int64Array
 from models.kernels.compiled import compiled_fast
-
-Float32Array = npt.NDArray[np.float32]
-Int8Array = npt.NDArray[np.int8]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @compiled_fast

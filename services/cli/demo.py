@@ -16,7 +16,7 @@ from services.settings import Settings, load_settings
 if TYPE_CHECKING:
     from services.cli.terminal import Stages
     from services.up import Stack
-    from streaming.dataset import Dataset
+    from streaming.datasets.folder import Dataset
 
 _OFFLINE_SHARE = 0.7
 # what a shell gives a command that SIGTERM ended
@@ -51,8 +51,8 @@ def demo(
 
 
 def _load(settings: Settings, data: Path | None) -> "Dataset":
-    from streaming.dataset import load_dataset
-    from streaming.movielens import download_movielens
+    from streaming.datasets.folder import load_dataset
+    from streaming.datasets.movielens import download_movielens
 
     if data is None:
         with terminal.err.status("MovieLens 100K"):
@@ -120,8 +120,8 @@ async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train
 
 
 def _send_past(settings: Settings, dataset: "Dataset", bars: "Stages") -> set[str]:
-    from streaming.producer import Producer
-    from streaming.replay import replay
+    from streaming.clients.producer import Producer
+    from streaming.datasets.replay import replay
 
     _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
     with Producer(settings.broker.bootstrap_servers) as producer:

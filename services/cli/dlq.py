@@ -10,7 +10,7 @@ from services.cli import terminal
 from services.settings import load_settings
 
 if TYPE_CHECKING:
-    from streaming.dead_letter import DeadLetter
+    from streaming.clients.dead_letter import DeadLetter
 
 app = typer.Typer(help="See dead letters and send them again.", no_args_is_help=True)
 
@@ -45,7 +45,7 @@ def list_letters(
     json: JsonOption = False,
 ) -> None:
     """The newest dead letters of a topic, oldest first."""
-    from streaming.dead_letter import list_dead_letters
+    from streaming.clients.dead_letter import list_dead_letters
 
     letters = list_dead_letters(_bootstrap(), topic.value, limit)
     if json:
@@ -82,7 +82,7 @@ def redrive(
     They also stay where they are: one that fails again is the same letter, with a count. What was learned in
     the meantime is recognised by its event id.
     """
-    from streaming.dead_letter import redrive as send_again
+    from streaming.clients.dead_letter import redrive as send_again
 
     bootstrap = _bootstrap()
     num_sent = send_again(bootstrap, topic.value, reason=reason, again=again)

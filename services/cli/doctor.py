@@ -103,8 +103,9 @@ def _ports(settings: Settings) -> Check:
 def _broker(settings: Settings) -> list[Check]:
     from kafka.errors import KafkaError
 
+    from streaming.clients.topic_admin import existing_topics
     from streaming.errors import BrokerUnavailable
-    from streaming.topics import TOPICS, existing_topics
+    from streaming.messages.topics import TOPICS
 
     servers = settings.broker.bootstrap_servers
     try:

@@ -11,9 +11,9 @@ from services.settings import load_settings
 
 if TYPE_CHECKING:
     from models.batch import EventBatch
-    from models.catalogue import CatalogueIndex
-    from streaming.dataset import Dataset
-    from streaming.meaning import EventMeaning
+    from models.catalogue.index import CatalogueIndex
+    from streaming.datasets.folder import Dataset
+    from streaming.messages.meaning import EventMeaning
 
 
 class Protocol(StrEnum):
@@ -36,11 +36,11 @@ def evaluate(
     Three systems: the generator's beam search alone, the dense head alone, and the whole path of Recommend.
     Needs no running service, and changes none.
     """
-    from models.evaluation import evaluate_leave_one_out
+    from models.evaluation.leave_one_out import evaluate_leave_one_out
     from services.cold_start import prepare_catalogue
     from services.cores import use_cores
-    from streaming.dataset import load_dataset
-    from streaming.tables import parse_columns
+    from streaming.datasets.folder import load_dataset
+    from streaming.datasets.tables import parse_columns
 
     settings = load_settings()
     use_cores()

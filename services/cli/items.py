@@ -90,7 +90,7 @@ def _item(line: str, where: str, unknown: Counter[str]) -> "Item":
     from google.protobuf import json_format
 
     from protos.headrace.v1.items_pb2 import Item
-    from streaming.events import ids_as_text, validate_item
+    from streaming.messages.events import ids_as_text, validate_item
 
     try:
         fields: Any = json_module.loads(line)

@@ -25,7 +25,7 @@ def _state(release: "Release") -> str:
 
 def _all_releases() -> "list[Release]":
     from services.state import find_state
-    from streaming.topics import existing_topics
+    from streaming.clients.topic_admin import existing_topics
 
     settings = find_state(load_settings()).settings
     # says at once that nobody is there; a reader would wait for somebody to come

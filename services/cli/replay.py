@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from protos.headrace.v1.items_pb2 import Item
     from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceStub
     from services.cli.terminal import Stages
-    from streaming.dataset import Dataset
-    from streaming.producer import Producer
+    from streaming.clients.producer import Producer
+    from streaming.datasets.folder import Dataset
 
 T = TypeVar("T")
 
@@ -57,10 +57,10 @@ def replay(
     if until <= start:
         raise typer.BadParameter("--until must be greater than --from")
     from services.state import find_state
-    from streaming.dataset import load_dataset
-    from streaming.producer import Producer
-    from streaming.replay import replay as send_events
-    from streaming.tables import parse_columns
+    from streaming.clients.producer import Producer
+    from streaming.datasets.folder import load_dataset
+    from streaming.datasets.replay import replay as send_events
+    from streaming.datasets.tables import parse_columns
 
     settings = find_state(load_settings()).settings
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
@@ -223,7 +223,7 @@ def _why_unread(settings: Settings) -> str:
 def check_events(dataset: "Dataset") -> None:
     """Raises DatasetError for the first event that readers would refuse, before anything is sent."""
     from streaming.errors import DatasetError
-    from streaming.events import validate_event
+    from streaming.messages.events import validate_event
 
     now_ms = time.time_ns() // 1_000_000
     for n in range(len(dataset)):

@@ -205,7 +205,7 @@ def _size(num_bytes: int) -> str:
 
 def _checkpoint(store: "CheckpointStore") -> CheckpointFacts | None:
     """The newest one, good or not; None where there is none."""
-    from models.checkpoint import verify
+    from models.artifacts.checkpoint import verify
     from models.errors import IncompatibleCheckpoint
 
     for _ in range(_MAX_LOOKS):
@@ -240,8 +240,9 @@ def _num_rows(path: Path) -> int:
 def _live_by_topic(settings: Settings) -> tuple[str, bool]:
     """The live release by the topic, empty where there is none; and whether the broker answers."""
     from services.up import live_release
+    from streaming.clients.topic_admin import existing_topics
     from streaming.errors import BrokerUnavailable
-    from streaming.topics import RELEASES, existing_topics
+    from streaming.messages.topics import RELEASES
 
     try:
         present = existing_topics(settings.broker.bootstrap_servers, timeout_s=_BROKER_TIMEOUT_S)
@@ -254,7 +255,7 @@ def _histories(path: Path) -> tuple[int | None, str]:
     """How many users have one, None where there is no store; and why it cannot be read."""
     import lmdb
 
-    from streaming.history import HistoryStore
+    from streaming.histories.store import HistoryStore
 
     if not (path / "data.mdb").exists():
         return None, ""

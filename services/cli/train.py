@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from protos.headrace.v1.items_pb2 import Item
     from services.cli.terminal import Stages
     from services.cold_start import FirstRelease
-    from streaming.consumer import PartitionConsumer
-    from streaming.records import Record
+    from streaming.clients.consumer import PartitionConsumer
+    from streaming.messages.records import Record
 
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
@@ -60,7 +60,7 @@ def train(
     from services.deadline import Deadline
     from services.preflight import check_folder_of_data, check_training
     from services.state import find_state
-    from streaming.tables import parse_columns
+    from streaming.datasets.tables import parse_columns
 
     deadline = Deadline(max_minutes * 60 or None)
     columns_of = parse_columns(columns)
@@ -162,7 +162,7 @@ def read_folder(
     Items as `headrace replay` announces them: those that come later in the data are not there yet.
     """
     from services.cli.replay import items_until
-    from streaming.dataset import load_dataset
+    from streaming.datasets.folder import load_dataset
 
     dataset = load_dataset(data, columns_of, allow_unmatched=allow_unmatched)
     if not keep_times:
@@ -175,8 +175,8 @@ def read_folder(
 
 def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[Event], dict[str, int]]":
     """Everything in `items` and `interactions`, and the offsets of what was read of the latter."""
-    from streaming.consumer import PartitionConsumer
-    from streaming.topics import INTERACTIONS, ITEMS
+    from streaming.clients.consumer import PartitionConsumer
+    from streaming.messages.topics import INTERACTIONS, ITEMS
 
     bootstrap = settings.broker.bootstrap_servers
     items: dict[str, Item] = {}
@@ -199,8 +199,8 @@ def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[E
 
 def _records(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Record]":
     """All records; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
-    from streaming.consumer import describe_hidden
-    from streaming.replay import replay_topic
+    from streaming.clients.consumer import describe_hidden
+    from streaming.datasets.replay import replay_topic
 
     consumer.lag()
     if stalled := describe_hidden(consumer.hidden()):

@@ -18,9 +18,9 @@ from protos.headrace.v1 import items_pb2, learner_pb2, learner_pb2_grpc
 from services.demo.screen import curve_panel
 from services.demo.traffic import Traffic
 from services.errors import BackendUnavailable
-from streaming.dataset import Dataset
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS, ITEMS
+from streaming.clients.producer import AsyncProducer
+from streaming.datasets.folder import Dataset
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 _CHUNK_EVENTS = 500
 _MAX_EVENTS_AHEAD = 2_500

@@ -29,8 +29,8 @@ from services.demo.live import LiveReplay
 from services.demo.traffic import Traffic
 from services.release import ReleasePublisher
 from services.settings import Settings
-from streaming.dataset import Dataset
-from streaming.producer import AsyncProducer
+from streaming.clients.producer import AsyncProducer
+from streaming.datasets.folder import Dataset
 
 MAX_CHANGE_S = 2.0
 MAX_NEW_ITEM_S = 5.0

@@ -26,11 +26,11 @@ from services.gateway.web import Console
 from services.server import ServiceServer, run_service
 from services.settings import Settings
 from services.state import STATE_SERVICE, add_state_service
+from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable
-from streaming.fresh_history import FreshHistory
-from streaming.history import HistoryStore
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import HistoryStore
+from streaming.messages.topics import INTERACTIONS
 
 # A broker that does not confirm is reported as such a little before the caller's time is over.
 _CONFIRMATION_SHARE = 0.8

@@ -32,9 +32,9 @@ from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
 from services.settings import Settings
 from services.source_masks import sources_of
 from services.user_key import user_key
-from streaming.fresh_history import FreshHistory
-from streaming.history import DEFAULT_MAX_EVENTS
-from streaming.meaning import Meaning
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import DEFAULT_MAX_EVENTS
+from streaming.messages.meaning import Meaning
 
 MAX_CANDIDATES = 512
 # Popularity is read this deep: filters and unannounced items take some; then come the newest items.

@@ -13,11 +13,11 @@ from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.recommend_pb2 import RejectedEvent, TrackStreamResponse
 from services.errors import DeadlineExpired, InvalidRequest
-from streaming.events import Violations, new_event_id, validate_event
-from streaming.fresh_history import FreshHistory
-from streaming.history import Written
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS, ITEMS
+from streaming.clients.producer import AsyncProducer
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import Written
+from streaming.messages.events import Violations, new_event_id, validate_event
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 MAX_REPORTED_REJECTIONS = 100
 # One write to the broker takes groups until it has this many events; the next ones are read meanwhile.

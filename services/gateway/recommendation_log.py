@@ -11,9 +11,9 @@ import structlog
 
 from protos.headrace.v1.recommend_pb2 import RecommendationLog
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
+from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable, MalformedEvent
-from streaming.producer import AsyncProducer
-from streaming.topics import RECOMMENDATIONS
+from streaming.messages.topics import RECOMMENDATIONS
 
 _MAX_QUEUED = 10_000
 _MAX_BATCH = 500

@@ -31,7 +31,7 @@ from services.gateway import validation
 from services.gateway.engine import RecommendationEngine
 from services.gateway.intake import Intake
 from services.settings import GatewaySettings
-from streaming.fresh_history import FreshHistory
+from streaming.histories.fresh_history import FreshHistory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,7 +1,7 @@
 """What a caller may ask of the gateway, said field by field.
 
 Owns the limits of the request messages. Events and items have their own rules in
-`streaming.events`; here they only get the name of the field they sit in. Knows no state.
+`streaming.messages.events`; here they only get the name of the field they sit in. Knows no state.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from protos.headrace.v1.recommend_pb2 import (
     UpsertItemsRequest,
 )
 from services.errors import InvalidRequest
-from streaming.events import id_problem, validate_item
+from streaming.messages.events import id_problem, validate_item
 
 DEFAULT_K = 10
 DEFAULT_USER_EVENTS = 20

@@ -6,9 +6,9 @@ from typing import Any
 
 from services.gateway.items import ItemView
 from services.gateway.releases import ReleaseView
-from streaming.tail import tail
-from streaming.topics import ITEMS, RELEASES, TRENDS
-from streaming.trends import TrendsView
+from streaming.clients.tail import tail
+from streaming.messages.topics import ITEMS, RELEASES, TRENDS
+from streaming.trends.counting import TrendsView
 
 
 class Views:

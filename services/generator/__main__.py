@@ -3,10 +3,9 @@
 import asyncio
 from functools import partial
 
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import generator_pb2, generator_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
-from services.follow import follow
 from services.generator.servicer import GeneratorServicer
 from services.generator.serving import GeneratorServing
 from services.metrics import EVENTS_CONSUMED
@@ -16,8 +15,9 @@ from services.release import ReleaseWatcher
 from services.server import ServiceServer, run_service
 from services.settings import Settings
 from services.user_key import user_key
-from streaming.records import Record
-from streaming.topics import INTERACTIONS, SEMANTIC_IDS
+from streaming.clients.follow import follow
+from streaming.messages.records import Record
+from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 
 NAME = "generator"
 # A request waits for so many at most; what it finds not done yet, it does itself.

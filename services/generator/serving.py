@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from models.batch import Candidates, Int64Array
-from models.candidates import Source
-from models.config import SearchConfig
-from models.generation import Generator
-from models.release import ReleaseBundle
+from models.arrays import Int64Array
+from models.artifacts.release import ReleaseBundle
+from models.candidates import Candidates, Source
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generator
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import ItemSid
@@ -25,7 +25,7 @@ from services.live_catalogue import LiveCatalogue
 from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, stage
 from services.translate import PastEvent
 from services.user_key import user_key
-from streaming.meaning import EventMeaning, Meaning
+from streaming.messages.meaning import EventMeaning, Meaning
 
 # Its state is kept while a release warms up.
 _NOBODY = 1

@@ -14,8 +14,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.generation import Generator
-from models.user_state import UserStates
+from models.decoding.generator import Generator
+from models.networks.user_states import UserStates
 from services.metrics import USER_STATES, USER_STATES_AHEAD, USERS_KEPT
 from services.translate import PastEvent, past_batch
 

@@ -2,7 +2,7 @@
 
 A checkpoint holds everything the learner needs to go on: weights, histories, statistics, the dedupe
 window, the offsets read and the length of the ledger. This file owns when old ones go and who may write;
-what is in one is the business of `models.learner`.
+what is in one is the business of `models.online.learner`.
 
 A training never writes a numbered one. It stages its checkpoint under `trained/`, named by its release, and
 that counts only while this very release is live: the learner then makes it its newest by one rename. So the
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import structlog
 
-from models import checkpoint
+from models.artifacts import checkpoint
 from models.errors import IncompatibleCheckpoint
-from models.learner import OnlineLearner
+from models.online.learner import OnlineLearner
 from services import metrics
 from services.learner.locks import learner_lock, training_lock
 from services.learner.position import LearnerPosition

@@ -15,8 +15,8 @@ from typing import TypeVar
 import structlog
 import torch
 
+from models.artifacts.release import ReleaseBundle
 from models.errors import IncompatibleCheckpoint
-from models.release import ReleaseBundle
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import NotReady

@@ -7,7 +7,7 @@ import base64
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from models.manifest import JsonValue
+from models.artifacts.manifest import JsonValue
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from models.learner import OnlineLearner
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
+from models.online.learner import OnlineLearner
 from protos.headrace.v1.release_pb2 import (
     RELEASE_STATE_CANDIDATE,
     RELEASE_STATE_LIVE,

@@ -5,14 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from models.learner import LearnReport, OnlineLearner
-from models.quality import K
-from models.trainer import StepReport
+from models.measures.quality import K
+from models.online.learner import LearnReport, OnlineLearner
+from models.online.optimiser_steps import StepReport
 from protos.headrace.v1.learner_pb2 import OnlineQuality, QualityPoint, StatusResponse
 from services import metrics
 from services.learner.position import LearnerPosition
-from streaming.consumer import describe_hidden
-from streaming.records import Record, offset_messages, split_position
+from streaming.clients.consumer import describe_hidden
+from streaming.messages.records import Record, offset_messages, split_position
 
 GROUP = "learner"
 NO_BROKER = "the broker does not answer: what it holds is learned once it does"

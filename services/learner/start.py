@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from models.artifacts.release import ReleaseBundle
 from models.errors import IncompatibleCheckpoint
-from models.learner import OnlineLearner
-from models.release import ReleaseBundle
-from models.statistics import LiveStatistics
+from models.online.learner import OnlineLearner
+from models.ranking.live_statistics import LiveStatistics
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
 from services.learner.checkpoints import CheckpointStore, read_checkpoint
@@ -23,9 +23,9 @@ from services.learner.stream import STAGE
 from services.metrics import DLQ_RECORDS
 from services.settings import Settings
 from services.translate import event_batch
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetters
-from streaming.topics import INTERACTIONS
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetters
+from streaming.messages.topics import INTERACTIONS
 
 log = structlog.get_logger()
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from models.learner import LearnReport, OnlineLearner
+from models.online.learner import LearnReport, OnlineLearner
 from services import metrics
 from services.errors import ServiceError
 from services.translate import event_batch
-from streaming.meaning import EventMeaning
-from streaming.records import Record
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.records import Record
 
 log = structlog.get_logger()
 

@@ -17,12 +17,12 @@ from protos.headrace.v1.items_pb2 import ItemSid
 from services import metrics
 from services.learner.position import DeferredRecord, LearnerPosition
 from services.settings import Settings
-from streaming.codec import encode
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetters
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable
-from streaming.records import ORIGIN, Origin, Record
-from streaming.topics import INTERACTIONS, SEMANTIC_IDS
+from streaming.messages.codec import encode
+from streaming.messages.records import ORIGIN, Origin, Record
+from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 
 log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from itertools import compress
 
 import structlog
 
-from models.learner import LearnReport, OnlineLearner
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
+from models.online.learner import LearnReport, OnlineLearner
 from protos.headrace.v1.items_pb2 import ItemSid
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
@@ -29,7 +29,7 @@ from services.memory import give_back
 from services.settings import Settings
 from services.translate import content_of
 from streaming.errors import BrokerUnavailable
-from streaming.records import Record
+from streaming.messages.records import Record
 
 log = structlog.get_logger()
 

@@ -1,4 +1,5 @@
-"""The projector's process: `streaming.projector` in a thread, with health, metrics and graceful stop.
+"""The projector's process: `streaming.histories.projector` in a thread, with health, metrics and graceful
+stop.
 
 Histories and offsets are written in one transaction, so it may be killed at any moment; the graceful
 stop only ends the batch in hand.
@@ -16,11 +17,11 @@ from services.metrics import (
 )
 from services.server import ServiceServer, run_service
 from services.settings import Settings
-from streaming.dead_letter import DeadLetters
-from streaming.history import HistoryStore
-from streaming.projector import GROUP_ID, ProjectionReport, project
-from streaming.records import split_position
-from streaming.topics import INTERACTIONS
+from streaming.clients.dead_letter import DeadLetters
+from streaming.histories.projector import GROUP_ID, ProjectionReport, project
+from streaming.histories.store import HistoryStore
+from streaming.messages.records import split_position
+from streaming.messages.topics import INTERACTIONS
 
 NAME = "projector"
 

@@ -4,10 +4,9 @@ import asyncio
 from functools import partial
 from operator import attrgetter
 
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import ranker_pb2, ranker_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
-from services.follow import follow
 from services.metrics import EVENTS_CONSUMED
 from services.micro_batches import MicroBatcher
 from services.model_thread import ModelThread
@@ -16,8 +15,9 @@ from services.ranker.serving import RankerServing
 from services.release import ReleaseWatcher
 from services.server import ServiceServer, run_service
 from services.settings import Settings
-from streaming.records import Record
-from streaming.topics import INTERACTIONS, SEMANTIC_IDS
+from streaming.clients.follow import follow
+from streaming.messages.records import Record
+from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 
 NAME = "ranker"
 

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import ACTION_NAMES, Candidates, HistoryBatch, Int64Array
-from models.candidates import Source, add_live_candidates, proposed_by
-from models.config import SearchConfig
-from models.dedupe import DedupeWindow
+from models.arrays import Int64Array
+from models.artifacts.release import ReleaseBundle
+from models.batch import ACTION_NAMES, HistoryBatch
+from models.candidates import Candidates, Source, proposed_by
+from models.decoding.config import SearchConfig
 from models.errors import IncompatibleCheckpoint
-from models.release import ReleaseBundle
-from models.scoring import RankResult, Scorer, order_by_score
-from models.statistics import LiveStatistics
+from models.ranking.live_sources import add_live_candidates
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.scorer import RankResult, Scorer, order_by_score
+from models.sequences.dedupe import DedupeWindow
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import ItemSid
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
@@ -29,7 +31,7 @@ from services.live_catalogue import LiveCatalogue
 from services.memory import give_back
 from services.metrics import stage
 from services.translate import PastEvent
-from streaming.meaning import EventMeaning
+from streaming.messages.meaning import EventMeaning
 
 # Longer than any request may take from the generator to here.
 _PREVIOUS_S = 15.0

@@ -3,10 +3,9 @@
 import asyncio
 from functools import partial
 
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
-from services.follow import follow
 from services.model_thread import ModelThread
 from services.release import ReleaseWatcher
 from services.server import ServiceServer, run_service
@@ -17,8 +16,9 @@ from services.tokenizer.intake import Intake
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.servicer import TokenizerServicer
 from services.tokenizer.serving import TokenizerServing
-from streaming.producer import AsyncProducer
-from streaming.topics import ITEMS, SEMANTIC_IDS
+from streaming.clients.follow import follow
+from streaming.clients.producer import AsyncProducer
+from streaming.messages.topics import ITEMS, SEMANTIC_IDS
 
 NAME = "tokenizer"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.catalogue import CatalogueIndex
+from models.catalogue.index import CatalogueIndex
 from services.metrics import CODEBOOK_ERROR, CODEBOOK_USAGE, SID_COLLISIONS
 
 

@@ -15,10 +15,10 @@ from services.metrics import EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
 from services.model_thread import ModelThread
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.serving import TokenizerServing
+from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable
-from streaming.producer import AsyncProducer
-from streaming.records import Record
-from streaming.topics import ITEMS, SEMANTIC_IDS
+from streaming.messages.records import Record
+from streaming.messages.topics import ITEMS, SEMANTIC_IDS
 
 # About a third of a second of text embedding on one core: the next batch must not wait for long.
 _BATCH_ITEMS = 32

@@ -14,11 +14,11 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from services.metrics import DLQ_RECORDS
-from streaming.codec import RawRecord, encode, header_list
-from streaming.dead_letter import DeadLetters, list_dead_letters
+from streaming.clients.dead_letter import DeadLetters, list_dead_letters
 from streaming.errors import BrokerUnavailable, MalformedEvent
-from streaming.records import Headers, Origin, Record
-from streaming.topics import ITEMS
+from streaming.messages.codec import RawRecord, encode, header_list
+from streaming.messages.records import Headers, Origin, Record
+from streaming.messages.topics import ITEMS
 
 _STAGE = "tokenizer"
 _RETRY_S = 1.0

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from models.catalogue import CatalogueIndex
+from models.artifacts.release import ReleaseBundle
+from models.catalogue.index import CatalogueIndex
 from models.errors import PrefixFull
-from models.release import ReleaseBundle
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from services import translate
 from services.errors import NotReady
 from services.live_catalogue import LiveCatalogue
 from services.metrics import STAGE_SECONDS
 from services.tokenizer.content import ContentEmbedder, precomputed
-from streaming.records import Record
+from streaming.messages.records import Record
 
 
 @dataclass

@@ -6,8 +6,9 @@ import logging
 from services.metrics import EVENTS_CONSUMED
 from services.server import ServiceServer, run_service
 from services.settings import Settings
-from streaming.topics import INTERACTIONS, create_topics
-from streaming.trends_worker import TrendsBatch, TrendsWorker
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.topics import INTERACTIONS
+from streaming.trends.worker import TrendsBatch, TrendsWorker
 
 _NOISY = ("faust", "mode")
 

@@ -20,10 +20,11 @@ from harness import console, emit, markdown_table, parser, readme_table, show, w
 from torch import Tensor
 from torch.nn import functional
 
-from models import hstu
-from models.kernels.beam_step import Children, beam_step, beam_step_reference
+from models.kernels.beam_step import beam_step
+from models.kernels.beam_step_torch import Children, beam_step_reference
 from models.kernels.hstu_attention import hstu_attention
 from models.kernels.item_embedding import embed_items, embed_items_reference
+from models.networks import hstu_trunk as hstu
 
 Contestants = dict[str, Callable[[], object]]
 V, HEADS, HEAD_WIDTH, WIDTH, CONTENT_WIDTH, NUM_CODES = 256, 4, 64, 256, 384, 4

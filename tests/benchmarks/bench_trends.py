@@ -29,10 +29,11 @@ from aiokafka import AIOKafkaProducer
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from services.broker import EmbeddedBroker
-from streaming.meaning import EventMeaning
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS, create_topics
-from streaming.trends_worker import TrendsBatch, TrendsWorker
+from streaming.clients.producer import AsyncProducer
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.topics import INTERACTIONS
+from streaming.trends.worker import TrendsBatch, TrendsWorker
 
 LIMIT_S = 60.0
 TICK_S = 0.1

@@ -8,7 +8,7 @@ Shapes: N cases.
 import numpy as np
 import numpy.typing as npt
 
-from models.batch import Float64Array
+from models.arrays import Float64Array
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]

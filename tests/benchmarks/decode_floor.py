@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from models.batch import Int64Array
-from models.recommender import GenerativeRecommender
-from models.search import SearchResult
+from models.arrays import Int64Array
+from models.decoding.beam_search import SearchResult
+from models.networks.recommender import GenerativeRecommender
 
 _ENTRY_BYTES = 10  # of an edge of the trie: code, child, count of available items
 _T5_ENTRY_BYTES = 4

@@ -32,9 +32,9 @@ from harness import percentiles, seconds_of
 from torch import Tensor
 
 from models.batch import HistoryBatch
-from models.catalogue import CatalogueIndex
-from models.config import SearchConfig
-from models.generation import Generator
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generator
 from protos.headrace.v1.items_pb2 import ItemSid, SemanticId
 from services.live_catalogue import LiveCatalogue
 

@@ -20,11 +20,14 @@ from torch import Tensor
 from models.baselines.hf_decode import HfDecoder, history_tokens, tiger_t5
 from models.baselines.torch_decode import TorchDecoder
 from models.batch import HistoryBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, SearchConfig
-from models.generation import Generation, Generator
-from models.recommender import GenerativeRecommender
-from models.semantic_ids import Codebook, fit_codebook
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generation, Generator
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
+from models.tokenizers.codebook import Codebook
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 NUM_ITEMS = 12_101  # as many as Amazon Beauty has
 K = 10

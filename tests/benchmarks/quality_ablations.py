@@ -20,18 +20,20 @@ import torch
 from quality_data import Problem
 from quality_systems import Budget, Progress, Row, row
 
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig
-from models.features import feature_names
-from models.generation import Generator
-from models.holdout import HoldoutCases, dense_ranks
-from models.metrics import ranking_metrics, ranks_in_lists
-from models.ranker import Ranker
-from models.ranker_training import fit_ranker
-from models.recommend import Pipeline
-from models.recommender import GenerativeRecommender
-from models.statistics import LiveStatistics
-from models.training import train_recommender
+from models.catalogue.index import CatalogueIndex
+from models.decoding.dense_ranks import dense_ranks
+from models.decoding.generator import Generator
+from models.engine.pipeline import Pipeline
+from models.measures.ranking_metrics import ranking_metrics, ranks_in_lists
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.sequences.holdout import HoldoutCases
+from models.tokenizers.config import CodebookConfig
+from models.training.offline import train_recommender
+from models.training.ranker_fitting import fit_ranker
 
 MOVIELENS = "movielens_small"
 NUM_ANSWERS = 10

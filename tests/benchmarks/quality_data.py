@@ -18,15 +18,16 @@ from harness import console, data_folder
 from torch import Tensor
 
 from models.batch import EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig
-from models.evaluation import LeaveOneOutSplit, split_leave_one_out
+from models.catalogue.index import CatalogueIndex
+from models.evaluation.leave_one_out import LeaveOneOutSplit, split_leave_one_out
+from models.networks.config import ModelConfig
+from models.tokenizers.config import CodebookConfig
 from protos.headrace.v1.items_pb2 import Embedding
 from services.cli.evaluate import event_columns
 from services.cold_start import prepare_catalogue
 from services.content import item_content
 from services.settings import Settings, load_settings
-from streaming.dataset import Dataset, load_dataset
+from streaming.datasets.folder import Dataset, load_dataset
 
 EVENTS_PER_USER = 14
 _GENERATED = (600, 400, 16)  # users, items, interests

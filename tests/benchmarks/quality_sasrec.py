@@ -13,8 +13,9 @@ import numpy as np
 from harness import REPOSITORY, console
 from quality_data import Problem, user_numbers
 
-from models.batch import EventBatch, Int64Array
-from models.metrics import ranking_metrics
+from models.arrays import Int64Array
+from models.batch import EventBatch
+from models.measures.ranking_metrics import ranking_metrics
 
 ENVIRONMENT = REPOSITORY / ".venv-recbole"
 HERE = Path(__file__).resolve().parent

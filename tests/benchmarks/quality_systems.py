@@ -14,12 +14,12 @@ from quality_data import Problem
 from quality_sasrec import sasrec_rows
 
 from models.baselines.popularity import popularity_ranks
-from models.baselines.rq_vae import RqVaeConfig
 from models.baselines.tiger import TigerConfig
 from models.baselines.tiger_training import train_tiger
-from models.evaluation import evaluate_leave_one_out
-from models.holdout import HoldoutCases
-from models.metrics import ranking_metrics
+from models.evaluation.leave_one_out import evaluate_leave_one_out
+from models.measures.ranking_metrics import ranking_metrics
+from models.sequences.holdout import HoldoutCases
+from models.tokenizers.rq_vae import RqVaeConfig
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int, dict[str, float]], None]

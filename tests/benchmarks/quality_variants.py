@@ -15,15 +15,18 @@ from quality_systems import QUICK_STEPS, Budget
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import objective, semantic_ids
-from models.baselines.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae
+from models.arrays import Int64Array
 from models.baselines.tiger_search import CodeTable, search_codes
-from models.batch import Candidates, HistoryBatch, Int64Array
-from models.catalogue import CatalogueIndex
-from models.config import ModelConfig
-from models.generation import Generation, Generator
-from models.loss import code_loss
-from models.recommender import GenerativeRecommender
+from models.batch import HistoryBatch
+from models.candidates import Candidates
+from models.catalogue.index import CatalogueIndex
+from models.decoding.generator import Generation, Generator
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
+from models.tokenizers import rq_kmeans as semantic_ids
+from models.tokenizers.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae
+from models.training import objective
+from models.training.loss import code_loss
 
 MakeRecommender = Callable[[ModelConfig], GenerativeRecommender]
 

@@ -13,9 +13,10 @@ import torch
 from harness import percentiles, seconds_of
 
 from models.batch import HistoryBatch
-from models.config import ModelConfig, StatisticsConfig
-from models.features import feature_names
-from models.ranker import Ranker, RankingBatch
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker, RankingBatch
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
 
 NUM_ITEMS = 12_101
 NAIVE_BATCH = 100

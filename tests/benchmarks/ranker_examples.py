@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import Candidates, EventBatch, HistoryBatch
-from models.candidates import Source, proposed_by
-from models.catalogue import CatalogueIndex
-from models.features import Float32Array
-from models.ranker import LIKE, RankingBatch, RankingTargets, action_labels
-from models.recommend import Pipeline
-from models.user_histories import Past, pad_pasts
+from models.arrays import Float32Array
+from models.batch import EventBatch, HistoryBatch
+from models.candidates import Candidates, Source, proposed_by
+from models.catalogue.index import CatalogueIndex
+from models.engine.pipeline import Pipeline
+from models.networks.ranker import LIKE, RankingBatch, RankingTargets, action_labels
+from models.sequences.histories import Past, pad_pasts
 
 DAY_MS = 86_400_000
 _BATCH = 256

@@ -25,14 +25,16 @@ from torch import nn
 
 from models.baselines.din import DinRanker
 from models.batch import EventBatch
-from models.config import SearchConfig, StatisticsConfig, TrainConfig
+from models.decoding.config import SearchConfig
 from models.device import autocast, compute_dtype
-from models.features import feature_names
-from models.ranker import LIKE, LIKE_FROM_STARS, RATING, Ranker, ranking_loss
-from models.ranker_training import AVERAGE_DECAY, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY
-from models.recommend import Pipeline
-from models.statistics import LiveStatistics
-from models.training import train_recommender
+from models.engine.pipeline import Pipeline
+from models.networks.ranker import LIKE, LIKE_FROM_STARS, RATING, Ranker, ranking_loss
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.training.config import TrainConfig
+from models.training.offline import train_recommender
+from models.training.ranker_fitting import AVERAGE_DECAY, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY
 
 SHARES = (0.5, 0.8, 0.9)
 NDCG_AT = 10

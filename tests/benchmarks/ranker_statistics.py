@@ -16,20 +16,22 @@ import numpy as np
 import torch
 from quality_data import Problem
 
-from models.batch import Candidates
-from models.candidates import Source
-from models.catalogue import CatalogueIndex
-from models.config import SearchConfig, StatisticsConfig, TrainConfig
-from models.evaluation import split_leave_one_out
-from models.features import Float32Array, feature_names
-from models.holdout import HoldoutCases
-from models.ranker import Ranker
-from models.ranker_training import Example, collect_examples, fit_examples
-from models.recommend import Pipeline
-from models.recommender import GenerativeRecommender
-from models.statistics import LiveStatistics
-from models.statistics_follower import StatisticsFollower
-from models.training import train_recommender
+from models.arrays import Float32Array
+from models.candidates import Candidates, Source
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.engine.pipeline import Pipeline
+from models.evaluation.leave_one_out import split_leave_one_out
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.statistics_follower import StatisticsFollower
+from models.sequences.holdout import HoldoutCases
+from models.training.config import TrainConfig
+from models.training.offline import train_recommender
+from models.training.ranker_fitting import Example, collect_examples, fit_examples
 
 _LIVE_SOURCES = (Source.COOCCURRENCE, Source.TRENDING, Source.NEW)
 Row = dict[str, float | int | str]

@@ -22,20 +22,22 @@ from ranker_examples import DAY_MS, announced_at_first_event
 from ranker_statistics import Budget, Row, Tick, Variant, make_pipeline, seen_by
 from torch.nn.utils import clip_grad_norm_
 
-from models.batch import Candidates, EventBatch
-from models.config import LearnerConfig, TrainConfig
-from models.generation import Generation
-from models.learner import OnlineLearner
-from models.metrics import Ranks, ranking_metrics
-from models.quality import COLD_USER_EVENTS, NEW_ITEM_EVENTS
-from models.ranker import Ranker, ranking_loss
-from models.ranker_training import AveragedTraining, Example, example_batch
-from models.recommend import Pipeline, with_live
-from models.scoring import Scorer
-from models.statistics import LiveStatistics
-from models.stories import tell
-from models.training import train_recommender
-from models.user_histories import Past, pad_pasts
+from models.batch import EventBatch
+from models.candidates import Candidates
+from models.decoding.generator import Generation
+from models.engine.pipeline import Pipeline, with_live
+from models.measures.quality import COLD_USER_EVENTS, NEW_ITEM_EVENTS
+from models.measures.ranking_metrics import Ranks, ranking_metrics
+from models.networks.ranker import Ranker, ranking_loss
+from models.online.config import LearnerConfig
+from models.online.learner import OnlineLearner
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.scorer import Scorer
+from models.sequences.histories import Past, pad_pasts
+from models.sequences.stories import tell
+from models.training.config import TrainConfig
+from models.training.offline import train_recommender
+from models.training.ranker_fitting import AveragedTraining, Example, example_batch
 
 MAX_ASKED = 96
 STEP_EXAMPLES = 32

@@ -7,9 +7,9 @@ they are. What is replaced, and why:
 
 - `Trainer.fit` and `Trainer.evaluate` go through a checkpoint on disk and `torch.load` without
   `weights_only`; here the best weights stay in memory.
-- RecBole's evaluation of sequential models lets items that the user already had compete. Ranks are counted
-  by `models.metrics` without them, as for every other system; `--check` first counts them as RecBole does
-  and compares with its own figures.
+- RecBole's evaluation of sequential models lets items that the user already had compete. Ranks are counted by
+  `models.measures.ranking_metrics` without them, as for every other system; `--check` first counts them as
+  RecBole does and compares with its own figures.
 - A batch is encoded in parts of similar length without the common padding: positions are counted from the
   left and attention is causal, so the same numbers come out, several times faster.
 - Dropout of rate one half is drawn from bytes, and autograd's search for NaN, which RecBole switches on, is
@@ -35,8 +35,8 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch import Tensor
 
-from models.metrics import ranking_metrics, ranks_of_targets
-from models.trunk import ByteDropout
+from models.measures.ranking_metrics import ranking_metrics, ranks_of_targets
+from models.networks.blocks import ByteDropout
 
 PART = 256
 SETTINGS: dict[str, Any] = {

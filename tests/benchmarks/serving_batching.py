@@ -13,7 +13,7 @@ from serving_measures import BEAM, Bench, Row
 
 from protos.headrace.v1 import generator_pb2
 from services.settings import Settings
-from streaming.history import HistoryStore
+from streaming.histories.store import HistoryStore
 
 _SETTLE_S = 1.0
 

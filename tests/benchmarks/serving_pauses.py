@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from serving_world import World, settings_for
 
-from models.config import SearchConfig
-from models.release import load_release
+from models.artifacts.release import load_release
+from models.decoding.config import SearchConfig
 from services.gateway.backends import Ask, generate_request, rank_request
 from services.generator.serving import GeneratorServing
 from services.ranker.serving import RankerServing
 from services.user_key import user_key
-from streaming.history import HistoryStore
-from streaming.meaning import EventMeaning
+from streaming.histories.store import HistoryStore
+from streaming.messages.meaning import EventMeaning
 
 PAUSES_MS = (0, 5, 40)
 _NUM_CANDIDATES = _BEAM = 50

@@ -29,11 +29,12 @@ from services.deadline import Deadline
 from services.learner.checkpoints import CheckpointStore
 from services.settings import EndpointSettings, Settings, load_settings
 from services.up import SERVICES, Stack
-from streaming.dataset import Dataset, load_dataset
-from streaming.history import HistoryStore
-from streaming.producer import Producer
-from streaming.records import Record
-from streaming.topics import INTERACTIONS, ITEMS, create_topics
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
+from streaming.datasets.folder import Dataset, load_dataset
+from streaming.histories.store import HistoryStore
+from streaming.messages.records import Record
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 CACHE = REPOSITORY / ".headrace" / "bench-serving"
 _NOW_MS = 1_760_000_000_000

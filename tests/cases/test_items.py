@@ -8,9 +8,9 @@ import pytest
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from protos.headrace.v1.recommend_pb2 import RecommendRequest, ShortfallReason, UpsertItemsRequest
-from streaming.dead_letter import list_dead_letters
-from streaming.producer import Producer
-from streaming.topics import ITEMS
+from streaming.clients.dead_letter import list_dead_letters
+from streaming.clients.producer import Producer
+from streaming.messages.topics import ITEMS
 from tests.cases.test_meaning import Record
 from tests.cases.world import World, until
 

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.headrace.v1 import recommend_pb2, recommend_pb2_grpc
 from services.broker import EmbeddedBroker
 from services.settings import Settings, to_environment
-from streaming.topics import create_topics
+from streaming.clients.topic_admin import create_topics
 from tests.cases.test_meaning import Record
 from tests.cases.world import World
 from tests.conftest import find_free_port

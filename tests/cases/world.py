@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import TrainConfig
+from models.training.config import TrainConfig
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc, recommend_pb2, recommend_pb2_grpc
 from protos.headrace.v1.events_pb2 import Action, Event
 from services.settings import (
@@ -33,8 +33,8 @@ from services.settings import (
     to_environment,
 )
 from services.up import is_serving
-from streaming.producer import Producer
-from streaming.topics import INTERACTIONS
+from streaming.clients.producer import Producer
+from streaming.messages.topics import INTERACTIONS
 from tests.conftest import find_free_port, find_port_pair
 
 NUM_KINDS, NUM_ITEMS, NUM_USERS, NUM_CLICKS = 4, 100, 200, 12

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from models.config import CodebookConfig, LearnerConfig, ModelConfig, SearchConfig, TrainConfig
+from models.decoding.config import SearchConfig
+from models.networks.config import ModelConfig
+from models.online.config import LearnerConfig
+from models.tokenizers.config import CodebookConfig
+from models.training.config import TrainConfig
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from services.settings import (

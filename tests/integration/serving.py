@@ -18,8 +18,8 @@ from services.broker import EmbeddedBroker
 from services.clients import channel
 from services.server import ServiceServer
 from services.settings import BrokerSettings, EndpointSettings, Settings, StoreSettings
-from streaming.producer import Producer
-from streaming.topics import create_topics
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
 from tests.conftest import find_free_port, find_port_pair
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

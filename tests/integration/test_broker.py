@@ -20,8 +20,9 @@ from kafka.protocol.consumer import FetchRequest
 from kafka.structs import OffsetAndMetadata
 
 from services.broker import EmbeddedBroker
+from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
-from streaming.topics import INTERACTIONS, ITEMS, create_topics, existing_topics
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 pytestmark = pytest.mark.integration
 

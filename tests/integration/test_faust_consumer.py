@@ -16,12 +16,13 @@ from faust.tables.recovery import Recovery
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from protos.headrace.v1.trends_pb2 import Trend
 from services.broker import EmbeddedBroker
-from services.follow import read_to_end
-from streaming.codec import encode
-from streaming.faust_consumer import Consumer
-from streaming.meaning import EventMeaning
-from streaming.topics import INTERACTIONS, TRENDS, create_topics
-from streaming.trends_worker import TrendsWorker
+from streaming.clients.follow import read_to_end
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.codec import encode
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.topics import INTERACTIONS, TRENDS
+from streaming.trends.faust_consumer import Consumer
+from streaming.trends.worker import TrendsWorker
 from tests.conftest import find_free_port
 
 NUM_PARTITIONS = 4

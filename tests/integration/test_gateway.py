@@ -43,8 +43,9 @@ from services.settings import (
     to_environment,
 )
 from services.up import is_serving
-from streaming.tail import tail
-from streaming.topics import RECOMMENDATIONS, create_topics
+from streaming.clients.tail import tail
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.topics import RECOMMENDATIONS
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.recommend_pb2 import (
     CandidateSource,

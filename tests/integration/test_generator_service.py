@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from models.release import ReleaseBundle
+from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceStub
 from protos.headrace.v1.items_pb2 import Item
@@ -20,7 +20,7 @@ from services.release import ReleasePublisher
 from services.settings import Settings
 from services.source_masks import sources_of
 from services.translate import item_sid
-from streaming.topics import SEMANTIC_IDS
+from streaming.messages.topics import SEMANTIC_IDS
 from tests.factories import make_catalogue, make_content, make_history, make_release
 from tests.integration.serving import (
     SERVING,

@@ -10,10 +10,10 @@ import pytest
 from aiokafka import AIOKafkaClient
 
 from protos.headrace.v1.items_pb2 import Item
-from services.follow import follow
-from streaming.producer import AsyncProducer
-from streaming.records import Record
-from streaming.topics import ITEMS
+from streaming.clients.follow import follow
+from streaming.clients.producer import AsyncProducer
+from streaming.messages.records import Record
+from streaming.messages.topics import ITEMS
 from tests.integration.serving import own_broker
 
 pytestmark = pytest.mark.integration

@@ -20,9 +20,10 @@ from services.broker import EmbeddedBroker
 from services.cold_start import train_first_release
 from services.release import ReleasePublisher
 from services.settings import Settings, to_environment
-from streaming.dead_letter import list_dead_letters
-from streaming.producer import Producer
-from streaming.topics import INTERACTIONS, create_topics
+from streaming.clients.dead_letter import list_dead_letters
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.topics import INTERACTIONS
 from tests.conftest import find_free_port
 from tests.integration.learner_world import World, make_world, small_settings
 

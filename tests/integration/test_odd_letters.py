@@ -9,10 +9,11 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetter, DeadLetters, list_dead_letters, redrive
-from streaming.records import ORIGIN
-from streaming.topics import INTERACTIONS, create_topics, dead_letter_topic
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetter, DeadLetters, list_dead_letters, redrive
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.records import ORIGIN
+from streaming.messages.topics import INTERACTIONS, dead_letter_topic
 
 PATIENCE_S = 30
 

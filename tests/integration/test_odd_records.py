@@ -25,19 +25,20 @@ from prometheus_client import REGISTRY
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from services.broker import EmbeddedBroker
-from services.follow import read_to_end
 from services.learner import report
 from services.learner.position import LearnerPosition
 from services.learner.stream import LearnerStream
-from streaming.codec import JSON, encode
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetters, list_dead_letters, redrive
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetters, list_dead_letters, redrive
+from streaming.clients.follow import read_to_end
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
 from streaming.header_names import read_any_header_name
-from streaming.meaning import EventMeaning
-from streaming.producer import Producer
-from streaming.records import Record
-from streaming.topics import COMPACTED_TOPICS, INTERACTIONS, MESSAGE_OF, TRENDS, create_topics
-from streaming.trends_worker import TrendsWorker
+from streaming.messages.codec import JSON, encode
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.records import Record
+from streaming.messages.topics import COMPACTED_TOPICS, INTERACTIONS, MESSAGE_OF, TRENDS
+from streaming.trends.worker import TrendsWorker
 from tests.conftest import DEFAULT_KAFKA_IMAGE, find_free_port
 from tests.integration.learner_world import small_settings
 

@@ -15,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from services.settings import BrokerSettings, EndpointSettings, Settings, StoreSettings, to_environment
-from streaming.history import HistoryStore
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS, create_topics
+from streaming.clients.producer import AsyncProducer
+from streaming.clients.topic_admin import create_topics
+from streaming.histories.store import HistoryStore
+from streaming.messages.topics import INTERACTIONS
 
 pytestmark = pytest.mark.integration
 

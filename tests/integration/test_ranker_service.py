@@ -25,7 +25,7 @@ from services.ranker.__main__ import serve
 from services.release import ReleasePublisher
 from services.settings import Settings
 from services.source_masks import mask_of, sources_of
-from streaming.topics import INTERACTIONS
+from streaming.messages.topics import INTERACTIONS
 from tests.factories import TIME_MS, make_history, make_release
 from tests.integration.serving import (
     make_settings,

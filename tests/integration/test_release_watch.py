@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from models.artifacts.release import ReleaseBundle
 from models.errors import IncompatibleCheckpoint
-from models.release import ReleaseBundle
 from protos.headrace.v1.release_pb2 import (
     RELEASE_STATE_CANDIDATE,
     RELEASE_STATE_LIVE,
@@ -20,7 +20,7 @@ from services.errors import NotFound
 from services.metrics import RELEASE_SWAPS
 from services.release import ReleasePublisher, ReleaseStore, ReleaseWatcher
 from services.settings import Settings, StoreSettings
-from streaming.topics import RELEASES
+from streaming.messages.topics import RELEASES
 from tests.factories import make_release
 from tests.integration.serving import make_settings, own_broker, send, until
 

@@ -26,9 +26,10 @@ from protos.headrace.v1.items_pb2 import Item
 from services.cold_start import train_first_release
 from services.settings import Settings
 from services.up import Stack
-from streaming.dead_letter import list_dead_letters
-from streaming.producer import Producer
-from streaming.topics import INTERACTIONS, ITEMS, create_topics
+from streaming.clients.dead_letter import list_dead_letters
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.topics import INTERACTIONS, ITEMS
 from tests.conftest import kafka_in_container
 from tests.integration.learner_world import World, make_world, small_settings
 

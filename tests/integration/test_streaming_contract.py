@@ -15,15 +15,16 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item
-from streaming import topics
-from streaming.codec import MAX_VALUE_BYTES, encode
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetter, DeadLetters, list_dead_letters, redrive
-from streaming.producer import AsyncProducer, Producer
-from streaming.records import Record
-from streaming.replay import replay_topic
-from streaming.tail import tail
-from streaming.topics import INTERACTIONS, ITEMS, create_topics, existing_topics
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetter, DeadLetters, list_dead_letters, redrive
+from streaming.clients.producer import AsyncProducer, Producer
+from streaming.clients.tail import tail
+from streaming.clients.topic_admin import create_topics, existing_topics
+from streaming.datasets.replay import replay_topic
+from streaming.messages import topics
+from streaming.messages.codec import MAX_VALUE_BYTES, encode
+from streaming.messages.records import Record
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 NUM_PARTITIONS = 4
 OLD_MS = 1_000_000_000_000

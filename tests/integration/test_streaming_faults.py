@@ -19,22 +19,23 @@ from kafka import KafkaConsumer, TopicPartition
 from protos.headrace.v1.events_pb2 import Action, Event
 from services.broker import EmbeddedBroker
 from services.errors import BackendUnavailable, InvalidSettings
-from streaming.consumer import PartitionConsumer
-from streaming.dead_letter import DeadLetters, list_dead_letters
+from streaming.clients.consumer import PartitionConsumer
+from streaming.clients.dead_letter import DeadLetters, list_dead_letters
+from streaming.clients.producer import AsyncProducer, Producer
+from streaming.clients.tail import tail
+from streaming.clients.topic_admin import create_topics
 from streaming.errors import BrokerUnavailable
-from streaming.history import HistoryStore
-from streaming.producer import AsyncProducer, Producer
-from streaming.tail import tail
-from streaming.topics import INTERACTIONS, create_topics
+from streaming.histories.store import HistoryStore
+from streaming.messages.topics import INTERACTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_KILLS = 6
 PROJECTOR = """
 import sys, threading
 from pathlib import Path
-from streaming.dead_letter import DeadLetters
-from streaming.history import HistoryStore
-from streaming.projector import project
+from streaming.clients.dead_letter import DeadLetters
+from streaming.histories.store import HistoryStore
+from streaming.histories.projector import project
 bootstrap, path, stage = sys.argv[1:]
 with HistoryStore.open(Path(path), read_only=False, max_events=100) as history:
     project(bootstrap, history, DeadLetters(bootstrap, stage=stage), stop=threading.Event(),

@@ -10,19 +10,19 @@ import grpc.aio
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from models.config import ModelConfig
+from models.networks.config import ModelConfig
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from protos.headrace.v1.tokenizer_pb2 import DetokenizeRequest, GetCodebookRequest, TokenizeRequest
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from services.cli.replay import announce
-from services.follow import read_to_end
 from services.release import ReleasePublisher
 from services.settings import Settings
 from services.tokenizer.__main__ import serve
-from streaming.dead_letter import list_dead_letters
-from streaming.producer import Producer
-from streaming.topics import ITEMS, SEMANTIC_IDS, dead_letter_topic
+from streaming.clients.dead_letter import list_dead_letters
+from streaming.clients.follow import read_to_end
+from streaming.clients.producer import Producer
+from streaming.messages.topics import ITEMS, SEMANTIC_IDS, dead_letter_topic
 from tests.factories import make_catalogue, make_content, make_item, make_release
 from tests.integration.serving import (
     make_settings,

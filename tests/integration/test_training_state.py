@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from models.learner import OnlineLearner
-from models.manifest import FORMAT
+from models.artifacts.manifest import FORMAT
+from models.online.learner import OnlineLearner
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest
 from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceStub
@@ -41,8 +41,8 @@ from services.ranker import __main__ as ranker
 from services.release import ReleasePublisher, release_store
 from services.settings import Settings, StoreSettings, to_environment
 from services.translate import event_batch
-from streaming.producer import Producer
-from streaming.topics import INTERACTIONS
+from streaming.clients.producer import Producer
+from streaming.messages.topics import INTERACTIONS
 from tests.cases.world import HEADRACE, environment, write_world
 from tests.conftest import find_free_port
 from tests.integration.learner_world import make_world, small_settings

@@ -20,11 +20,12 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, ACTION_IMPRESSION, Event
 from services.broker import EmbeddedBroker
-from streaming.codec import decode
+from streaming.clients.producer import AsyncProducer
+from streaming.clients.topic_admin import create_topics
 from streaming.errors import MalformedEvent
-from streaming.producer import AsyncProducer
-from streaming.topics import INTERACTIONS, TRENDS, create_topics
-from streaming.trends import TrendsView
+from streaming.messages.codec import decode
+from streaming.messages.topics import INTERACTIONS, TRENDS
+from streaming.trends.counting import TrendsView
 
 REPOSITORY = Path(__file__).parents[2]
 TIME_MS = 1_700_000_000_000

@@ -26,11 +26,12 @@ from services.cli.main import main
 from services.cli.up import pid_file, wants_embedded_broker
 from services.cold_start import train_first_release
 from services.errors import BackendUnavailable
-from services.follow import read_to_end
 from services.settings import EndpointSettings, Settings, to_environment
 from services.up import BROKER, SERVICES, Stack, check_ports, is_serving, wait_for_orphans
-from streaming.producer import Producer
-from streaming.topics import INTERACTIONS, ITEMS, create_topics
+from streaming.clients.follow import read_to_end
+from streaming.clients.producer import Producer
+from streaming.clients.topic_admin import create_topics
+from streaming.messages.topics import INTERACTIONS, ITEMS
 from tests.conftest import find_free_port
 from tests.integration.learner_world import make_world, small_settings
 from tests.integration.serving import until

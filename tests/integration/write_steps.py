@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from streaming.producer import Producer
+from streaming.clients.producer import Producer
 
 # each with the place of its `dir_fd` among its arguments
 _CHANGES = {"os.rename": 2, "os.mkdir": 2, "os.remove": 1, "os.rmdir": 1}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models.aversion import aversion_penalty, standing
-from models.user_histories import Past
+from models.ranking.aversion import aversion_penalty, standing
+from models.sequences.histories import Past
 from tests.factories import make_catalogue
 
 _NOTHING = np.empty(0, dtype=np.int64)

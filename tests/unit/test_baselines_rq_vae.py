@@ -2,8 +2,8 @@
 
 import torch
 
-from models.baselines.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae, with_last_code
-from models.catalogue import CatalogueIndex
+from models.catalogue.index import CatalogueIndex
+from models.tokenizers.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae, with_last_code
 from tests.factories import make_content
 
 CONFIG = RqVaeConfig(

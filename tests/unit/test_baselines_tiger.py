@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from models.baselines.popularity import popularity_ranks
-from models.baselines.rq_vae import RqVaeConfig
 from models.baselines.tiger import Tiger, TigerConfig, user_token
 from models.baselines.tiger_search import CodeTable, search_codes
 from models.baselines.tiger_training import train_tiger
 from models.batch import EventBatch
-from models.holdout import HoldoutCases
+from models.sequences.holdout import HoldoutCases
+from models.tokenizers.rq_vae import RqVaeConfig
 
 SMALL = TigerConfig(
     d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, num_user_tokens=10, max_items=6, beam=8,

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.baselines.hf_decode import history_tokens, tiger_t5
 from models.baselines.torch_decode import TorchDecoder
-from models.search import Beams, SearchResult
+from models.decoding.beam_search import Beams, SearchResult
 
 V = 4
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import objective
-from models.batch import Candidates
-from models.evaluation import split_leave_one_out
-from streaming.dataset import load_dataset
+from models.candidates import Candidates
+from models.evaluation.leave_one_out import split_leave_one_out
+from models.training import objective
+from streaming.datasets.folder import load_dataset
 from tests.factories import MODEL, make_catalogue
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

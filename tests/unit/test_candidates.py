@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import Candidates
-from models.candidates import Source, add_live_candidates, newly_announced, proposed_by, unite
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, StatisticsConfig
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
+from models.candidates import Candidates, Source, proposed_by, unite
+from models.catalogue.index import CatalogueIndex
+from models.ranking.config import StatisticsConfig
+from models.ranking.live_sources import add_live_candidates, newly_announced
+from models.ranking.live_statistics import LiveStatistics
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 NOW = 10**12
 DAY = 86_400_000

@@ -5,10 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig
+from models.catalogue.index import CatalogueIndex
 from models.errors import IncompatibleCheckpoint, PrefixFull
-from models.semantic_ids import Codebook, fit_codebook
+from models.tokenizers.codebook import Codebook
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 E = 6
 CONTENT = torch.randn(60, E, generator=torch.Generator().manual_seed(0))

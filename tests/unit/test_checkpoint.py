@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models import checkpoint
-from models.checkpoint import load, next_directory, numbered, prune, save
+from models.artifacts import checkpoint
+from models.artifacts.checkpoint import load, next_directory, numbered, prune, save
+from models.artifacts.manifest import Manifest, json_sha256
 from models.errors import IncompatibleCheckpoint
-from models.manifest import Manifest, json_sha256
 
 META = {"name": "a", "nested": {"z": [1, 2.5, None], "a": True}}
 

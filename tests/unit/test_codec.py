@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item, ItemSid, SemanticId
 from protos.headrace.v1.release_pb2 import Release
-from streaming.codec import MAX_VALUE_BYTES, decode, encode
 from streaming.errors import MalformedEvent
-from streaming.topics import INTERACTIONS, ITEMS, MESSAGE_OF, RELEASES, SEMANTIC_IDS
+from streaming.messages.codec import MAX_VALUE_BYTES, decode, encode
+from streaming.messages.topics import INTERACTIONS, ITEMS, MESSAGE_OF, RELEASES, SEMANTIC_IDS
 
 NOW_MS = 1_700_000_000_000
 REASONS = {"not_protobuf", "not_json", "invalid", "too_large"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.catalogue import CatalogueIndex
+from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
 from services.cold_start import NothingToLearn, prepare_catalogue, train_first_release

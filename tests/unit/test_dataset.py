@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from protos.headrace.v1.events_pb2 import Action
-from streaming import movielens
-from streaming.dataset import Dataset, load_dataset
+from streaming.datasets import movielens
+from streaming.datasets.folder import Dataset, load_dataset
+from streaming.datasets.movielens import download_movielens
 from streaming.errors import DatasetError
-from streaming.events import validate_event, validate_item
-from streaming.movielens import download_movielens
+from streaming.messages.events import validate_event, validate_item
 
 ITEMS: list[dict[str, object]] = [
     {"item_id": 1, "title": "One", "brand": None, "categories": ["A", "B", "A"]},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.decoder import DepthDecoder
+from models.networks.depth_decoder import DepthDecoder
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from torch.nn import functional
 
 from models.baselines.din import DinRanker
 from models.batch import ACTION_NAMES, HistoryBatch
-from models.config import ModelConfig
-from models.ranker import RankingBatch, RankingTargets, action_labels, ranking_loss
+from models.networks.config import ModelConfig
+from models.networks.ranker import RankingBatch, RankingTargets, action_labels, ranking_loss
 
 MODEL = ModelConfig(d_model=12, num_heads=2, ranker_dim=8, content_dim=4)
 NUM_FEATURES, NUM_ITEMS = 3, 20

@@ -4,11 +4,15 @@ import torch
 from torch.nn import functional
 
 from models.batch import ACTION_NAMES, EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, SearchConfig, StatisticsConfig, TrainConfig
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
 from models.errors import NothingToTest
-from models.evaluation import evaluate_leave_one_out, split_leave_one_out
-from models.semantic_ids import fit_codebook
+from models.evaluation.leave_one_out import evaluate_leave_one_out, split_leave_one_out
+from models.networks.config import ModelConfig
+from models.ranking.config import StatisticsConfig
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
+from models.training.config import TrainConfig
 
 CLICK, SKIP = ACTION_NAMES.index("click"), ACTION_NAMES.index("skip")
 NUM_ITEMS = 40

@@ -6,7 +6,7 @@ from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item, ItemSid, SemanticId
 from protos.headrace.v1.release_pb2 import Release
 from protos.headrace.v1.trends_pb2 import Trend
-from streaming.events import (
+from streaming.messages.events import (
     new_event_id,
     validate_event,
     validate_item,

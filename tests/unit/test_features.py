@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from models.batch import ACTION_NAMES
-from models.config import StatisticsConfig
-from models.features import FeatureSource, feature_names
-from models.statistics import LiveStatistics
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import FeatureSource, feature_names
+from models.ranking.live_statistics import LiveStatistics
 from tests.factories import NUM_ITEMS, TIME_MS, make_catalogue
 
 CLICK, IMPRESSION = ACTION_NAMES.index("click"), ACTION_NAMES.index("impression")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
-from streaming.fresh_history import FreshHistory
-from streaming.history import HistoryStore, Written
-from streaming.records import Record
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import HistoryStore, Written
+from streaming.messages.records import Record
 
 TOPIC = "interactions"
 

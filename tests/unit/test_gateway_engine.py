@@ -31,10 +31,10 @@ from services.gateway.views import Views
 from services.settings import Settings
 from services.source_masks import mask_of
 from services.user_key import user_key
-from streaming.fresh_history import FreshHistory
-from streaming.history import HistoryStore
-from streaming.producer import AsyncProducer
-from streaming.records import Record
+from streaming.clients.producer import AsyncProducer
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import HistoryStore
+from streaming.messages.records import Record
 
 CODE = grpc.StatusCode
 BEAM = CandidateSource.CANDIDATE_SOURCE_BEAM

@@ -13,10 +13,10 @@ from services.errors import DeadlineExpired, InvalidRequest
 from services.gateway.intake import Intake
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
+from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable
-from streaming.fresh_history import FreshHistory
-from streaming.history import Written
-from streaming.producer import AsyncProducer
+from streaming.histories.fresh_history import FreshHistory
+from streaming.histories.store import Written
 
 
 class KeepingProducer(AsyncProducer):

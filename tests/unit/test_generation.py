@@ -7,11 +7,13 @@ from torch.nn import functional
 
 from models.batch import HistoryBatch
 from models.candidates import Source
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, SearchConfig
-from models.generation import Generator
-from models.recommender import GenerativeRecommender
-from models.semantic_ids import fit_codebook
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generator
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_layers=1)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from protos.headrace.v1.events_pb2 import Action, Event
-from streaming.history import ApplyReport, HistoryStore
-from streaming.records import Record
+from streaming.histories.store import ApplyReport, HistoryStore
+from streaming.messages.records import Record
 
 
 def record(offset: int, *, user: str = "u", event_id: str = "", partition: int = 0) -> Record:
@@ -90,7 +90,7 @@ def test_a_failed_apply_changes_nothing(tmp_path: Path) -> None:
 def test_a_reader_in_another_process_sees_what_is_applied(tmp_path: Path) -> None:
     path = tmp_path / "h"
     program = (
-        "import sys; from pathlib import Path; from streaming.history import HistoryStore\n"
+        "import sys; from pathlib import Path; from streaming.histories.store import HistoryStore\n"
         "store = HistoryStore.open(Path(sys.argv[1]), read_only=True, map_bytes=1 << 17)\n"
         "for line in sys.stdin: print(store.count('u0'), len(store.get('u0', 10_000)), flush=True)\n"
     )

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from models.batch import ACTION_NAMES, EventBatch
-from models.config import ModelConfig
-from models.holdout import HoldoutCases, dense_ranks
-from models.recommender import GenerativeRecommender
+from models.decoding.dense_ranks import dense_ranks
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
+from models.sequences.holdout import HoldoutCases
 
 
 def make_events(rows: list[tuple[str, int, int]]) -> EventBatch:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.batch import Float64Array
-from models.hottest import COLD, Hottest
+from models.arrays import Float64Array
+from models.ranking.hottest import COLD, Hottest
 
 
 def slowly(heat_N: Float64Array, k: int) -> list[int]:

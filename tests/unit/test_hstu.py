@@ -2,15 +2,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.config import ModelConfig
-from models.hstu import (
-    NUM_DISTANCES,
-    NUM_TIME_BUCKETS,
-    HstuTrunk,
-    hstu_attention,
-    time_bucket,
-)
-from models.trunk_cache import TrunkCache
+from models.kernels.hstu_formula import NUM_DISTANCES, NUM_TIME_BUCKETS, hstu_attention, time_bucket
+from models.networks.config import ModelConfig
+from models.networks.hstu_trunk import HstuTrunk
+from models.networks.trunk_cache import TrunkCache
 
 DAY_MS = 86_400_000
 LENGTHS = [(6, 6, 6), (6, 3, 0)]

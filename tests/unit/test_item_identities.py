@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import ModelConfig
-from models.item_identities import ItemIdentities, room_for
-from models.recommender import GenerativeRecommender
+from models.networks.config import ModelConfig
+from models.networks.item_identities import ItemIdentities, room_for
+from models.networks.recommender import GenerativeRecommender
 
 
 def codes(*numbers: int) -> torch.Tensor:

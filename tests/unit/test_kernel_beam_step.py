@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.kernels.beam_step import (
-    NO_KEY,
-    NO_NODE,
-    BeamStep,
-    Children,
-    Excluded,
-    beam_step,
-    beam_step_reference,
-)
+from models.kernels.beam_step import beam_step
+from models.kernels.beam_step_torch import NO_KEY, NO_NODE, BeamStep, Children, Excluded, beam_step_reference
 from models.kernels.beam_step_triton import launch_beam_step as launch
 from tests.kernel_device import on_device
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.decoder import DepthDecoder
-from models.kernels import captured_decode
-from models.kernels.beam_step import beam_step_reference
+from models.catalogue.trie import Trie
+from models.decoding import captured_decode
+from models.decoding.beam_search import CodeLogits, SearchResult, beam_search
+from models.decoding.captured_decode import CapturedDecode, DecodeSizes
+from models.kernels.beam_step_torch import beam_step_reference
 from models.kernels.beam_step_triton import launch_beam_step
-from models.kernels.captured_decode import CapturedDecode, DecodeSizes
-from models.search import CodeLogits, SearchResult, beam_search
-from models.trie import Trie
+from models.networks.depth_decoder import DepthDecoder
 from tests.kernel_device import DEVICE, moved
 
 V, C, D = 6, 3, 16

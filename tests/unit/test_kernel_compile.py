@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from models.kernels import compile as compile_kernels
+from models.compilation import compile as compile_kernels
 
 ROOT = Path(__file__).parents[2]
 MAX_SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # of a block, CUDA programming guide
@@ -34,7 +34,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    result = run_python("-m", "models.kernels.compile", "--json", "--dtype", "bfloat16")
+    result = run_python("-m", "models.compilation.compile", "--json", "--dtype", "bfloat16")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import hstu
 from models.kernels import hstu_triton
 from models.kernels.hstu_attention import hstu_attention, hstu_attention_reference
 from models.kernels.hstu_triton import HstuAttention
+from models.networks import hstu_trunk as hstu
 from tests.kernel_device import on_device
 
 attend = on_device(HstuAttention.apply)
@@ -142,7 +142,8 @@ def test_bfloat16_is_as_close_as_bfloat16_is() -> None:
 
 
 def test_it_is_the_attention_of_the_module() -> None:
-    """A padded batch through `models.hstu`'s bias, mask and formula; ragged through the kernel."""
+    """A padded batch through `models.networks.hstu_trunk`'s bias, mask and formula; ragged through the
+    kernel."""
     torch.manual_seed(0)
     num_layers, num_heads, layer, lengths = 2, 2, 1, [4, 20, 1]
     case = make_case([(length, 0) for length in lengths], num_heads=num_heads)

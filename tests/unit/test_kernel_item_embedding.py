@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.kernels.item_embedding import embed_items, embed_items_reference
 from models.kernels.item_embedding_triton import launch_embed_items as launch
-from models.recommender import GenerativeRecommender
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
 from tests.kernel_device import on_device
 
 launch_embed_items = on_device(launch)

@@ -9,16 +9,20 @@ import torch
 from torch.nn import functional
 
 from models.batch import ACTION_NAMES, IMPRESSION, SKIP, EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, LearnerConfig, ModelConfig, SearchConfig, StatisticsConfig
-from models.dedupe import hash_id
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
 from models.errors import IncompatibleCheckpoint
-from models.features import feature_names
-from models.learner import OnlineLearner
-from models.ranker import Ranker
-from models.recommender import GenerativeRecommender
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.online.config import LearnerConfig
+from models.online.learner import OnlineLearner
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.sequences.dedupe import hash_id
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 CLICK = ACTION_NAMES.index("click")
 NUM_ITEMS, NUM_USERS = 40, 12

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from models.batch import ACTION_NAMES, EventBatch, Int64Array
-from models.dedupe import DedupeWindow
-from models.reservoir import Reservoir
-from models.stories import tell
-from models.user_histories import Past, UserHistories, pad_pasts
-from models.windows import cut_windows, group_by_length, training_batch, whole_window
+from models.arrays import Int64Array
+from models.batch import ACTION_NAMES, EventBatch
+from models.online.reservoir import Reservoir
+from models.sequences.dedupe import DedupeWindow
+from models.sequences.growing_windows import cut_windows, group_by_length, training_batch, whole_window
+from models.sequences.histories import Past, UserHistories, pad_pasts
+from models.sequences.stories import tell
 
 CLICK = ACTION_NAMES.index("click")
 

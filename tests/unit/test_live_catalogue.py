@@ -2,7 +2,7 @@
 
 import torch
 
-from models.catalogue import CatalogueIndex
+from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.items_pb2 import Item, ItemSid
 from services.live_catalogue import LiveCatalogue
 from services.translate import item_sid

@@ -30,7 +30,7 @@ def test_our_lines_and_those_of_libraries_look_alike(capsys: pytest.CaptureFixtu
     configure_logging("generator")
     with structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger().info("request", method="Generate", latency_ms=1.5)
-        logging.getLogger("streaming.tail").warning("tail_waits", extra={"topics": ["items"]})
+        logging.getLogger("streaming.clients.tail").warning("tail_waits", extra={"topics": ["items"]})
     ours, theirs = lines(capsys)
     assert ours.keys() == {"event", "method", "latency_ms", "request_id", "service", "level", "timestamp"}
     assert (ours["event"], ours["latency_ms"], ours["level"]) == ("request", 1.5, "info")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.loss import CHUNK_STATES, catalogue_loss, code_loss, sampled_loss
+from models.training.loss import CHUNK_STATES, catalogue_loss, code_loss, sampled_loss
 
 
 def test_code_loss_is_the_negative_log_probability_among_the_valid_codes():

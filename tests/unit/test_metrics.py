@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.metrics import (
+from models.measures.ranking_metrics import (
     hierarchical_recall,
     ndcg_at,
     ranking_metrics,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.nearest import NearestIndex
+from models.decoding.nearest import NearestIndex
 
 
 def index_of(vector_ND: torch.Tensor) -> NearestIndex:

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-import models.objective
+import models.training.objective
 from models.batch import HistoryBatch
-from models.catalogue import CatalogueIndex
-from models.config import ModelConfig
-from models.objective import Objective
-from models.recommender import GenerativeRecommender
-from models.semantic_ids import Codebook
-from models.sequences import TrainingBatch
+from models.catalogue.index import CatalogueIndex
+from models.networks.config import ModelConfig
+from models.networks.recommender import GenerativeRecommender
+from models.sequences.windows import TrainingBatch
+from models.tokenizers.codebook import Codebook
+from models.training.objective import Objective
 
 NUM_ITEMS = 30
 
@@ -73,13 +73,13 @@ def test_every_weight_learns(recommender):
 
 def test_the_sampled_objective_is_near_the_full_one(recommender, monkeypatch):
     full = make_objective()(recommender, make_batch(7), torch.float32)
-    monkeypatch.setattr(models.objective, "MAX_FULL_SOFTMAX", 10)
+    monkeypatch.setattr(models.training.objective, "MAX_FULL_SOFTMAX", 10)
     sampled = make_objective()(recommender, make_batch(7), torch.float32)
     assert sampled.code.item() == pytest.approx(full.code.item())
     assert sampled.dense.item() == pytest.approx(full.dense.item(), abs=0.05)
 
 
 def test_the_sample_depends_on_the_seed_only(recommender, monkeypatch):
-    monkeypatch.setattr(models.objective, "MAX_FULL_SOFTMAX", 10)
+    monkeypatch.setattr(models.training.objective, "MAX_FULL_SOFTMAX", 10)
     first, again = (make_objective()(recommender, make_batch(7), torch.float32).dense for _ in range(2))
     assert np.array_equal(first.detach().numpy(), again.detach().numpy())

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.gate import gate
-from models.popularity import WindowedPopularity
-from models.quality import PairedHits, PrequentialQuality, ScoredEvent
+from models.measures.gate import gate
+from models.measures.popularity import WindowedPopularity
+from models.measures.quality import PairedHits, PrequentialQuality, ScoredEvent
 
 
 def scored(

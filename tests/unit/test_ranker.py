@@ -5,16 +5,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.batch import ACTION_NAMES, Candidates, HistoryBatch
-from models.candidates import Source, add_live_candidates, proposed_by
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, StatisticsConfig
-from models.features import feature_names
-from models.ranker import LIKE, RATING, Ranker, RankingTargets, action_labels, ranking_loss
-from models.recommender import GenerativeRecommender
-from models.scoring import Scorer, order_by_score
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
+from models.batch import ACTION_NAMES, HistoryBatch
+from models.candidates import Candidates, Source, proposed_by
+from models.catalogue.index import CatalogueIndex
+from models.networks.config import ModelConfig
+from models.networks.ranker import LIKE, RATING, Ranker, RankingTargets, action_labels, ranking_loss
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_sources import add_live_candidates
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.scorer import Scorer, order_by_score
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 NOW = 10**12
 CLICK = ACTION_NAMES.index("click")

@@ -6,16 +6,19 @@ import torch
 from torch.nn import functional
 
 from models.batch import EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, SearchConfig, StatisticsConfig
-from models.features import feature_names
-from models.ranker import Ranker
-from models.ranker_training import fit_ranker
-from models.recommend import Pipeline, recommend_many
-from models.recommender import GenerativeRecommender
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
-from models.user_histories import Past, pad_pasts
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.engine.pipeline import Pipeline, recommend_many
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.config import StatisticsConfig
+from models.ranking.features import feature_names
+from models.ranking.live_statistics import LiveStatistics
+from models.sequences.histories import Past, pad_pasts
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
+from models.training.ranker_fitting import fit_ranker
 
 CLICK, NUM_ITEMS, LENGTH = 2, 60, 6
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_layers=1, ranker_dim=16)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.batch import HistoryBatch
-from models.config import TRUNKS, ModelConfig
-from models.recommender import NUM_GAP_BUCKETS, GenerativeRecommender, gap_bucket
+from models.networks.config import TRUNKS, ModelConfig
+from models.networks.recommender import NUM_GAP_BUCKETS, GenerativeRecommender, gap_bucket
 
 CONFIG = ModelConfig(content_dim=12, codebook_size=8, d_model=32, num_heads=4, dropout=0.1)
 

@@ -10,18 +10,20 @@ import pytest
 import safetensors.torch
 import torch
 
+from models.artifacts.checkpoint import load, save
+from models.artifacts.manifest import json_sha256
+from models.artifacts.release import ReleaseBundle, load_release, save_release
+from models.artifacts.release_meta import ReleaseMeta, config_hash
 from models.batch import HistoryBatch
-from models.catalogue import CatalogueIndex
-from models.checkpoint import load, save
-from models.config import CodebookConfig, ModelConfig, StatisticsConfig
+from models.catalogue.index import CatalogueIndex
 from models.errors import IncompatibleCheckpoint
-from models.manifest import json_sha256
-from models.ranker import Ranker
-from models.recommender import GenerativeRecommender
-from models.release import ReleaseBundle, load_release, save_release
-from models.release_meta import ReleaseMeta, config_hash
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.config import StatisticsConfig
+from models.ranking.live_statistics import LiveStatistics
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 MODEL = ModelConfig(content_dim=6, num_levels=2, codebook_size=8, d_model=16, num_layers=1, ranker_dim=8)
 STATISTICS = StatisticsConfig()
@@ -152,7 +154,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: py
     with torch.no_grad():
         bundle.recommender.empty_state[0] = torch.nan
     with monkeypatch.context() as patch:
-        patch.setattr("models.checkpoint._require_finite_tensors", lambda *_: None)
+        patch.setattr("models.artifacts.checkpoint._require_finite_tensors", lambda *_: None)
         save_release(tmp_path, bundle)
     assert refused_reason(tmp_path / "r1") == "non_finite"
 

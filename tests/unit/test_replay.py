@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.message import Message
 
 from protos.headrace.v1.items_pb2 import Item
-from streaming.dataset import LEAD_MS, Dataset
-from streaming.replay import replay
-from streaming.topics import INTERACTIONS, ITEMS
+from streaming.datasets.folder import LEAD_MS, Dataset
+from streaming.datasets.replay import replay
+from streaming.messages.topics import INTERACTIONS, ITEMS
 
 
 class ListSink:

@@ -9,6 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.catalogue.trie import Trie
+from models.compilation.precompile import precompile
+from models.decoding.beam_search import CodeLogits, SearchResult, beam_search
+from models.decoding.beam_search_reference import Codes, beam_search_reference
 from models.kernels.attend_cpu import attend_prefix
 from models.kernels.beam_step_cpu import (
     best_children,
@@ -16,10 +20,6 @@ from models.kernels.beam_step_cpu import (
     log_softmax_inplace,
     mark_valid_codes,
 )
-from models.kernels.precompile import precompile
-from models.search import CodeLogits, SearchResult, beam_search
-from models.search_reference import Codes, beam_search_reference
-from models.trie import Trie
 
 V = 4
 

@@ -5,8 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
-from models.config import CodebookConfig
-from models.semantic_ids import Codebook, fit_codebook
+from models.tokenizers.codebook import Codebook
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 SMALL = CodebookConfig(num_levels=2, codebook_size=8, num_iterations=5)
 

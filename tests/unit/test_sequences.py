@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from models.batch import ACTION_NAMES, IMPRESSION, SKIP, EventBatch
-from models.sequences import TrainingWindows, UserSequences
+from models.sequences.user_sequences import UserSequences
+from models.sequences.windows import TrainingWindows
 
 CLICK = ACTION_NAMES.index("click")
 

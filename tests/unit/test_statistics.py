@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models.batch import ACTION_NAMES, IMPRESSION, PASSIVE_ACTIONS, SKIP
-from models.config import StatisticsConfig
-from models.dedupe import hash_id
-from models.statistics import LiveStatistics
+from models.ranking.config import StatisticsConfig
+from models.ranking.live_statistics import LiveStatistics
+from models.sequences.dedupe import hash_id
 
 CLICK = ACTION_NAMES.index("click")
 DAY = 86_400_000

@@ -3,11 +3,12 @@ import torch
 from torch.nn import functional
 
 from models.batch import EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, StatisticsConfig
-from models.semantic_ids import fit_codebook
-from models.statistics import LiveStatistics
-from models.statistics_follower import StatisticsFollower
+from models.catalogue.index import CatalogueIndex
+from models.ranking.config import StatisticsConfig
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.statistics_follower import StatisticsFollower
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 
 def test_statistics_hold_exactly_what_was_strictly_before():

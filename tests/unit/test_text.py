@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.text import TEXT_DIM, TextEmbedder, item_text
+from models.tokenizers.text import TEXT_DIM, TextEmbedder, item_text
 
 
 @pytest.mark.parametrize(

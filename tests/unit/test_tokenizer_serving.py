@@ -9,7 +9,7 @@ from protos.headrace.v1.items_pb2 import Item
 from services.tokenizer.content import ContentEmbedder, precomputed
 from services.tokenizer.health import codebook_health
 from services.tokenizer.serving import TokenizerServing
-from streaming.records import Record
+from streaming.messages.records import Record
 from tests.factories import CONTENT_DIM, TIME_MS, make_catalogue, make_content, make_item, make_release
 
 

@@ -4,10 +4,12 @@ import torch
 from torch.nn import functional
 
 from models.batch import EventBatch
-from models.catalogue import CatalogueIndex
-from models.config import CodebookConfig, ModelConfig, TrainConfig
-from models.semantic_ids import fit_codebook
-from models.training import learning_rate_factor, train_recommender
+from models.catalogue.index import CatalogueIndex
+from models.networks.config import ModelConfig
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
+from models.training.config import TrainConfig
+from models.training.offline import learning_rate_factor, train_recommender
 
 NUM_ITEMS = 24
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_heads=2, dropout=0.1)

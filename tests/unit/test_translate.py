@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from models.batch import Candidates
-from models.candidates import Source
+from models.candidates import Candidates, Source
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services import translate
 from services.source_masks import sources_of
-from streaming.meaning import EventMeaning
-from streaming.records import offset_messages
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.records import offset_messages
 from tests.factories import make_catalogue, make_history
 
 

@@ -15,8 +15,8 @@ from protos.headrace.v1.events_pb2 import (
     Event,
 )
 from protos.headrace.v1.trends_pb2 import Trend
-from streaming.meaning import EventMeaning
-from streaming.trends import COUNT_WINDOW_MS, HALF_LIFE_MS, WINDOW_MS, TrendCounter, TrendsView, fold
+from streaming.messages.meaning import EventMeaning
+from streaming.trends.counting import COUNT_WINDOW_MS, HALF_LIFE_MS, WINDOW_MS, TrendCounter, TrendsView, fold
 
 START_MS = 1_700_000_000_000 - 1_700_000_000_000 % WINDOW_MS
 
@@ -206,7 +206,7 @@ def obvious_top(trends: dict[str, Trend], k: int, exclude: set[str]) -> list[str
 
 
 def test_the_view_agrees_with_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.trends._HEAD_SIZE", 20)
+    monkeypatch.setattr("streaming.trends.counting._HEAD_SIZE", 20)
     rng = random.Random(3)
     view = TrendsView()
     trends: dict[str, Trend] = {}

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import trie_level
+from models.catalogue import trie_level
+from models.catalogue.trie import Trie
 from models.kernels.beam_step_cpu import open_children
-from models.trie import Trie
 
 V = 5
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from models.trunk import ByteDropout, Trunk
-from models.trunk_cache import TrunkCache
+from models.networks.blocks import ByteDropout
+from models.networks.softmax_trunk import Trunk
+from models.networks.trunk_cache import TrunkCache
 
 
 @pytest.fixture

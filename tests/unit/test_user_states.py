@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import SearchConfig
-from models.generation import Generator
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generator
 from services.generator.user_states import UserStateCache
 from services.metrics import USER_STATES
 from services.translate import PastEvent, past_batch

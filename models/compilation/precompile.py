@@ -1,0 +1,34 @@
+"""`python -m models.compilation.precompile`: compiles the CPU kernels now, so that no service does later.
+
+It takes some seconds and stays on disk beside the sources; each function has one signature, that of the
+calls below.
+"""
+
+import numpy as np
+import torch
+
+from models.catalogue.trie import Trie
+from models.decoding.beam_search import beam_search
+from models.decoding.nearest import NearestIndex
+from models.kernels.beam_step_cpu import mark_valid_codes
+from models.networks.depth_decoder import DepthDecoder
+
+
+def precompile() -> None:
+    """One search of each kind among three items, and the mask that training asks for."""
+    trie = Trie(3, 4)
+    trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
+    decoder = DepthDecoder(
+        d_model=8, num_codes=3, codebook_size=4, num_heads=2, dropout=0.0, ffn_ratio=1
+    ).eval()
+    decoding = decoder.tables().start(torch.zeros(1, 8))
+    beam_search(decoding.logits, trie, batch_size=1, k=2, beam=2, exclude=[np.array([0])])
+    nearest = NearestIndex(2)
+    nearest.put(0, torch.eye(3, 2))
+    nearest.search(torch.ones(1, 2), torch.eye(3, 2), 1, allowed_N=np.ones(3, np.bool_))
+    node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
+
+
+if __name__ == "__main__":
+    precompile()

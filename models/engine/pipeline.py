@@ -1,0 +1,124 @@
+"""A whole answer in one process: generate, add the live candidates, rank, take the best.
+
+The very functions that the services call one after the other, for evaluation, tests and the learner.
+Policy beyond exclusion (categories, diversity) is the gateway's.
+
+Shapes: B requests, K answered items, M candidates.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.arrays import Float32Array, Int64Array
+from models.batch import HistoryBatch
+from models.candidates import Candidates, Source
+from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.decoding.generator import Generator
+from models.decoding.item_table import ItemTable
+from models.networks.ranker import Ranker
+from models.networks.recommender import GenerativeRecommender
+from models.ranking.live_sources import add_live_candidates
+from models.ranking.live_statistics import LiveStatistics
+from models.ranking.scorer import RankResult, Scorer, order_by_score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """At most K distinct items, best first: int64 rows, relevance logits and int64 source masks."""
+
+    row_K: Int64Array
+    score_K: Float32Array
+    source_K: Int64Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A generator and a scorer over the same weights, catalogue and encoded items."""
+
+    generator: Generator
+    scorer: Scorer
+    table: ItemTable
+
+    @classmethod
+    def build(
+        cls,
+        recommender: GenerativeRecommender,
+        ranker: Ranker,
+        catalogue: CatalogueIndex,
+        statistics: LiveStatistics,
+        search: SearchConfig,
+    ) -> "Pipeline":
+        """Everything shared that can be; sets both networks to evaluation mode."""
+        table = ItemTable(recommender, catalogue)
+        return cls(
+            generator=Generator(recommender, catalogue, search, table),
+            scorer=Scorer(
+                recommender, ranker, catalogue, statistics, table, aversion_weight=search.aversion_weight
+            ),
+            table=table,
+        )
+
+
+def recommend_many(
+    pipeline: Pipeline,
+    history: HistoryBatch,
+    *,
+    k: int,
+    time_ms_B: Sequence[int],
+    exclude: Sequence[Int64Array],
+    averse: Sequence[Int64Array] | None = None,
+    disabled: Collection[Source] = (),
+) -> list[Answer]:
+    """The `k` best items for each of B histories at its time; rows in `exclude` are never answered.
+
+    What is like the rows that a user turned down (`averse`) loses places.
+
+    Fewer only where the sources propose fewer. All other sizes are `generator.config`'s.
+    """
+    generator, scorer = pipeline.generator, pipeline.scorer
+    config = generator.config
+    found = generator.generate(
+        history,
+        k=max(k, config.num_dense),
+        beam=config.beam,
+        exclude=exclude,
+        use_beam=Source.BEAM not in disabled,
+        use_dense=Source.DENSE not in disabled,
+    )
+    united = [
+        with_live(scorer, candidates, history, b, int(time_ms_B[b]), exclude[b], disabled)
+        for b, candidates in enumerate(found.candidates)
+    ]
+    results = scorer.rank_many(history, united, time_ms_B, found.state_BD, averse)
+    return [
+        take_best(scorer.catalogue, candidates, result, k)
+        for candidates, result in zip(united, results, strict=True)
+    ]
+
+
+def take_best(catalogue: CatalogueIndex, candidates: Candidates, result: RankResult, k: int) -> Answer:
+    """The `k` candidates with the highest score, ties by item id."""
+    ids = [catalogue.item_ids[row] for row in candidates.row_M]
+    best = order_by_score(result.score_M, ids)[:k]
+    return Answer(
+        row_K=candidates.row_M[best], score_K=result.score_M[best], source_K=candidates.source_M[best]
+    )
+
+
+def with_live(
+    scorer: Scorer,
+    candidates: Candidates,
+    history: HistoryBatch,
+    b: int,
+    time_ms: int,
+    exclude: Int64Array,
+    disabled: Collection[Source] = (),
+) -> Candidates:
+    """`add_live_candidates` for request `b` of a batch of histories."""
+    rows = np.asarray(history.item_BT[b, : int(history.length_B[b])])
+    return add_live_candidates(
+        candidates, scorer.statistics, scorer.catalogue, rows, time_ms, disabled=disabled, exclude=exclude
+    )

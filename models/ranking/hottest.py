@@ -1,0 +1,49 @@
+"""The hottest rows at hand, so that asking for them does not look at all the others.
+
+Owns which rows can still be among the hottest. It rests on heats that only rise: whoever is among the
+hottest now reached at some time what was then the least of them. Does not know what heat is.
+
+Shapes: N items.
+"""
+
+import numpy as np
+
+from models.arrays import Float64Array, Int64Array
+
+# The heat of a row that is never among the hottest: finite, since a checkpoint refuses infinities.
+COLD = -1e300
+
+
+class Hottest:
+    """Keeps the `size` hottest rows and those that joined them since."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rows: set[int] = set()
+        self._least = COLD
+        self._limit = 2 * size
+
+    def note(self, row: int, heat_N: Float64Array) -> None:
+        """The heat of one row rose to `heat_N[row]`."""
+        if heat_N[row] >= self._least:
+            self._rows.add(row)
+            if len(self._rows) > self._limit:
+                self.begin(heat_N)
+
+    def begin(self, heat_N: Float64Array) -> None:
+        """Looks at all rows once. Many of one heat may be kept; then so many more until the next time."""
+        self._rows = set(_hottest(heat_N, self.size).tolist())
+        is_all = len(self._rows) < self.size
+        self._least = COLD if is_all else float(heat_N[list(self._rows)].min())
+        self._limit = 2 * max(self.size, len(self._rows))
+
+    def best(self, k: int, heat_N: Float64Array) -> Int64Array:
+        """The at most `k` hottest rows, best first, ties by row; looks at all rows only if `k` > `size`."""
+        hot = _hottest(heat_N, k) if k > self.size else np.asarray(list(self._rows), dtype=np.int64)
+        return hot[np.lexsort((hot, -heat_N[hot]))][:k]
+
+
+def _hottest(heat_N: Float64Array, k: int) -> Int64Array:
+    """All rows at least as hot as the k-th hottest, none that is cold; in order of rows."""
+    threshold = np.partition(heat_N, len(heat_N) - k)[len(heat_N) - k] if k < len(heat_N) else COLD
+    return np.nonzero((heat_N >= threshold) & (heat_N > COLD))[0].astype(np.int64)

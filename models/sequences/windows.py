@@ -1,0 +1,95 @@
+"""The windows of users' sequences that offline training reads.
+
+Owns which position is supervised by which event. Knows nothing of models or losses.
+
+Shapes: W windows, B windows of a batch, T history.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.arrays import Int64Array
+from models.batch import HistoryBatch
+from models.sequences.user_sequences import UserSequences
+
+LENGTH_BLUR = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """B windows: `target_BT` is the row that follows each position, -1 where none is supervised.
+
+    `first_B` int64: the user's very first item, to be predicted from the empty history; -1 in windows that
+    do not begin a user's sequence.
+    """
+
+    history: HistoryBatch
+    target_BT: Tensor
+    first_B: Tensor
+
+
+class TrainingWindows:
+    """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once.
+
+    Windows of a long sequence overlap by half; the overlap is context only. With `max_history` 4 and six
+    events a..f: [a b c d] predicting b c d e, then [c d e] predicting f at its last position.
+    """
+
+    def __init__(self, sequences: UserSequences, max_history: int) -> None:
+        self._sequences = sequences
+        stride = max(1, max_history // 2)
+        begin, end, first = [], [], []
+        for u in range(len(sequences)):
+            user_begin, user_end = int(sequences.begin_U[u]), int(sequences.begin_U[u + 1])
+            supervised = user_begin
+            start = user_begin
+            while start == user_begin or supervised < user_end - 1:
+                stop = min(start + max_history, user_end - 1)
+                begin.append(start)
+                end.append(stop)
+                first.append(supervised)
+                supervised = stop
+                start += stride
+        self.begin_W = np.array(begin, dtype=np.int64)
+        self.end_W = np.array(end, dtype=np.int64)
+        self._supervised_W = np.array(first, dtype=np.int64)
+        self._opening_W = np.isin(self.begin_W, sequences.begin_U[:-1])
+
+    def __len__(self) -> int:
+        return len(self.begin_W)
+
+    def batch(self, window_B: Int64Array) -> TrainingBatch:
+        """The windows of these indices."""
+        begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]
+        history = self._sequences.histories(begin_B, end_B)
+        at_BT = begin_B[:, None] + np.arange(history.item_BT.shape[1])
+        supervised_BT = (at_BT >= self._supervised_W[window_B][:, None]) & (at_BT < end_B[:, None])
+        item_N = self._sequences.item_N
+        target_BT = np.where(supervised_BT, item_N[np.where(supervised_BT, at_BT + 1, 0)], -1)
+        first_B = np.where(self._opening_W[window_B], item_N[begin_B], -1)
+        return TrainingBatch(
+            history=history, target_BT=torch.from_numpy(target_BT), first_B=torch.from_numpy(first_B)
+        )
+
+    def epoch(self, batch_positions: int, random: np.random.Generator) -> Iterator[TrainingBatch]:
+        """All windows once, in `num_batches` batches of about `batch_positions` inputs and similar lengths.
+
+        A batch holds many short windows or few long ones, so that every step costs and teaches about the
+        same, in a bounded amount of memory. Windows are ordered by their length, blurred by up to
+        `LENGTH_BLUR` so that a batch has other members in every epoch; batches come in random order.
+        """
+        length_W = np.maximum(self.end_W - self.begin_W, 1)
+        order_W = np.argsort(length_W * random.uniform(1.0, 1.0 + LENGTH_BLUR, len(self)), kind="stable")
+        twice_middle_W = 2 * np.cumsum(length_W[order_W]) - length_W[order_W]
+        batch_W = twice_middle_W * self.num_batches(batch_positions) // max(1, 2 * int(length_W.sum()))
+        batches = np.split(order_W, np.nonzero(np.diff(batch_W))[0] + 1) if len(self) else []
+        for index in random.permutation(len(batches)):
+            yield self.batch(batches[index])
+
+    def num_batches(self, batch_positions: int) -> int:
+        """How many batches one epoch yields (fewer only where one window is longer than a batch)."""
+        return -(-int(np.maximum(self.end_W - self.begin_W, 1).sum()) // batch_positions)
