@@ -1,4 +1,4 @@
-"""What can go wrong in `services`; `services/statuses.py` maps every class to a gRPC status."""
+"""What can go wrong in `services`; `services/rpc/statuses.py` maps every class to a gRPC status."""
 
 
 class ServiceError(Exception):

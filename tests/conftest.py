@@ -77,7 +77,7 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bootstrap address of an embedded broker of this test run."""
-    from services.broker import EmbeddedBroker
+    from services.stack.embedded_broker import EmbeddedBroker
 
     folder = tmp_path_factory.mktemp("broker")
     with EmbeddedBroker(folder, f"127.0.0.1:{find_free_port()}") as broker:

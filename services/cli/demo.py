@@ -15,7 +15,7 @@ from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from services.cli.terminal import Stages
-    from services.up import Stack
+    from services.stack.supervisor import Stack
     from streaming.datasets.folder import Dataset
 
 _OFFLINE_SHARE = 0.7
@@ -82,7 +82,7 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
     import signal
 
     from services.demo.tour import Tour, promises_panel
-    from services.up import Stack
+    from services.stack.supervisor import Stack
 
     current = asyncio.current_task()
     assert current is not None

@@ -33,7 +33,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def _bootstrap() -> str:
     """The broker of the service that answers; raises StateElsewhere where the settings name another."""
-    from services.state import find_state
+    from services.rpc.state import find_state
 
     return find_state(load_settings()).settings.broker.bootstrap_servers
 

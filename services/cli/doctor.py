@@ -69,7 +69,7 @@ def _device() -> Check:
 
 def _state(settings: Settings) -> tuple[Check, Settings]:
     """Where the state is, and the settings that say so; the given ones where it cannot be told."""
-    from services.state import StateElsewhere, find_state
+    from services.rpc.state import StateElsewhere, find_state
 
     try:
         found = find_state(settings)
@@ -91,7 +91,7 @@ def _disk(settings: Settings) -> Check:
 
 def _ports(settings: Settings) -> Check:
     from services.errors import BackendUnavailable
-    from services.up import check_ports
+    from services.stack.ports import check_ports
 
     try:
         check_ports(settings)

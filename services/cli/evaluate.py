@@ -37,8 +37,8 @@ def evaluate(
     Needs no running service, and changes none.
     """
     from models.evaluation.leave_one_out import evaluate_leave_one_out
-    from services.cold_start import prepare_catalogue
     from services.cores import use_cores
+    from services.learner.cold_start.train import prepare_catalogue
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns
 
@@ -94,7 +94,7 @@ def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex", meaning: "Eve
     import numpy as np
 
     from models.batch import EventBatch
-    from services.translate import model_action
+    from services.wire.translate import model_action
 
     return EventBatch(
         event_ids=[dataset.event_id(n) for n in range(len(dataset))],

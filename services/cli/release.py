@@ -24,22 +24,22 @@ def _state(release: "Release") -> str:
 
 
 def _all_releases() -> "list[Release]":
-    from services.state import find_state
+    from services.rpc.state import find_state
     from streaming.clients.topic_admin import existing_topics
 
     settings = find_state(load_settings()).settings
     # says at once that nobody is there; a reader would wait for somebody to come
     existing_topics(settings.broker.bootstrap_servers, timeout_s=_BROKER_TIMEOUT_S)
 
-    from services.release import ReleasePublisher
+    from services.releases.publisher import ReleasePublisher
 
     return ReleasePublisher(settings).list()
 
 
 def _problems(releases: "Sequence[Release]") -> list[str]:
     """Why each release cannot be loaded, empty where it can."""
-    from services.release import release_store
-    from services.state import StateElsewhere, find_state
+    from services.releases.store import release_store
+    from services.rpc.state import StateElsewhere, find_state
 
     try:
         store = release_store(find_state(load_settings()).settings)
@@ -83,7 +83,7 @@ def promote(
 ) -> None:
     """Make a published release the live one."""
     from protos.headrace.v1.learner_pb2 import PromoteRequest
-    from services.state import find_state
+    from services.rpc.state import find_state
 
     with calls.learner(find_state(load_settings()).settings) as stub:
         response = stub.Promote(PromoteRequest(release_id=release_id), timeout=calls.CALL_TIMEOUT_S)
@@ -97,7 +97,7 @@ def rollback(
 ) -> None:
     """Make the release live again that was live before this one; the learner goes on from its weights."""
     from protos.headrace.v1.learner_pb2 import RollbackRequest
-    from services.state import find_state
+    from services.rpc.state import find_state
 
     with calls.learner(find_state(load_settings()).settings) as stub:
         response = stub.Rollback(RollbackRequest(reason=reason), timeout=calls.CALL_TIMEOUT_S)

@@ -56,7 +56,7 @@ def replay(
     """
     if until <= start:
         raise typer.BadParameter("--until must be greater than --from")
-    from services.state import find_state
+    from services.rpc.state import find_state
     from streaming.clients.producer import Producer
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.replay import replay as send_events
@@ -234,8 +234,9 @@ def check_events(dataset: "Dataset") -> None:
 def check_widths(settings: Settings, dataset: "Dataset") -> None:
     """Raises DatasetError where the items' vectors are of another width than the live codebook's."""
     from models.errors import IncompatibleCheckpoint
-    from services.learner.releases import live_release
-    from services.release import ReleasePublisher, release_store
+    from services.learner.release_desk import live_release
+    from services.releases.publisher import ReleasePublisher
+    from services.releases.store import release_store
     from streaming.errors import DatasetError
 
     widths = {len(one.values) for item in dataset.items for one in item.embeddings}
@@ -266,7 +267,7 @@ def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", 
     Waits until each has one: events on an item without it would wait at the learner, and end as dead letters.
     Raises BackendUnavailable when the tokenizer makes no progress.
     """
-    from services.announcements import announce_items, not_announced
+    from services.learner.cold_start.announcements import announce_items, not_announced
 
     if not has_live_release(settings):
         announce_items(producer, items, bars)
@@ -282,8 +283,8 @@ def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", 
 
 def has_live_release(settings: Settings) -> bool:
     """Whether there is a codebook to make semantic IDs with."""
-    from services.learner.releases import live_release
-    from services.release import ReleasePublisher
+    from services.learner.release_desk import live_release
+    from services.releases.publisher import ReleasePublisher
 
     return live_release(ReleasePublisher(settings).list()) is not None
 

@@ -18,7 +18,7 @@ from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from services.learner.checkpoints import CheckpointStore
-    from services.state import State
+    from services.rpc.state import State
 
 _NAME_WIDTH = 15
 _BROKER_TIMEOUT_S = 2.0
@@ -71,7 +71,7 @@ class StateFacts:
 
 def state(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Where the state of the running service is, or of this folder; exit code 1 if there is none."""
-    from services.state import find_state
+    from services.rpc.state import find_state
 
     facts = look(find_state(load_settings()))
     if json:
@@ -239,7 +239,7 @@ def _num_rows(path: Path) -> int:
 
 def _live_by_topic(settings: Settings) -> tuple[str, bool]:
     """The live release by the topic, empty where there is none; and whether the broker answers."""
-    from services.up import live_release
+    from services.stack.supervisor import live_release
     from streaming.clients.topic_admin import existing_topics
     from streaming.errors import BrokerUnavailable
     from streaming.messages.topics import RELEASES

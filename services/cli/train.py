@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from protos.headrace.v1.events_pb2 import Event
     from protos.headrace.v1.items_pb2 import Item
     from services.cli.terminal import Stages
-    from services.cold_start import FirstRelease
+    from services.learner.cold_start.train import FirstRelease
     from streaming.clients.consumer import PartitionConsumer
     from streaming.messages.records import Record
 
@@ -57,9 +57,9 @@ def train(
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
     if not (math.isfinite(max_minutes) and math.isfinite(until)):
         raise typer.BadParameter("--max-minutes and --until must be numbers")
-    from services.deadline import Deadline
-    from services.preflight import check_folder_of_data, check_training
-    from services.state import find_state
+    from services.learner.cold_start.deadline import Deadline
+    from services.learner.cold_start.preflight import check_folder_of_data, check_training
+    from services.rpc.state import find_state
     from streaming.datasets.tables import parse_columns
 
     deadline = Deadline(max_minutes * 60 or None)
@@ -71,8 +71,8 @@ def train(
         check_folder_of_data(data)
     terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
 
-    from services.cold_start import train_first_release
     from services.cores import use_cores
+    from services.learner.cold_start.train import train_first_release
 
     use_cores()
     with terminal.progress_bars() as bars:

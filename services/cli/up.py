@@ -71,8 +71,9 @@ def up(
 
     from rich.panel import Panel
 
-    from services.descriptors import raise_limit
-    from services.up import Stack, run_stack, wait_for_orphans
+    from services.rpc.descriptors import raise_limit
+    from services.stack.ports import wait_for_orphans
+    from services.stack.supervisor import Stack, run_stack
 
     settings = load_settings()
     refuse_beside_another(settings)
@@ -103,7 +104,7 @@ def up(
 
 def refuse_beside_another(settings: Settings) -> None:
     """Raises BackendUnavailable if the services of another folder answer at these settings' ports."""
-    from services.state import find_state
+    from services.rpc.state import find_state
 
     found = find_state(settings)
     if found.answered_by and found.settings.store.root.resolve() != settings.store.root.resolve():

@@ -27,7 +27,7 @@ from protos.headrace.v1 import (
 from services.demo import moments, screen
 from services.demo.live import LiveReplay
 from services.demo.traffic import Traffic
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
 from services.settings import Settings
 from streaming.clients.producer import AsyncProducer
 from streaming.datasets.folder import Dataset

@@ -15,7 +15,6 @@ from protos.headrace.v1 import (
     recommend_pb2_grpc,
     tokenizer_pb2_grpc,
 )
-from services.clients import channel
 from services.gateway.backends import Backends
 from services.gateway.engine import RecommendationEngine
 from services.gateway.intake import Intake
@@ -23,9 +22,10 @@ from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.servicer import RecommenderServicer
 from services.gateway.views import Views
 from services.gateway.web import Console
-from services.server import ServiceServer, run_service
+from services.rpc.clients import channel
+from services.rpc.server import ServiceServer, run_service
+from services.rpc.state import STATE_SERVICE, add_state_service
 from services.settings import Settings
-from services.state import STATE_SERVICE, add_state_service
 from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable
 from streaming.histories.fresh_history import FreshHistory

@@ -20,9 +20,9 @@ from protos.headrace.v1.items_pb2 import SemanticId
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
-from services.clients import passed_on
 from services.errors import BackendUnavailable, DeadlineExpired, NotFound, WrongRelease
 from services.gateway.ranking import RankedItem, Ranking
+from services.rpc.clients import passed_on
 
 if TYPE_CHECKING:
     from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceAsyncStub

@@ -30,8 +30,8 @@ from services.gateway.validation import DEFAULT_K
 from services.gateway.views import Views
 from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
 from services.settings import Settings
-from services.source_masks import sources_of
-from services.user_key import user_key
+from services.wire.source_masks import sources_of
+from services.wire.user_key import user_key
 from streaming.histories.fresh_history import FreshHistory
 from streaming.histories.store import DEFAULT_MAX_EVENTS
 from streaming.messages.meaning import Meaning

@@ -12,9 +12,9 @@ from protos.headrace.v1.recommend_pb2 import (
     RecommendRequest,
     ShortfallReason,
 )
-from services.gateway.items import ItemInfo, ItemView
+from services.gateway.item_view import ItemInfo, ItemView
 from services.gateway.ranking import RankedItem
-from services.source_masks import mask_of, sources_of
+from services.wire.source_masks import mask_of, sources_of
 
 # Of so many places of an answer one is for an item that was announced lately and has few events.
 EXPLORE_EVERY = 10

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class RankedItem(NamedTuple):
-    """One item of a ranking; the mask is that of `services.source_masks`."""
+    """One item of a ranking; the mask is that of `services.wire.source_masks`."""
 
     item_id: str
     score: float

@@ -24,12 +24,12 @@ from protos.headrace.v1.recommend_pb2 import (
     UpsertItemsRequest,
     UpsertItemsResponse,
 )
-from services.admission import working_turn
-from services.clients import remaining
 from services.errors import NotFound
 from services.gateway import validation
 from services.gateway.engine import RecommendationEngine
 from services.gateway.intake import Intake
+from services.rpc.admission import working_turn
+from services.rpc.clients import remaining
 from services.settings import GatewaySettings
 from streaming.histories.fresh_history import FreshHistory
 

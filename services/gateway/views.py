@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from services.gateway.items import ItemView
-from services.gateway.releases import ReleaseView
+from services.gateway.item_view import ItemView
+from services.gateway.release_view import ReleaseView
 from streaming.clients.tail import tail
 from streaming.messages.topics import ITEMS, RELEASES, TRENDS
 from streaming.trends.counting import TrendsView

@@ -1,1 +1,4 @@
-"""The generator: user history in, k distinct valid items out."""
+"""The generator: user history in, k distinct valid items out.
+
+Must not know the ranker, or a policy.
+"""

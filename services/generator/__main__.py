@@ -9,12 +9,12 @@ from protos.headrace.v1.release_pb2 import Release
 from services.generator.servicer import GeneratorServicer
 from services.generator.serving import GeneratorServing
 from services.metrics import EVENTS_CONSUMED
-from services.micro_batches import MicroBatcher
-from services.model_thread import ModelThread
-from services.release import ReleaseWatcher
-from services.server import ServiceServer, run_service
+from services.model_host.micro_batches import MicroBatcher
+from services.model_host.model_thread import ModelThread
+from services.releases.watcher import ReleaseWatcher
+from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
-from services.user_key import user_key
+from services.wire.user_key import user_key
 from streaming.clients.follow import follow
 from streaming.messages.records import Record
 from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS

@@ -9,8 +9,8 @@ from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceServicer
 from services.errors import NotReady
 from services.generator.serving import GeneratorServing
-from services.micro_batches import MicroBatcher
-from services.validation import MAX_K, Violations
+from services.model_host.micro_batches import MicroBatcher
+from services.wire.validation import MAX_K, Violations
 
 
 class GeneratorServicer(GeneratorServiceServicer):

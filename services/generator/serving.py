@@ -18,13 +18,13 @@ from models.decoding.generator import Generator
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import ItemSid
-from services import translate
 from services.errors import NotReady
 from services.generator.user_states import UserStateCache
-from services.live_catalogue import LiveCatalogue
 from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, stage
-from services.translate import PastEvent
-from services.user_key import user_key
+from services.model_host.live_catalogue import LiveCatalogue
+from services.wire import translate
+from services.wire.translate import PastEvent
+from services.wire.user_key import user_key
 from streaming.messages.meaning import EventMeaning, Meaning
 
 # Its state is kept while a release warms up.
@@ -41,7 +41,7 @@ class Kind:
     use_dense: bool = True
 
 
-class LoadedRelease:
+class GeneratorRelease:
     """A release with its items encoded, and the states of its users."""
 
     def __init__(self, bundle: ReleaseBundle, config: SearchConfig, max_kept_users: int) -> None:
@@ -92,21 +92,21 @@ class GeneratorServing:
         self._meaning = meaning
         self._max_kept_users = max_kept_users
         self._catalogue = LiveCatalogue()
-        self._live: LoadedRelease | None = None
+        self._live: GeneratorRelease | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether a release is live."""
         return self._live is not None
 
-    def load(self, bundle: ReleaseBundle) -> LoadedRelease:
+    def load(self, bundle: ReleaseBundle) -> GeneratorRelease:
         """Prepares a release beside the live one: catalogue up to date, items encoded, searches run."""
         self._catalogue.prepare(bundle.catalogue)
-        loaded = LoadedRelease(bundle, self._config, self._max_kept_users)
+        loaded = GeneratorRelease(bundle, self._config, self._max_kept_users)
         loaded.warm_up(Kind(k=self._config.num_dense or 1, beam=self._config.beam))
         return loaded
 
-    def swap(self, loaded: LoadedRelease) -> None:
+    def swap(self, loaded: GeneratorRelease) -> None:
         """Makes a loaded release the live one."""
         changes = self._catalogue.swap(loaded.catalogue)
         if changes.content_changed:

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.decoding.generator import Generator
 from models.networks.user_states import UserStates
 from services.metrics import USER_STATES, USER_STATES_AHEAD, USERS_KEPT
-from services.translate import PastEvent, past_batch
+from services.wire.translate import PastEvent, past_batch
 
 
 @dataclass(frozen=True, slots=True)

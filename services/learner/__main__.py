@@ -9,9 +9,9 @@ from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.learner.loop import LearningLoop
 from services.learner.servicer import LearnerServicer
-from services.server import ServiceServer, run_service
+from services.rpc.server import ServiceServer, run_service
+from services.rpc.state import STATE_SERVICE, add_state_service
 from services.settings import Settings
-from services.state import STATE_SERVICE, add_state_service
 from streaming.clients.follow import follow
 from streaming.messages.records import Record
 from streaming.messages.topics import RELEASES

@@ -20,11 +20,11 @@ from models.errors import IncompatibleCheckpoint
 from protos.headrace.v1.learner_pb2 import StatusResponse
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import NotReady
+from services.learner.beginning import CannotBegin, Interrupted, find_beginning, why_unloadable
 from services.learner.checkpoints import CheckpointStore
 from services.learner.commands import CommandQueue
 from services.learner.locks import LearnerRunning
-from services.learner.releases import ReleaseDesk
-from services.learner.start import CannotBegin, Interrupted, find_beginning, why_unloadable
+from services.learner.release_desk import ReleaseDesk
 from services.learner.work import LearnerWork
 from services.settings import Settings
 from streaming.errors import BrokerUnavailable

@@ -13,7 +13,7 @@ import structlog
 from models.online.learner import LearnReport, OnlineLearner
 from services import metrics
 from services.errors import ServiceError
-from services.translate import event_batch
+from services.wire.translate import event_batch
 from streaming.messages.meaning import EventMeaning
 from streaming.messages.records import Record
 

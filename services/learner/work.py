@@ -22,12 +22,12 @@ from services.learner import report
 from services.learner.checkpoints import CheckpointStore, ledger_name_of
 from services.learner.ledger import Ledger
 from services.learner.position import LearnerPosition
-from services.learner.releases import ReleaseDesk
+from services.learner.release_desk import ReleaseDesk
 from services.learner.step import BatchLearner, Failure
 from services.learner.stream import LearnerStream
 from services.memory import give_back
 from services.settings import Settings
-from services.translate import content_of
+from services.wire.translate import content_of
 from streaming.errors import BrokerUnavailable
 from streaming.messages.records import Record
 

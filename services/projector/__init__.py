@@ -1,1 +1,4 @@
-"""The projector: interactions in, per-user histories out."""
+"""The projector: interactions in, per-user histories out.
+
+Must not know a model.
+"""

@@ -15,7 +15,7 @@ from services.metrics import (
     EVENTS_DUPLICATE,
     count_stream_lag,
 )
-from services.server import ServiceServer, run_service
+from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
 from streaming.clients.dead_letter import DeadLetters
 from streaming.histories.projector import GROUP_ID, ProjectionReport, project

@@ -8,12 +8,12 @@ from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import ranker_pb2, ranker_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
 from services.metrics import EVENTS_CONSUMED
-from services.micro_batches import MicroBatcher
-from services.model_thread import ModelThread
+from services.model_host.micro_batches import MicroBatcher
+from services.model_host.model_thread import ModelThread
 from services.ranker.servicer import RankerServicer
 from services.ranker.serving import RankerServing
-from services.release import ReleaseWatcher
-from services.server import ServiceServer, run_service
+from services.releases.watcher import ReleaseWatcher
+from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
 from streaming.clients.follow import follow
 from streaming.messages.records import Record

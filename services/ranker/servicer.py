@@ -9,11 +9,11 @@ import structlog
 
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.ranker_pb2_grpc import RankerServiceServicer
-from services.clients import time_left
 from services.errors import NotReady
-from services.micro_batches import MicroBatcher
+from services.model_host.micro_batches import MicroBatcher
 from services.ranker.serving import RankerServing
-from services.validation import Violations
+from services.rpc.clients import time_left
+from services.wire.validation import Violations
 
 # How long a request that began on a release waits for it here: loading takes about that long.
 _MAX_WAIT_S = 1.0

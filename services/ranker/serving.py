@@ -25,12 +25,12 @@ from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import ItemSid
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import Feature
-from services import translate
 from services.errors import NotReady, WrongRelease
-from services.live_catalogue import LiveCatalogue
 from services.memory import give_back
 from services.metrics import stage
-from services.translate import PastEvent
+from services.model_host.live_catalogue import LiveCatalogue
+from services.wire import translate
+from services.wire.translate import PastEvent
 from streaming.messages.meaning import EventMeaning
 
 # Longer than any request may take from the generator to here.
@@ -38,7 +38,7 @@ _PREVIOUS_S = 15.0
 
 
 @dataclass(frozen=True)
-class LoadedRelease:
+class RankerRelease:
     """A release, encoded and warmed up."""
 
     release_id: str
@@ -56,8 +56,8 @@ class RankerServing:
         self._meaning = meaning
         self._catalogue = LiveCatalogue()
         self._statistics: LiveStatistics | None = None
-        self._live: LoadedRelease | None = None
-        self._previous: LoadedRelease | None = None
+        self._live: RankerRelease | None = None
+        self._previous: RankerRelease | None = None
         self._previous_until_s = 0.0
         self._known_events = DedupeWindow(dedupe_window)
 
@@ -71,7 +71,7 @@ class RankerServing:
         served = [release.release_id for release in (self._live, self._previous) if release is not None]
         return release_id in ("", *served)
 
-    def load(self, bundle: ReleaseBundle) -> LoadedRelease:
+    def load(self, bundle: ReleaseBundle) -> RankerRelease:
         """Prepares a release beside the live one; the first also brings the statistics, up to its offsets.
 
         Raises IncompatibleCheckpoint if the ranker was made for other statistics than those that are live.
@@ -97,9 +97,9 @@ class RankerServing:
             max_history=bundle.recommender.config.max_history,
         )
         scorer.rank(warm, proposed_by(Source.DENSE, rows), 0)
-        return LoadedRelease(bundle.meta.release_id, scorer)
+        return RankerRelease(bundle.meta.release_id, scorer)
 
-    def swap(self, loaded: LoadedRelease) -> None:
+    def swap(self, loaded: RankerRelease) -> None:
         """Makes a loaded release the live one; the one before goes on answering those who ask for it."""
         changes = self._catalogue.swap(loaded.scorer.catalogue)
         if changes.content_changed:
@@ -150,7 +150,7 @@ class RankerServing:
                 for request, one, result in zip(requests, asked, results, strict=True)
             ]
 
-    def _release(self, wanted: str) -> LoadedRelease:
+    def _release(self, wanted: str) -> RankerRelease:
         if self._live is None:
             raise NotReady("no release is loaded yet")
         for release in (self._live, self._previous):
@@ -188,7 +188,7 @@ class _Asked:
         return cls(past=past, averse_A=averse_A, candidates=candidates, time_ms=time_ms)
 
 
-def _user_states(requests: Sequence[RankRequest], release: LoadedRelease) -> Tensor | None:
+def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Tensor | None:
     """The generator's states of these very histories, [B, D]; None unless it sent all, for this release."""
     width = release.scorer.recommender.config.d_model
     for request in requests:
@@ -201,7 +201,7 @@ def _user_states(requests: Sequence[RankRequest], release: LoadedRelease) -> Ten
 
 
 def _response(
-    release: LoadedRelease, candidates: Candidates, result: RankResult, explain_item_id: str
+    release: RankerRelease, candidates: Candidates, result: RankResult, explain_item_id: str
 ) -> RankResponse:
     """The candidates, best first, with what is known of the one to explain."""
     scorer = release.scorer

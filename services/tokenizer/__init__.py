@@ -1,1 +1,4 @@
-"""The tokenizer: announced items in, stable semantic IDs out."""
+"""The tokenizer: announced items in, stable semantic IDs out.
+
+Must not know users or events.
+"""

@@ -6,16 +6,16 @@ from functools import partial
 from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from protos.headrace.v1.release_pb2 import Release
-from services.model_thread import ModelThread
-from services.release import ReleaseWatcher
-from services.server import ServiceServer, run_service
+from services.model_host.model_thread import ModelThread
+from services.releases.watcher import ReleaseWatcher
+from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
 from services.tokenizer.content import ContentEmbedder
 from services.tokenizer.health import codebook_health
-from services.tokenizer.intake import Intake
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.servicer import TokenizerServicer
 from services.tokenizer.serving import TokenizerServing
+from services.tokenizer.waiting_items import WaitingItems
 from streaming.clients.follow import follow
 from streaming.clients.producer import AsyncProducer
 from streaming.messages.topics import ITEMS, SEMANTIC_IDS
@@ -30,7 +30,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     thread = ModelThread(settings.torch_threads)
     serving = TokenizerServing(ContentEmbedder())
     producer, rejects = AsyncProducer(bootstrap), Rejects(bootstrap)
-    intake = Intake(serving, thread, producer, rejects)
+    waiting = WaitingItems(serving, thread, producer, rejects)
 
     async def take_up(release: Release, bundle: ReleaseBundle) -> None:
         index = await asyncio.to_thread(serving.load, bundle)
@@ -38,8 +38,8 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         moved = await thread.run(swap)
         await thread.run(partial(codebook_health, index))
         server.set_ready(True)
-        intake.note_release()
-        await intake.publish(moved)
+        waiting.note_release()
+        await waiting.publish(moved)
 
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
         TokenizerServicer(serving, thread), server.server
@@ -48,17 +48,17 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     try:
         await server.run(
             ReleaseWatcher(settings, take_up, service=NAME).run(),
-            follow(bootstrap, SEMANTIC_IDS, intake.put_sids, on_caught_up=intake.note_known_sids),
+            follow(bootstrap, SEMANTIC_IDS, waiting.put_sids, on_caught_up=waiting.note_known_sids),
             follow(
                 bootstrap,
                 ITEMS,
-                intake.put_items,
-                on_caught_up=intake.note_known_items,
+                waiting.put_items,
+                on_caught_up=waiting.note_known_items,
                 on_malformed=rejects.put_malformed,
                 with_tombstones=True,
             ),
             rejects.run(),
-            intake.run(),
+            waiting.run(),
         )
     finally:
         await producer.close()

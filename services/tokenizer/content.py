@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.tokenizers.content import unit_vectors
 from models.tokenizers.text import TEXT_DIM, TextEmbedder, item_text
 from protos.headrace.v1.items_pb2 import Item
-from services.content import unit_vectors
 
 _TEXT = "text"
 

@@ -16,10 +16,10 @@ from protos.headrace.v1.tokenizer_pb2 import (
     TokenizeResponse,
 )
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
-from services.model_thread import ModelThread
+from services.model_host.model_thread import ModelThread
 from services.tokenizer.health import codebook_health
 from services.tokenizer.serving import TokenizerServing
-from services.validation import Violations
+from services.wire.validation import Violations
 
 _MAX_IDS = 1_000
 

@@ -13,11 +13,11 @@ from models.artifacts.release import ReleaseBundle
 from models.catalogue.index import CatalogueIndex
 from models.errors import PrefixFull
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
-from services import translate
 from services.errors import NotReady
-from services.live_catalogue import LiveCatalogue
 from services.metrics import STAGE_SECONDS
+from services.model_host.live_catalogue import LiveCatalogue
 from services.tokenizer.content import ContentEmbedder, precomputed
+from services.wire import translate
 from streaming.messages.records import Record
 
 

@@ -1,1 +1,4 @@
-"""The trends service: interactions in, windowed popularity and item counters out."""
+"""The trends service: interactions in, windowed popularity and item counters out.
+
+Must not know a model.
+"""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from services.metrics import EVENTS_CONSUMED
-from services.server import ServiceServer, run_service
+from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
 from streaming.clients.topic_admin import create_topics
 from streaming.messages.topics import INTERACTIONS

@@ -19,7 +19,7 @@ from harness import console, emit, parser, show, write_results
 from serving_measures import QUICK, Plan, bench_on, learning
 from serving_world import World, copied, make_world, settings_for
 
-from services.up import Stack
+from services.stack.supervisor import Stack
 
 _IDLE_S, _QUICK_IDLE_S = 30.0, 2.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")

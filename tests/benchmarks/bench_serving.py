@@ -31,7 +31,7 @@ from serving_pauses import pause_rows
 from serving_report import publish
 from serving_world import World, copied, make_world, settings_for
 
-from services.up import Stack
+from services.stack.supervisor import Stack
 
 # gorse 0.5.9, what a user would pick instead: measured elsewhere, on such a machine, not in this run.
 GORSE: dict[str, Any] = {

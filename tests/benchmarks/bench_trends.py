@@ -28,7 +28,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaProducer
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
-from services.broker import EmbeddedBroker
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.producer import AsyncProducer
 from streaming.clients.topic_admin import create_topics
 from streaming.messages.meaning import EventMeaning

@@ -1,8 +1,8 @@
 """How decoding grows with the catalogue and with the history, and how fast items go in meanwhile.
 
-Searches and insertions take turns in one thread, as in `services/model_thread.py`: a search never runs
-beside a writer. Every answer is checked: k items, each once, each known and available, and the same
-as of an index built anew from the same items.
+Searches and insertions take turns in one thread, as in `services/model_host/model_thread.py`: a search never
+runs beside a writer. Every answer is checked: k items, each once, each known and available, and the same as
+of an index built anew from the same items.
 """
 
 import gc
@@ -36,7 +36,7 @@ from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
 from models.decoding.generator import Generator
 from protos.headrace.v1.items_pb2 import ItemSid, SemanticId
-from services.live_catalogue import LiveCatalogue
+from services.model_host.live_catalogue import LiveCatalogue
 
 BEAM = 50
 # A search on a known state reads no content; a million vectors of the default width would be 1.5 GB

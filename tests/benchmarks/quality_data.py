@@ -24,8 +24,8 @@ from models.networks.config import ModelConfig
 from models.tokenizers.config import CodebookConfig
 from protos.headrace.v1.items_pb2 import Embedding
 from services.cli.evaluate import event_columns
-from services.cold_start import prepare_catalogue
-from services.content import item_content
+from services.learner.cold_start.content import item_content
+from services.learner.cold_start.train import prepare_catalogue
 from services.settings import Settings, load_settings
 from streaming.datasets.folder import Dataset, load_dataset
 

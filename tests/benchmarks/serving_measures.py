@@ -31,7 +31,7 @@ from serving_world import World
 
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from services.settings import Settings
-from services.up import Stack
+from services.stack.supervisor import Stack
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from models.decoding.config import SearchConfig
 from services.gateway.backends import Ask, generate_request, rank_request
 from services.generator.serving import GeneratorServing
 from services.ranker.serving import RankerServing
-from services.user_key import user_key
+from services.wire.user_key import user_key
 from streaming.histories.store import HistoryStore
 from streaming.messages.meaning import EventMeaning
 

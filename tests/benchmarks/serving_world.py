@@ -23,12 +23,13 @@ from harness import REPOSITORY, console, data_folder, progress
 
 from protos.headrace.v1.events_pb2 import ACTION_RATING, Action, Event
 from protos.headrace.v1.items_pb2 import Item
-from services.broker import EmbeddedBroker
-from services.cold_start import train_first_release
-from services.deadline import Deadline
 from services.learner.checkpoints import CheckpointStore
+from services.learner.cold_start.deadline import Deadline
+from services.learner.cold_start.train import train_first_release
 from services.settings import EndpointSettings, Settings, load_settings
-from services.up import SERVICES, Stack
+from services.stack.children import SERVICES
+from services.stack.embedded_broker import EmbeddedBroker
+from services.stack.supervisor import Stack
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics
 from streaming.datasets.folder import Dataset, load_dataset
@@ -45,7 +46,7 @@ _SIZED_TRAIN_SECONDS = 600.0
 # what decides whether a kept release can be read by this code
 _FORMAT_SOURCES = (
     "models/*.py",
-    "services/cold_start.py",
+    "services/learner/cold_start/train.py",
     "services/learner/checkpoints.py",
     "protos/**/*.proto",
 )

@@ -14,8 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.headrace.v1 import recommend_pb2, recommend_pb2_grpc
-from services.broker import EmbeddedBroker
 from services.settings import Settings, to_environment
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.topic_admin import create_topics
 from tests.cases.test_meaning import Record
 from tests.cases.world import World

@@ -24,7 +24,7 @@ def broker_pid() -> int:
     """The process of the world's embedded broker: the one under this test run."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"services.broker_host" in path.read_bytes() and is_descendant(int(path.parent.name)):
+            if b"services.stack.broker_host" in path.read_bytes() and is_descendant(int(path.parent.name)):
                 return int(path.parent.name)
     raise LookupError("no broker process")
 

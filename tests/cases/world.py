@@ -32,7 +32,7 @@ from services.settings import (
     StoreSettings,
     to_environment,
 )
-from services.up import is_serving
+from services.stack.supervisor import is_serving
 from streaming.clients.producer import Producer
 from streaming.messages.topics import INTERACTIONS
 from tests.conftest import find_free_port, find_port_pair

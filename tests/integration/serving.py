@@ -14,10 +14,10 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from services.broker import EmbeddedBroker
-from services.clients import channel
-from services.server import ServiceServer
+from services.rpc.clients import channel
+from services.rpc.server import ServiceServer
 from services.settings import BrokerSettings, EndpointSettings, Settings, StoreSettings
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics
 from tests.conftest import find_free_port, find_port_pair

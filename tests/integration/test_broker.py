@@ -19,7 +19,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
 from kafka.protocol.consumer import FetchRequest
 from kafka.structs import OffsetAndMetadata
 
-from services.broker import EmbeddedBroker
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
 from streaming.messages.topics import INTERACTIONS, ITEMS

@@ -15,7 +15,7 @@ from faust.tables.recovery import Recovery
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from protos.headrace.v1.trends_pb2 import Trend
-from services.broker import EmbeddedBroker
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.follow import read_to_end
 from streaming.clients.topic_admin import create_topics
 from streaming.messages.codec import encode

@@ -31,9 +31,8 @@ from protos.headrace.v1.recommend_pb2 import (
     UpsertItemsRequest,
 )
 from protos.headrace.v1.recommend_pb2_grpc import RecommenderServiceStub
-from services.broker import EmbeddedBroker
 from services.gateway.__main__ import make_server, serve
-from services.server import LIVENESS
+from services.rpc.server import LIVENESS
 from services.settings import (
     BrokerSettings,
     EndpointSettings,
@@ -42,7 +41,8 @@ from services.settings import (
     StoreSettings,
     to_environment,
 )
-from services.up import is_serving
+from services.stack.embedded_broker import EmbeddedBroker
+from services.stack.supervisor import is_serving
 from streaming.clients.tail import tail
 from streaming.clients.topic_admin import create_topics
 from streaming.messages.topics import RECOMMENDATIONS

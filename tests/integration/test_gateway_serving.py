@@ -29,7 +29,7 @@ from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.gateway.__main__ import serve as serve_gateway
 from services.generator.__main__ import serve as serve_generator
 from services.ranker.__main__ import serve as serve_ranker
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
 from services.settings import EndpointSettings, Settings, to_environment
 from services.tokenizer.__main__ import serve as serve_tokenizer
 from tests.conftest import find_port_pair

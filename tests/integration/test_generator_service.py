@@ -16,10 +16,10 @@ from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SO
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.generator.__main__ import serve
 from services.metrics import RELEASE_SWAPS
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
 from services.settings import Settings
-from services.source_masks import sources_of
-from services.translate import item_sid
+from services.wire.source_masks import sources_of
+from services.wire.translate import item_sid
 from streaming.messages.topics import SEMANTIC_IDS
 from tests.factories import make_catalogue, make_content, make_history, make_release
 from tests.integration.serving import (

@@ -16,10 +16,10 @@ import pytest
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, RELEASE_STATE_RETIRED
-from services.broker import EmbeddedBroker
-from services.cold_start import train_first_release
-from services.release import ReleasePublisher
+from services.learner.cold_start.train import train_first_release
+from services.releases.publisher import ReleasePublisher
 from services.settings import Settings, to_environment
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.dead_letter import list_dead_letters
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics

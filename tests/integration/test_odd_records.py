@@ -24,10 +24,10 @@ from prometheus_client import REGISTRY
 
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.learner_pb2 import StatusResponse
-from services.broker import EmbeddedBroker
 from services.learner import report
 from services.learner.position import LearnerPosition
 from services.learner.stream import LearnerStream
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetters, list_dead_letters, redrive
 from streaming.clients.follow import read_to_end

@@ -22,9 +22,9 @@ from protos.headrace.v1.recommend_pb2 import (
 )
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.ranker.__main__ import serve
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
 from services.settings import Settings
-from services.source_masks import mask_of, sources_of
+from services.wire.source_masks import mask_of, sources_of
 from streaming.messages.topics import INTERACTIONS
 from tests.factories import TIME_MS, make_history, make_release
 from tests.integration.serving import (

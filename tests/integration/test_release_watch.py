@@ -18,7 +18,9 @@ from protos.headrace.v1.release_pb2 import (
 )
 from services.errors import NotFound
 from services.metrics import RELEASE_SWAPS
-from services.release import ReleasePublisher, ReleaseStore, ReleaseWatcher
+from services.releases.publisher import ReleasePublisher
+from services.releases.store import ReleaseStore
+from services.releases.watcher import ReleaseWatcher
 from services.settings import Settings, StoreSettings
 from streaming.messages.topics import RELEASES
 from tests.factories import make_release

@@ -23,9 +23,9 @@ from google.rpc import error_details_pb2
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc, recommend_pb2, recommend_pb2_grpc
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Item
-from services.cold_start import train_first_release
+from services.learner.cold_start.train import train_first_release
 from services.settings import Settings
-from services.up import Stack
+from services.stack.supervisor import Stack
 from streaming.clients.dead_letter import list_dead_letters
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics

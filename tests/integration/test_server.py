@@ -18,11 +18,11 @@ from grpc_status import rpc_status
 
 from protos.headrace.v1 import recommend_pb2 as pb
 from protos.headrace.v1 import recommend_pb2_grpc as pb_grpc
-from services.clients import channel, remaining
 from services.errors import BackendUnavailable, InvalidRequest
-from services.server import ServiceServer
+from services.rpc.clients import channel, remaining
+from services.rpc.server import ServiceServer
 from services.settings import EndpointSettings, ServerSettings, Settings, StoreSettings
-from services.up import check_ports
+from services.stack.ports import check_ports
 from tests.conftest import find_port_pair
 
 pytestmark = pytest.mark.integration

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
-from services.clients import channel
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
+from services.rpc.clients import channel
 from services.settings import Settings
 from tests.factories import make_release
 from tests.integration.serving import make_settings, own_broker, ready

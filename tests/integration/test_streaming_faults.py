@@ -17,8 +17,8 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from protos.headrace.v1.events_pb2 import Action, Event
-from services.broker import EmbeddedBroker
 from services.errors import BackendUnavailable, InvalidSettings
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetters, list_dead_letters
 from streaming.clients.producer import AsyncProducer, Producer

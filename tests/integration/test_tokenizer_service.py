@@ -16,7 +16,7 @@ from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from protos.headrace.v1.tokenizer_pb2 import DetokenizeRequest, GetCodebookRequest, TokenizeRequest
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from services.cli.replay import announce
-from services.release import ReleasePublisher
+from services.releases.publisher import ReleasePublisher
 from services.settings import Settings
 from services.tokenizer.__main__ import serve
 from streaming.clients.dead_letter import list_dead_letters

@@ -15,8 +15,8 @@ from services.cli.doctor import run_checks
 from services.cli.main import main
 from services.cli.replay import stalled_stream
 from services.cli.state import look, rows_of
+from services.rpc.state import find_state
 from services.settings import BrokerSettings, EndpointSettings, Settings, StoreSettings, to_environment
-from services.state import find_state
 from tests.conftest import find_free_port, find_port_pair
 
 pytestmark = pytest.mark.integration

@@ -28,19 +28,20 @@ from protos.headrace.v1.ranker_pb2 import RankRequest
 from protos.headrace.v1.ranker_pb2_grpc import RankerServiceStub
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_CANDIDATE, RELEASE_STATE_LIVE, Release
 from services.cli.main import main
-from services.cold_start import train_first_release
-from services.deadline import Deadline
-from services.first_release import Trained, clear_remains, publish_training
 from services.generator import __main__ as generator
+from services.learner.beginning import Beginning, CannotBegin, find_beginning
 from services.learner.checkpoints import CheckpointStore
+from services.learner.cold_start.deadline import Deadline
+from services.learner.cold_start.publish import Trained, clear_remains, publish_training
+from services.learner.cold_start.train import train_first_release
 from services.learner.ledger import Ledger
 from services.learner.loop import LearningLoop
-from services.learner.releases import ReleaseDesk
-from services.learner.start import Beginning, CannotBegin, find_beginning
+from services.learner.release_desk import ReleaseDesk
 from services.ranker import __main__ as ranker
-from services.release import ReleasePublisher, release_store
+from services.releases.publisher import ReleasePublisher
+from services.releases.store import release_store
 from services.settings import Settings, StoreSettings, to_environment
-from services.translate import event_batch
+from services.wire.translate import event_batch
 from streaming.clients.producer import Producer
 from streaming.messages.topics import INTERACTIONS
 from tests.cases.world import HEADRACE, environment, write_world

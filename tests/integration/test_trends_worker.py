@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kafka import KafkaAdminClient, TopicPartition
 
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, ACTION_IMPRESSION, Event
-from services.broker import EmbeddedBroker
+from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.producer import AsyncProducer
 from streaming.clients.topic_admin import create_topics
 from streaming.errors import MalformedEvent

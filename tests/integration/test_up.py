@@ -21,13 +21,15 @@ import pytest
 
 from protos.headrace.v1 import recommend_pb2, recommend_pb2_grpc
 from protos.headrace.v1.events_pb2 import Action, Event
-from services.broker import EmbeddedBroker
 from services.cli.main import main
 from services.cli.up import pid_file, wants_embedded_broker
-from services.cold_start import train_first_release
 from services.errors import BackendUnavailable
+from services.learner.cold_start.train import train_first_release
 from services.settings import EndpointSettings, Settings, to_environment
-from services.up import BROKER, SERVICES, Stack, check_ports, is_serving, wait_for_orphans
+from services.stack.children import BROKER, SERVICES
+from services.stack.embedded_broker import EmbeddedBroker
+from services.stack.ports import check_ports, wait_for_orphans
+from services.stack.supervisor import Stack, is_serving
 from streaming.clients.follow import read_to_end
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics

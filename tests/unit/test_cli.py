@@ -14,7 +14,7 @@ from services.cli import start, terminal
 from services.cli.items import UnreadableItems, read_items
 from services.cli.main import error_line, main
 from services.errors import BackendUnavailable, NotReady
-from services.preflight import open_release_store
+from services.releases.store import open_release_store
 from services.settings import BrokerSettings, Settings, StoreSettings, load_settings, to_environment
 from streaming.errors import BrokerUnavailable
 from tests.conftest import find_free_port

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models.catalogue.index import CatalogueIndex
+from models.tokenizers.content import unit_vectors
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
-from services.cold_start import NothingToLearn, prepare_catalogue, train_first_release
-from services.content import item_content, unit_vectors
+from services.learner.cold_start.content import item_content
+from services.learner.cold_start.train import NothingToLearn, prepare_catalogue, train_first_release
 from services.settings import Settings
 from tests.integration.learner_world import small_settings
 

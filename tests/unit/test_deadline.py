@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from services.cold_start import TooLittleTime, watched
-from services.deadline import Deadline
+from services.learner.cold_start.deadline import Deadline
+from services.learner.cold_start.train import TooLittleTime, watched
 
 
 class Clock:

@@ -29,8 +29,8 @@ from services.gateway.engine import RecommendationEngine
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.views import Views
 from services.settings import Settings
-from services.source_masks import mask_of
-from services.user_key import user_key
+from services.wire.source_masks import mask_of
+from services.wire.user_key import user_key
 from streaming.clients.producer import AsyncProducer
 from streaming.histories.fresh_history import FreshHistory
 from streaming.histories.store import HistoryStore

@@ -2,7 +2,7 @@
 
 from protos.headrace.v1.release_pb2 import Release, ReleaseState
 from services.gateway.latency import LatencyWindow
-from services.gateway.releases import ReleaseView
+from services.gateway.release_view import ReleaseView
 
 CANDIDATE = ReleaseState.RELEASE_STATE_CANDIDATE
 LIVE = ReleaseState.RELEASE_STATE_LIVE

@@ -12,10 +12,10 @@ from protos.headrace.v1.recommend_pb2 import (
     RecommendRequest,
     ShortfallReason,
 )
-from services.gateway.items import ItemView
+from services.gateway.item_view import ItemView
 from services.gateway.policy import Policy, choose, fill, popular, shortfall
 from services.gateway.ranking import RankedItem
-from services.source_masks import mask_of
+from services.wire.source_masks import mask_of
 
 BEAM = CandidateSource.CANDIDATE_SOURCE_BEAM
 FALLBACK = CandidateSource.CANDIDATE_SOURCE_FALLBACK

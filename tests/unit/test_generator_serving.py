@@ -8,7 +8,7 @@ from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
 from services.generator.serving import GeneratorServing
 from services.metrics import USER_STATES
-from services.user_key import user_key
+from services.wire.user_key import user_key
 from streaming.messages.meaning import EventMeaning
 from tests.factories import MODEL, make_history, make_release
 

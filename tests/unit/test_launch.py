@@ -1,4 +1,4 @@
-"""A child started through `services.launch` ends when its parent is killed."""
+"""A child started through `services.stack.launch` ends when its parent is killed."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.launch import ORPHAN_S
+from services.stack.launch import ORPHAN_S
 
 _PARENT = """
 import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-m", "services.launch", str(os.getpid()), "sleeper"])
+child = subprocess.Popen([sys.executable, "-m", "services.stack.launch", str(os.getpid()), "sleeper"])
 print(child.pid, flush=True)
 child.wait()
 """
@@ -48,5 +48,7 @@ def test_kill_9_of_the_parent_ends_the_child(tmp_path: Path, before: str, patien
 
 def test_a_parent_that_died_before_is_noticed() -> None:
     not_its_parent = "1"
-    ended = subprocess.run([sys.executable, "-m", "services.launch", not_its_parent, "this"], check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.stack.launch", not_its_parent, "this"], check=False
+    )
     assert ended.returncode == 1

@@ -4,8 +4,8 @@ import torch
 
 from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.items_pb2 import Item, ItemSid
-from services.live_catalogue import LiveCatalogue
-from services.translate import item_sid
+from services.model_host.live_catalogue import LiveCatalogue
+from services.wire.translate import item_sid
 from tests.factories import make_catalogue, make_content
 
 

@@ -9,8 +9,8 @@ import grpc.aio
 import pytest
 
 from services.errors import DeadlineExpired, NotReady
-from services.micro_batches import MicroBatcher
-from services.model_thread import ModelThread
+from services.model_host.micro_batches import MicroBatcher
+from services.model_host.model_thread import ModelThread
 
 
 class Call:

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from services.errors import DeadlineExpired
-from services.model_thread import ModelThread
+from services.model_host.model_thread import ModelThread
 
 
 class Call:

@@ -12,10 +12,10 @@ from models.decoding.config import SearchConfig
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
-from services import translate
 from services.errors import WrongRelease
 from services.ranker.serving import RankerServing
-from services.source_masks import mask_of
+from services.wire import translate
+from services.wire.source_masks import mask_of
 from streaming.messages.meaning import EventMeaning
 from tests.factories import MODEL, TIME_MS, make_history, make_release
 

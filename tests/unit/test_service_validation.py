@@ -5,7 +5,7 @@ import pytest
 from protos.headrace.v1.events_pb2 import HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates
 from services.errors import InvalidRequest
-from services.validation import MAX_IDS, MAX_TIME_MS, Violations
+from services.wire.validation import MAX_IDS, MAX_TIME_MS, Violations
 
 
 def fields(found: Violations) -> list[str]:

@@ -15,7 +15,7 @@ import models.errors
 import services.errors
 import streaming.errors
 from services.errors import InvalidRequest, NotFound, Overloaded
-from services.statuses import STATUS, code_of, status_of
+from services.rpc.statuses import STATUS, code_of, status_of
 
 
 def error_classes(module: ModuleType) -> list[type[Exception]]:

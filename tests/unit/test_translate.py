@@ -5,8 +5,8 @@ import numpy as np
 from models.candidates import Candidates, Source
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
-from services import translate
-from services.source_masks import sources_of
+from services.wire import translate
+from services.wire.source_masks import sources_of
 from streaming.messages.meaning import EventMeaning
 from streaming.messages.records import offset_messages
 from tests.factories import make_catalogue, make_history

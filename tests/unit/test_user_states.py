@@ -8,7 +8,7 @@ from models.decoding.config import SearchConfig
 from models.decoding.generator import Generator
 from services.generator.user_states import UserStateCache
 from services.metrics import USER_STATES
-from services.translate import PastEvent, past_batch
+from services.wire.translate import PastEvent, past_batch
 from tests.factories import MODEL, TIME_MS, make_release
 
 OUTCOMES = ("hit", "extended", "computed")

@@ -9,10 +9,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
-import fsspec
-
 from services.errors import BackendUnavailable, ServiceError
 from services.learner.locks import training_lock
+from services.releases.store import open_release_store
 from services.settings import Settings
 from streaming.clients.topic_admin import existing_topics
 from streaming.errors import BrokerUnavailable
@@ -73,25 +72,6 @@ def _check_folder(root: Path) -> None:
             f"the state folder {root} has {free / 1024**2:.0f} MiB free; a checkpoint and a release need "
             f"{_MIN_FREE_BYTES / 1024**2:.0f}: make room or set HEADRACE_STORE__ROOT"
         )
-
-
-def open_release_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The store's file system and its path there.
-
-    Raises BackendUnavailable for one that nobody could open, or that each service would have for itself.
-    """
-    try:
-        filesystem, path = fsspec.url_to_fs(url)
-    except (OSError, ImportError, ValueError) as error:
-        raise BackendUnavailable(
-            f"the release store {url} cannot be opened ({error}): set HEADRACE_STORE__RELEASES"
-        ) from error
-    if "memory" in str(filesystem.protocol):
-        raise BackendUnavailable(
-            f"the release store {url} is the memory of one process: set HEADRACE_STORE__RELEASES to a place "
-            "that all services reach"
-        )
-    return filesystem, str(path)
 
 
 def _check_release_store(url: str) -> None:

@@ -10,7 +10,7 @@ from protos.headrace.v1.events_pb2 import Action, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from services.errors import InvalidRequest
-from services.source_masks import EVERY_SOURCE, mask_of
+from services.wire.source_masks import EVERY_SOURCE, mask_of
 
 MAX_K = 512
 MAX_CANDIDATES = 2_048

@@ -15,7 +15,7 @@ import grpc.aio
 
 from protos.headrace.v1 import state_pb2, state_pb2_grpc
 from services.errors import ServiceError
-from services.server import ServiceServer
+from services.rpc.server import ServiceServer
 from services.settings import Settings, StoreSettings
 
 STATE_SERVICE = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name

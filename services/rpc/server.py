@@ -17,11 +17,11 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.descriptors import raise_limit, watch_open_files
 from services.errors import InvalidSettings
-from services.interceptors import RequestInterceptor
 from services.logging import configure_logging
 from services.metrics import serve_metrics
+from services.rpc.descriptors import raise_limit, watch_open_files
+from services.rpc.interceptors import RequestInterceptor
 from services.settings import Settings, load_settings
 
 LIVENESS = "liveness"

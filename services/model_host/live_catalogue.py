@@ -13,7 +13,7 @@ import torch
 
 from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.items_pb2 import ItemSid
-from services.translate import content_of
+from services.wire.translate import content_of
 
 log = structlog.get_logger()
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import grpc.aio
 import torch
 
-from services.clients import time_left
 from services.errors import DeadlineExpired
 from services.metrics import CANCELLED, QUEUE_WAIT_SECONDS
+from services.rpc.clients import time_left
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""`python -m services.launch PARENT_PID MODULE`: runs a module that ends when its parent does.
+"""`python -m services.stack.launch PARENT_PID MODULE`: runs a module that ends when its parent does.
 
 The kernel sends SIGTERM to this process when the process that started it dies, however it died, so
 that no service outlives `headrace up` (Linux only). Whatever does not stop then is killed, as `up` would: a

@@ -18,11 +18,11 @@ from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
 from services.learner.checkpoints import CheckpointStore, read_checkpoint
 from services.learner.position import LearnerPosition
-from services.learner.releases import ReleaseDesk
+from services.learner.release_desk import ReleaseDesk
 from services.learner.stream import STAGE
 from services.metrics import DLQ_RECORDS
 from services.settings import Settings
-from services.translate import event_batch
+from services.wire.translate import event_batch
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetters
 from streaming.messages.topics import INTERACTIONS

@@ -19,12 +19,13 @@ from models.artifacts.release import ReleaseBundle
 from models.online.learner import OnlineLearner
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, Release
-from services.announcements import announce_items, not_announced
 from services.learner.checkpoints import CheckpointStore, ledger_name_of
+from services.learner.cold_start.announcements import announce_items, not_announced
 from services.learner.ledger import Ledger
 from services.learner.position import LearnerPosition
-from services.learner.releases import live_release
-from services.release import ReleasePublisher, release_store
+from services.learner.release_desk import live_release
+from services.releases.publisher import ReleasePublisher
+from services.releases.store import release_store
 from services.settings import Settings
 from streaming.clients.producer import Producer
 from streaming.errors import BrokerUnavailable

@@ -1,7 +1,7 @@
 """What happens around every RPC: admission, default deadline, error -> status, request id, metrics, log.
 
-Handlers raise domain errors and never touch status codes; `services.statuses` says what an error means to the
-caller. Health and reflection pass untouched.
+Handlers raise domain errors and never touch status codes; `services.rpc.statuses` says what an error means to
+the caller. Health and reflection pass untouched.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from services import errors, metrics
-from services.admission import Admission, admission_var
-from services.clients import REQUEST_ID, deadline_var, request_id_var
+from services.rpc.admission import Admission, admission_var
+from services.rpc.clients import REQUEST_ID, deadline_var, request_id_var
+from services.rpc.statuses import code_of, status_of
 from services.settings import ServerSettings
-from services.statuses import code_of, status_of
 
 # Generic in the type stubs, not at run time.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

@@ -1,11 +1,11 @@
-"""`python -m services.broker_host`: the embedded broker of `headrace up`, where the settings say."""
+"""`python -m services.stack.broker_host`: the embedded broker of `headrace up`, where the settings say."""
 
 import sys
 
-from services.broker import loopback_address
-from services.descriptors import raise_limit
 from services.errors import ServiceError
+from services.rpc.descriptors import raise_limit
 from services.settings import load_settings
+from services.stack.embedded_broker import loopback_address
 from streaming.broker.server import run
 
 

@@ -20,7 +20,8 @@ from protos.headrace.v1.release_pb2 import (
 )
 from services import metrics
 from services.errors import NotFound
-from services.release import ReleasePublisher, release_store
+from services.releases.publisher import ReleasePublisher
+from services.releases.store import release_store
 from services.settings import Settings
 
 log = structlog.get_logger()

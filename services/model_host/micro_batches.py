@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar
 import grpc.aio
 import structlog
 
-from services.clients import time_left
 from services.errors import DeadlineExpired, NotReady
 from services.metrics import BATCH_SIZE, CANCELLED, QUEUE_WAIT_SECONDS
-from services.model_thread import ModelThread
+from services.model_host.model_thread import ModelThread
+from services.rpc.clients import time_left
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")

@@ -47,7 +47,7 @@ class EmbeddedBroker:
         _check_free(host, port)
         self._folder.mkdir(parents=True, exist_ok=True)
         log_path = self._folder / "broker.log"
-        command = [sys.executable, "-m", "services.launch", str(os.getpid()), "streaming.broker"]
+        command = [sys.executable, "-m", "services.stack.launch", str(os.getpid()), "streaming.broker"]
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--folder", str(self._folder), "--host", host, "--port", str(port)],

@@ -2,7 +2,7 @@
 
 Owns the order of the work: content, codebook, catalogue, recommender, ranker, then the learner, who observes
 what was trained on and learns what was held out. It knows neither the command line nor where the events
-came from; `services.first_release` makes the result live. A learner may run beside it.
+came from; `services.learner.cold_start.publish` makes the result live. A learner may run beside it.
 """
 
 import time
@@ -31,14 +31,14 @@ from models.training.ranker_fitting import fit_ranker
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import Release
-from services.content import Progress, item_content
-from services.deadline import Deadline
 from services.errors import ServiceError
-from services.first_release import Trained, announce_before, clear_remains, publish_training
 from services.learner.checkpoints import CheckpointStore
-from services.learner.releases import new_release_id
+from services.learner.cold_start.content import Progress, item_content
+from services.learner.cold_start.deadline import Deadline
+from services.learner.cold_start.publish import Trained, announce_before, clear_remains, publish_training
+from services.learner.release_desk import new_release_id
 from services.settings import Settings
-from services.translate import event_batch
+from services.wire.translate import event_batch
 from streaming.messages.meaning import EventMeaning
 
 log = structlog.get_logger()

@@ -10,9 +10,7 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -23,59 +21,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
-from services.launch import ORPHAN_S
-from services.preflight import open_release_store
-from services.release import ReleasePublisher, release_store
+from services.releases.publisher import ReleasePublisher
+from services.releases.store import open_release_store, release_store
 from services.settings import Settings, to_environment
+from services.stack.children import BROKER, MODULES, SERVICES, SERVING, Child, ChildDied, stop_all
+from services.stack.ports import check_ports
 from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
 
-# The order of starting; stopped in the other order, so that nobody calls what is already gone.
-SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
-BROKER = "broker"
-_MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.broker_host"}
 _FORMER_BROKER_FILE = "kafka.json"
-# Those that have something to serve only with a release.
-SERVING = ("tokenizer", "generator", "ranker", "gateway")
-
 Progress = Callable[[str, int, int], None]
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 20.0
 _POLL_INTERVAL_S = 0.2
 _PATIENCE_WITH_DEAD_S = 1.0
-_LOG_TAIL_LINES = 12
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 60.0
 # Who lived for so long is no longer held to have died before.
 _LONG_LIFE_S = 120.0
-
-
-@dataclass
-class Child:
-    """One service as a child process, writing to its own log file."""
-
-    name: str
-    process: asyncio.subprocess.Process
-    log_path: Path
-
-    def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:
-        """The last lines it wrote; empty if they cannot be read."""
-        try:
-            lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-num_lines:])
-
-
-class ChildDied(BackendUnavailable):
-    """A service ended although nobody asked it to."""
-
-    def __init__(self, child: Child) -> None:
-        super().__init__(
-            f"{child.name} ended with code {child.process.returncode}; its log is {child.log_path}"
-        )
-        self.child = child
 
 
 class Stack:
@@ -149,7 +112,7 @@ class Stack:
         if keeper is not None:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
-        await _stop_all([self.processes[name]])
+        await stop_all([self.processes[name]])
         await self.start_service(name)
         self._keepers[name] = asyncio.ensure_future(self._keep(name))
 
@@ -192,8 +155,8 @@ class Stack:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        await _stop_all([self.processes[name] for name in reversed(SERVICES) if name in self.processes])
-        await _stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
+        await stop_all([self.processes[name] for name in reversed(SERVICES) if name in self.processes])
+        await stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -245,7 +208,7 @@ class Stack:
         threads = str(self.settings.torch_threads)
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "services.launch", str(os.getpid()), _MODULES[name]),
+            *("-m", "services.stack.launch", str(os.getpid()), MODULES[name]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=asyncio.subprocess.STDOUT,
@@ -287,20 +250,6 @@ def _answers(host: str, port: int, bootstrap: str) -> bool:
     return True
 
 
-async def _stop_all(children: Sequence[Child]) -> None:
-    """SIGTERM, and SIGKILL to those that stay."""
-    running = [child for child in children if child.process.returncode is None]
-    for child in running:
-        child.process.terminate()
-    waits = [asyncio.ensure_future(child.process.wait()) for child in running]
-    if waits:
-        await asyncio.wait(waits, timeout=_STOP_TIMEOUT_S)
-    for child in running:
-        if child.process.returncode is None:
-            child.process.kill()
-    await asyncio.gather(*waits)
-
-
 async def is_serving(address: str, health_name: str) -> bool:
     """Whether the gRPC health service at `address` says SERVING for `health_name`."""
     async with grpc.aio.insecure_channel(address) as channel:
@@ -316,50 +265,6 @@ def live_release(settings: Settings) -> str | None:
     """The id of the release that the topic says is live; raises BrokerUnavailable."""
     live = [one for one in ReleasePublisher(settings).list() if one.state == RELEASE_STATE_LIVE]
     return live[-1].release_id if live else None
-
-
-def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:
-    """Every port of the services: what it is for -> number, and the setting that moves it."""
-    endpoints = settings.endpoints
-    setting = "HEADRACE_ENDPOINTS__{}".format
-    ports = {name: (endpoints.port(name), setting(name.upper())) for name in (*SERVICES, "console")}
-    for name in SERVICES:
-        ports[f"{name} metrics"] = (endpoints.metrics_port(name), setting("METRICS_OFFSET"))
-    return ports
-
-
-def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
-    """Raises BackendUnavailable, naming the first port that something else listens on, or that is none."""
-    ports = ports_of(settings)
-    if embedded_broker:
-        port = int(settings.broker.bootstrap_servers.rpartition(":")[2])
-        ports[BROKER] = (port, "HEADRACE_BROKER__BOOTSTRAP_SERVERS")
-    taken: dict[int, str] = {}
-    for what, (port, variable) in ports.items():
-        if port in taken:
-            raise BackendUnavailable(f"port {port} is that of {taken[port]} and of {what}: set {variable}")
-        taken[port] = what
-        family = socket.AF_INET6 if ":" in settings.endpoints.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.endpoints.host, port))
-            except (OSError, OverflowError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
-                raise BackendUnavailable(
-                    f"port {port} ({what}) on {settings.endpoints.host} cannot be used: {reason}; stop what "
-                    f"listens there or set {variable} (HEADRACE_ENDPOINTS__BASE_PORT moves all ports)"
-                ) from error
-
-
-def wait_for_orphans(settings: Settings, *, embedded_broker: bool) -> None:
-    """Returns when the services of an `up` that was killed hold no port any more, or should not."""
-    until_s = time.monotonic() + ORPHAN_S + _PATIENCE_WITH_DEAD_S
-    while time.monotonic() < until_s:
-        try:
-            return check_ports(settings, embedded_broker=embedded_broker)
-        except BackendUnavailable:
-            time.sleep(_POLL_INTERVAL_S)
 
 
 async def run_stack(

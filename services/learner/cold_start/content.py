@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from models.tokenizers.content import unit_vectors
 from models.tokenizers.text import TextEmbedder, item_text
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
@@ -60,15 +60,6 @@ def item_content(items: Sequence[Item], events: Sequence[Event], progress: Progr
     kept = [n for n in range(len(items)) if found[n] is not None]
     stacked_NE = torch.from_numpy(np.stack([vector for n in kept if (vector := found[n]) is not None]))
     return Content(content_NE=unit_vectors(stacked_NE), kept=kept, notes=notes)
-
-
-def unit_vectors(content_NE: Tensor) -> Tensor:
-    """Float32 [..., E] of length 1, zeros where all are 0.
-
-    Divided by its largest number first: the square of 1e30 or of 1e-30 is no float32.
-    """
-    largest_N1 = content_NE.abs().amax(dim=-1, keepdim=True)
-    return functional.normalize(content_NE / torch.where(largest_N1 > 0, largest_N1, 1.0), dim=-1)
 
 
 def _are_enough(items: Sequence[Item], own: Sequence[_FloatArray | None], events: Sequence[Event]) -> bool:

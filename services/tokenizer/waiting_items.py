@@ -12,7 +12,7 @@ import structlog
 
 from protos.headrace.v1.items_pb2 import ItemSid
 from services.metrics import EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
-from services.model_thread import ModelThread
+from services.model_host.model_thread import ModelThread
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.serving import TokenizerServing
 from streaming.clients.producer import AsyncProducer
@@ -27,7 +27,7 @@ _RETRY_S = 1.0
 log = structlog.get_logger()
 
 
-class Intake:
+class WaitingItems:
     """Items wait here until a release is live and the known semantic IDs have been read."""
 
     def __init__(

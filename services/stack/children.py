@@ -1,0 +1,59 @@
+"""The processes of a stack: which there are, each with its log, and how they are ended."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import BackendUnavailable
+
+# The order of starting; stopped in the other order, so that nobody calls what is already gone.
+SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
+BROKER = "broker"
+MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.stack.broker_host"}
+# Those that have something to serve only with a release.
+SERVING = ("tokenizer", "generator", "ranker", "gateway")
+
+_STOP_TIMEOUT_S = 20.0
+_LOG_TAIL_LINES = 12
+
+
+@dataclass
+class Child:
+    """One service as a child process, writing to its own log file."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log_path: Path
+
+    def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:
+        """The last lines it wrote; empty if they cannot be read."""
+        try:
+            lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-num_lines:])
+
+
+class ChildDied(BackendUnavailable):
+    """A service ended although nobody asked it to."""
+
+    def __init__(self, child: Child) -> None:
+        super().__init__(
+            f"{child.name} ended with code {child.process.returncode}; its log is {child.log_path}"
+        )
+        self.child = child
+
+
+async def stop_all(children: Sequence[Child]) -> None:
+    """SIGTERM, and SIGKILL to those that stay."""
+    running = [child for child in children if child.process.returncode is None]
+    for child in running:
+        child.process.terminate()
+    waits = [asyncio.ensure_future(child.process.wait()) for child in running]
+    if waits:
+        await asyncio.wait(waits, timeout=_STOP_TIMEOUT_S)
+    for child in running:
+        if child.process.returncode is None:
+            child.process.kill()
+    await asyncio.gather(*waits)
