@@ -1,1 +1,4 @@
-"""What Headrace is compared with; nothing that serves imports it."""
+"""What Headrace is compared with: TIGER, DIN, popularity, and other ways to decode.
+
+Nothing that serves or learns imports it.
+"""

@@ -1,5 +1,6 @@
 """A dependency with one of our top-level names would shadow us: each package must resolve here."""
 
+import ast
 import importlib
 from pathlib import Path
 
@@ -13,3 +14,18 @@ def test_package_resolves_inside_the_repository(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(REPOSITORY)
+
+
+def test_unit_tests_stand_where_their_sources_do() -> None:
+    unit = REPOSITORY / "tests" / "unit"
+    for package in ("models", "services", "streaming"):
+        for test in (unit / package).rglob("test_*.py"):
+            source = REPOSITORY / test.relative_to(unit).with_name(test.name.removeprefix("test_"))
+            assert source.exists(), f"{test} tests a file that is not there: {source}"
+
+
+def test_each_room_says_what_it_owns_and_what_it_must_not_know() -> None:
+    for package in ("models", "services", "streaming"):
+        for room in (REPOSITORY / package).rglob("__init__.py"):
+            said = ast.get_docstring(ast.parse(room.read_text())) or ""
+            assert len(said.split("\n\n")) >= 2, f"{room} says too little"

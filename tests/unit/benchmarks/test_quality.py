@@ -14,7 +14,7 @@ from models.training import objective
 from streaming.datasets.folder import load_dataset
 from tests.factories import MODEL, make_catalogue
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "harness.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "harness.py"
 MACHINE = {"cpu": "one of a test", "matmul_tflops": {"float32": 0.1}}
 
 

@@ -99,7 +99,7 @@ def test_a_reader_in_another_process_sees_what_is_applied(tmp_path: Path) -> Non
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[4],
     ) as reader:
         assert reader.stdin is not None
         assert reader.stdout is not None

@@ -14,7 +14,7 @@ import pytest
 
 from models.compilation import compile as compile_kernels
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 MAX_SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # of a block, CUDA programming guide
 MAX_REGISTERS = 255
 MAX_SPILLED_BYTES = 128
