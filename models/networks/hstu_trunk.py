@@ -1,7 +1,7 @@
 """The user model as HSTU: SiLU attention with learned relative position and time biases, gated, no FFN.
 
-Owns the bias tables and the blocks; the formula of the attention is `models/kernels/hstu_formula.py`'s. The
-same methods as `models.networks.softmax_trunk.Trunk`; knows nothing of items, codes or actions.
+Owns the bias tables and the blocks; the formula of the attention is `models/kernels/hstu_formula.py`'s. It is
+a `models.networks.base.Trunk`; knows nothing of items, codes or actions.
 
 Zhai et al., 2024, "Actions speak louder than words", eq. 1-4; with x the input of a layer:
 
@@ -105,7 +105,7 @@ class HstuBlock(nn.Module):
 
 
 class HstuTrunk(nn.Module):
-    """HSTU blocks over event positions; the interface of `models.networks.softmax_trunk.Trunk`.
+    """HSTU blocks over event positions; a `models.networks.base.Trunk`.
 
     Times are int64 milliseconds; the bias of a pair is that of the time from the key to the query, so a
     constant added to all times of a history changes nothing.

@@ -22,7 +22,7 @@ from models.batch import ACTION_NAMES, NUM_ACTIONS, HistoryBatch
 from models.candidates import Source
 from models.networks.config import ModelConfig
 from models.networks.recommender import NUM_GAP_BUCKETS, gap_bucket
-from models.networks.softmax_trunk import Trunk
+from models.networks.softmax_trunk import SoftmaxTrunk
 
 RATING, LIKE = ACTION_NAMES.index("rating"), ACTION_NAMES.index("like")
 # A rating of so many stars also counts as a like.
@@ -96,7 +96,7 @@ class Ranker(nn.Module):
         nn.init.normal_(self.gap_embedding.weight, std=0.02)
         self.history_norm = nn.LayerNorm(width)
         self.candidate_norm = nn.LayerNorm(width)
-        self.trunk = Trunk(width, 1, config.num_heads, dropout=0.0)
+        self.trunk = SoftmaxTrunk(width, 1, config.num_heads, dropout=0.0)
         num_inputs = width + num_features + NUM_SCORES + len(Source)
         self.hidden = nn.Sequential(
             nn.Linear(num_inputs, NUM_HIDDEN), nn.GELU(), nn.Linear(NUM_HIDDEN, NUM_HIDDEN), nn.GELU()

@@ -16,10 +16,9 @@ from torch.nn import functional
 from models.batch import NUM_ACTIONS, HistoryBatch
 from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
-from models.networks.hstu_trunk import HstuTrunk
 from models.networks.item_identities import ItemIdentities
-from models.networks.softmax_trunk import Trunk
 from models.networks.trunk_cache import TrunkCache
+from models.networks.trunks import make_trunk
 from models.networks.user_states import UserStates
 
 NUM_GAP_BUCKETS = 48
@@ -52,8 +51,7 @@ class GenerativeRecommender(nn.Module):
         nn.init.normal_(self.action_embedding.weight, std=0.02)
         nn.init.normal_(self.gap_embedding.weight, std=0.02)
         self.input_norm = nn.LayerNorm(width)
-        trunk = HstuTrunk if config.trunk == "hstu" else Trunk
-        self.trunk = trunk(width, config.num_layers, config.num_heads, config.dropout)
+        self.trunk = make_trunk(config)
         self.empty_state = nn.Parameter(torch.zeros(width))
         self.dense_state = nn.Linear(width, width)
         self.dense_item = nn.Linear(width, width)

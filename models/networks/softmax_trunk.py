@@ -17,7 +17,7 @@ from models.networks.trunk_cache import TrunkCache
 _BIAS_ROOM = 64
 
 
-class Trunk(nn.Module):
+class SoftmaxTrunk(nn.Module):
     """Causal blocks over event positions, with ALiBi distances (Press et al., 2022) for order.
 
     ALiBi has no table of positions, so a history longer than those of the training is no special case. Times

@@ -26,7 +26,7 @@ class _Circumstance:
     baseline_rank: int
 
 
-class Rehearsal:
+class BatchForecasts:
     """Questions about the wishes `events`, of which there must be one, put to both models."""
 
     def __init__(

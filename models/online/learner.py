@@ -31,7 +31,7 @@ from models.measures.gate import GateDecision, gate
 from models.measures.quality import PrequentialQuality
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
-from models.online.batch_forecasts import Rehearsal
+from models.online.batch_forecasts import BatchForecasts
 from models.online.config import LearnerConfig
 from models.online.forecasts import Question, choose
 from models.online.learner_state import LearnerParts, load_parts, save_parts
@@ -290,23 +290,23 @@ class OnlineLearner:
         )
         ranker_loss = None
         with autocast(_CPU, self.dtype):
-            rehearsal = self._rehearse(wishes, questions)
+            forecasts = self._forecast(wishes, questions)
             for n in range(len(wishes)):
-                if rehearsal is not None:
-                    rehearsal.reach(n, self.memory)
+                if forecasts is not None:
+                    forecasts.reach(n, self.memory)
                 self._count(wishes, n)
-            if rehearsal is not None:
-                ranker_loss = rehearsal.score(self.memory)
+            if forecasts is not None:
+                ranker_loss = forecasts.score(self.memory)
         step = self._learn(stories, replayed, ranker_loss) if len(wishes) else None
         # last: an event that is remembered is never learned again
         self._remember(events, stories)
         self.memory.quality.mark(self.memory.num_learned)
         return LearnReport(learned_N=learned_N, num_scored=len(questions), step=step)
 
-    def _rehearse(self, events: EventBatch, questions: list[Question]) -> Rehearsal | None:
+    def _forecast(self, events: EventBatch, questions: list[Question]) -> BatchForecasts | None:
         if not questions:
             return None
-        return Rehearsal(events, questions, self.pipeline, self._live, self.config.gate_every)
+        return BatchForecasts(events, questions, self.pipeline, self._live, self.config.gate_every)
 
     # -- one batch, step by step --
 

@@ -19,7 +19,7 @@ _CHUNK = 16_384
 
 @dataclass(frozen=True)
 class Codebook:
-    """L levels of V centroids: `centroids_LVE` float32."""
+    """L levels of V centroids: `centroids_LVE` float32. A `models.tokenizers.base.Tokenizer`."""
 
     centroids_LVE: Tensor
 
@@ -96,3 +96,22 @@ class Codebook:
     @cached_property
     def _square_LV(self) -> Tensor:
         return self.centroids_LVE.square().sum(dim=2)
+
+
+def content_codebook(codes_NL: Tensor, content_NE: Tensor, codebook_size: int) -> Codebook:
+    """The codebook in content space that explains given codes best, level by level.
+
+    A code's centroid is the mean of what its members' earlier levels left over; one without members is
+    zero. It lets a `CatalogueIndex` hold items with the codes of any other tokenizer; codes of new items
+    would have to come from that tokenizer itself.
+    """
+    num_levels = codes_NL.shape[1]
+    centroids_LVE = torch.zeros(num_levels, codebook_size, content_NE.shape[1])
+    residual_NE = content_NE.clone()
+    for level in range(num_levels):
+        code_N = codes_NL[:, level]
+        count_V = torch.bincount(code_N, minlength=codebook_size).clamp(min=1)
+        centroids_LVE[level].index_add_(0, code_N, residual_NE)
+        centroids_LVE[level] /= count_V[:, None]
+        residual_NE -= centroids_LVE[level, code_N]
+    return Codebook(centroids_LVE)

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.tokenizers.codebook import Codebook
-
 _CHUNK = 8_192
 _KMEANS_ITERATIONS = 10
 
@@ -49,7 +47,7 @@ class RqVaeConfig:
 
 
 class RqVae(nn.Module):
-    """The network and its codebooks; `encode` is what a `Codebook` has under that name."""
+    """The network and its codebooks: a `models.tokenizers.base.Tokenizer`."""
 
     code_LVZ: Tensor
     count_LV: Tensor
@@ -66,6 +64,16 @@ class RqVae(nn.Module):
         self.register_buffer("code_LVZ", torch.zeros(shape))
         self.register_buffer("count_LV", torch.ones(shape[:2]))
         self.register_buffer("sum_LVZ", torch.zeros(shape))
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return self.config.num_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """V."""
+        return self.config.codebook_size
 
     @torch.no_grad()
     def encode(self, content_NE: Tensor) -> Tensor:
@@ -175,25 +183,6 @@ def fit_rq_vae(
         if progress is not None:
             progress(step + 1, config.num_steps)
     return model.eval()
-
-
-def content_codebook(codes_NL: Tensor, content_NE: Tensor, codebook_size: int) -> Codebook:
-    """The codebook in content space that explains given codes best, level by level.
-
-    A code's centroid is the mean of what its members' earlier levels left over; one without members is
-    zero. It lets a `CatalogueIndex` hold items with the codes of an RQ-VAE; codes of new items would have
-    to come from the RQ-VAE itself.
-    """
-    num_levels = codes_NL.shape[1]
-    centroids_LVE = torch.zeros(num_levels, codebook_size, content_NE.shape[1])
-    residual_NE = content_NE.clone()
-    for level in range(num_levels):
-        code_N = codes_NL[:, level]
-        count_V = torch.bincount(code_N, minlength=codebook_size).clamp(min=1)
-        centroids_LVE[level].index_add_(0, code_N, residual_NE)
-        centroids_LVE[level] /= count_V[:, None]
-        residual_NE -= centroids_LVE[level, code_N]
-    return Codebook(centroids_LVE)
 
 
 def with_last_code(codes_NL: Tensor, *, seed: int) -> Tensor:

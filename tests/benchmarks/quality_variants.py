@@ -24,7 +24,8 @@ from models.decoding.generator import Generation, Generator
 from models.networks.config import ModelConfig
 from models.networks.recommender import GenerativeRecommender
 from models.tokenizers import rq_kmeans as semantic_ids
-from models.tokenizers.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae
+from models.tokenizers.codebook import content_codebook
+from models.tokenizers.rq_vae import RqVaeConfig, fit_rq_vae
 from models.training import objective
 from models.training.loss import code_loss
 

@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from models.networks.blocks import ByteDropout
-from models.networks.softmax_trunk import Trunk
+from models.networks.softmax_trunk import SoftmaxTrunk
 from models.networks.trunk_cache import TrunkCache
 
 
 @pytest.fixture
-def trunk() -> Trunk:
+def trunk() -> SoftmaxTrunk:
     torch.manual_seed(0)
-    return Trunk(32, 2, 4, 0.2).eval()
+    return SoftmaxTrunk(32, 2, 4, 0.2).eval()
 
 
-def run(trunk: Trunk, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def run(trunk: SoftmaxTrunk, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     return trunk(x, length, torch.zeros(x.shape[:2], dtype=torch.int64))
 
 

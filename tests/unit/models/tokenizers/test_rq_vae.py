@@ -3,7 +3,8 @@
 import torch
 
 from models.catalogue.index import CatalogueIndex
-from models.tokenizers.rq_vae import RqVaeConfig, content_codebook, fit_rq_vae, with_last_code
+from models.tokenizers.codebook import content_codebook
+from models.tokenizers.rq_vae import RqVaeConfig, fit_rq_vae, with_last_code
 from tests.factories import make_content
 
 CONFIG = RqVaeConfig(

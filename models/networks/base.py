@@ -1,0 +1,57 @@
+"""What every trunk does: the seam at which a second user model is put in.
+
+Shapes: B batch, T history, M candidates, D width.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from models.networks.trunk_cache import TrunkCache
+
+
+class Trunk(Protocol):
+    """A causal network over the positions of a history, one for each event; an `nn.Module`.
+
+    Positions come in as vectors, right-padded, with the times of their events (int64, ms); what stands in the
+    padding has no influence. The three ways to a state agree: `extend` of a `prefill` equals the `prefill` of
+    the longer history, which equals the last state of the whole pass.
+    """
+
+    def __call__(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
+        """The state after each event, float [B, T, D]; zero past a history's length (int64 [B])."""
+        ...
+
+    def forward_candidates(
+        self,
+        x_BTD: Tensor,
+        length_B: Tensor,
+        time_ms_BT: Tensor,
+        candidate_BMD: Tensor,
+        candidate_time_ms_B: Tensor,
+    ) -> Tensor:
+        """The output of each candidate as if it alone were the next event, float [B, M, D].
+
+        Candidates see the whole valid history, which may be empty, and themselves, never each other (the
+        M-FALCON mask of Zhai et al., 2024, "Actions speak louder than words").
+        """
+        ...
+
+    def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
+        """The state after the last event of each history, float [B, D], and what `extend` goes on from.
+
+        T >= 1; for an empty history the state means nothing.
+        """
+        ...
+
+    def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
+        """One more event for each history: the state after it, float [B, D], and the longer cache.
+
+        `cache` stays as it was.
+        """
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As of every `nn.Module`."""
+        ...
