@@ -1,6 +1,6 @@
 """The encoded catalogue: one representation and one dense vector per row, kept for serving.
 
-Owns when rows are encoded: a new row when it is first needed, all of them after the weights changed.
+Owns when a row is encoded: when it is first needed, and again when its content or the weights changed.
 
 Shapes: N items, D width.
 """
@@ -25,7 +25,6 @@ class ItemTable:
     def __init__(self, recommender: GenerativeRecommender, catalogue: CatalogueIndex) -> None:
         self.recommender = recommender
         self.catalogue = catalogue
-        self.weights_version = 0  # counts up whenever the weights are said to have changed
         width = recommender.config.d_model
         self._num_encoded = 0
         self._item_ND = torch.empty(0, width)  # with room for more rows than are encoded
@@ -58,17 +57,9 @@ class ItemTable:
             self._nearest.put(first, vector_ND[first : first + _PART_ROWS])
         return self._nearest.search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
 
-    def set(self, item_ND: Tensor, vector_ND: Tensor) -> None:
-        """Takes what a training step has just computed for all rows, instead of encoding them again."""
-        self.weights_version += 1
-        self._item_ND = item_ND.detach().float()
-        self._vector_ND = vector_ND.detach().float()
-        self._num_encoded = len(item_ND)
-        self._nearest = None
-
-    def refresh(self) -> None:
-        """Forgets everything: the weights changed."""
-        self.weights_version += 1
+    def refresh(self, recommender: GenerativeRecommender) -> None:
+        """Forgets everything, and encodes with these weights from now on."""
+        self.recommender = recommender
         self._num_encoded = 0
         self._nearest = None
 

@@ -3,7 +3,7 @@
 Owns the split, the order of the work and the report. Ranking the whole catalogue is
 `models/sequences/holdout.py`'s, training `models/training/offline.py`'s and
 `models/training/ranker_fitting.py`'s; the whole path is answered by the functions that serve
-(`models/engine/pipeline.py`).
+(`models/ranking/pipeline.py`).
 
 Shapes: B cases, C codes of an item, K list positions.
 """
@@ -21,9 +21,7 @@ from models.catalogue.index import CatalogueIndex
 from models.decoding.beam_search import SearchResult
 from models.decoding.config import SearchConfig
 from models.decoding.dense_ranks import dense_ranks
-from models.decoding.generator import Generation
-from models.device import compute_dtype
-from models.engine.pipeline import Answer, Pipeline, take_best, with_live
+from models.decoding.generation import Generation, generate
 from models.errors import NothingToTest
 from models.measures.ranking_metrics import Ranks, hierarchical_recall, ranking_metrics, ranks_in_lists
 from models.networks.config import ModelConfig
@@ -31,6 +29,7 @@ from models.networks.ranker import Ranker
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Answer, Pipeline, take_best, with_live
 from models.ranking.scorer import Scorer
 from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
@@ -192,10 +191,10 @@ def rank_by_every_system(
 
     The statistics begin anew and follow `known`, the events that the cases' histories were made of.
     """
-    generator, catalogue = pipeline.generator, pipeline.generator.catalogue
+    engine, search, catalogue = pipeline.engine, pipeline.search, pipeline.engine.catalogue
     statistics = LiveStatistics(pipeline.scorer.statistics.config)
     follower = StatisticsFollower(statistics, catalogue, _in_time_order(known))
-    scorer = Scorer(generator.recommender, pipeline.scorer.ranker, catalogue, statistics, pipeline.table)
+    scorer = Scorer(engine, statistics)
     beamed_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
     answered_BK = np.full((len(cases), NUM_ANSWERS), -1, dtype=np.int64)
     found_C = np.zeros(catalogue.codes_NC.shape[1])
@@ -203,11 +202,12 @@ def rank_by_every_system(
     for begin in range(0, len(order_B), BATCH_CASES):
         chosen = order_B[begin : begin + BATCH_CASES]
         part = cases.select(chosen)
-        history = part.histories(generator.recommender.config.max_history)
-        found = generator.generate(
+        history = part.histories(engine.config.max_history)
+        found = generate(
+            engine,
             history,
-            k=max(NUM_ANSWERS, generator.config.num_dense),
-            beam=generator.config.beam,
+            k=max(NUM_ANSWERS, search.num_dense),
+            beam=search.beam,
             exclude=part.known_rows(),
         )
         if found.search is not None:
@@ -221,7 +221,7 @@ def rank_by_every_system(
     return SystemRanks(
         recommend=ranks_in_lists(answered_BK, cases.target_B),
         generator=ranks_in_lists(beamed_BK, cases.target_B),
-        dense=_dense_ranks(pipeline, cases),
+        dense=dense_ranks(engine, cases),
         hierarchical_recall=(found_C / max(1, len(cases))).tolist(),
     )
 
@@ -246,14 +246,6 @@ def _answer(
         take_best(scorer.catalogue, united, result, NUM_ANSWERS)
         for united, result in zip(candidates, results, strict=True)
     ]
-
-
-def _dense_ranks(pipeline: Pipeline, cases: HoldoutCases) -> Ranks:
-    table = pipeline.table
-    available_N = torch.from_numpy(np.asarray(pipeline.generator.catalogue.available_N))
-    dtype = compute_dtype(table.item_ND.device)
-    recommender = pipeline.generator.recommender
-    return dense_ranks(recommender, cases, table.item_ND, table.vector_ND, available_N, dtype)
 
 
 def _prefixes_found(search: SearchResult, codes_BC: Int64Array) -> Float64Array:

@@ -7,15 +7,14 @@ belongs to `models.online.forecasts`, what the figures mean to `models.measures.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from models.batch import EventBatch
-from models.engine.pipeline import Pipeline
 from models.measures.quality import COLD_USER_EVENTS, NEW_ITEM_EVENTS, K, ScoredEvent
 from models.networks.ranker import ranking_loss
 from models.online.forecasts import Forecast, Question
 from models.online.memory import Memory
+from models.ranking.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,7 @@ class BatchForecasts:
         self.events = events
         self.questions = questions
         self._live_every = live_every
+        self._ranker = ours.ranker
         self._ours = Forecast(ours, questions)
         self._live = Forecast(live, questions[::live_every])
         self._statistics = ours.scorer.statistics
@@ -61,10 +61,9 @@ class BatchForecasts:
 
     def score(self, memory: Memory) -> Tensor:
         """Ranks all answers, writes down the figures, and returns the ranker's loss with its graph."""
-        output = self._ours.rank_all()
+        output = self._ours.learn_from(self._ranker)
         ranks = self._ours.target_ranks(output.relevance_BM.detach())
-        with torch.no_grad():
-            live_ranks = self._live.target_ranks(self._live.rank_all().relevance_BM)
+        live_ranks = self._live.target_ranks(self._live.rank_all().relevance_BM)
         for s in range(len(self.questions)):
             memory.quality.add(self._scored_event(s, ranks[s]))
             if s % self._live_every == 0:

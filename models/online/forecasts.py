@@ -21,9 +21,10 @@ from torch import Tensor
 from models.arrays import Float32Array, Int64Array
 from models.batch import EventBatch
 from models.candidates import Candidates
-from models.engine.pipeline import Pipeline, with_live
-from models.networks.ranker import RankerOutput, RankingTargets, action_labels
+from models.decoding.generation import generate
+from models.networks.ranker import Ranker, RankerOutput, RankingBatch, RankingTargets, action_labels
 from models.ranking.aversion import standing
+from models.ranking.pipeline import Pipeline, with_live
 from models.ranking.scorer import order_by_score
 from models.sequences.dedupe import hash_id
 from models.sequences.histories import Past, UserHistories, pad_pasts
@@ -79,13 +80,15 @@ class Forecast:
     """What one model answers to the questions of a batch, which must not be empty."""
 
     def __init__(self, pipeline: Pipeline, questions: list[Question]) -> None:
-        generator = pipeline.generator
         self.scorer = pipeline.scorer
         self.questions = questions
-        self.history = pad_pasts([one.past for one in questions], generator.recommender.config.max_history)
-        config = generator.config
-        self.generation = generator.generate(
-            self.history, k=config.num_dense, beam=config.beam, exclude=[one.exclude for one in questions]
+        self.history = pad_pasts([one.past for one in questions], pipeline.engine.config.max_history)
+        self.generation = generate(
+            pipeline.engine,
+            self.history,
+            k=pipeline.search.num_dense,
+            beam=pipeline.search.beam,
+            exclude=[one.exclude for one in questions],
         )
         self.candidates: list[Candidates] = []
         self._features: list[Float32Array] = []
@@ -107,10 +110,16 @@ class Forecast:
         self._target_column.append(int(column[0]) if len(column) else -1)
 
     def rank_all(self) -> RankerOutput:
-        """Ranks all candidates of all reached questions in one pass, with a graph."""
-        batch = self.scorer.batch(self.history, self.candidates, self._features, self.generation.state_BD)
-        output: RankerOutput = self.scorer.ranker(batch, self.scorer.table.item_ND)
+        """Ranks all candidates of all reached questions in one pass, as serving does."""
+        return self.scorer.engine.rank(self._batch())
+
+    def learn_from(self, ranker: Ranker) -> RankerOutput:
+        """`rank_all` by the network itself, whose weights are the engine's, with a graph."""
+        output: RankerOutput = ranker(self._batch(), self.scorer.engine.item_ND)
         return output
+
+    def _batch(self) -> RankingBatch:
+        return self.scorer.batch(self.history, self.candidates, self._features, self.generation.state_BD)
 
     def target_ranks(self, relevance_BM: Tensor) -> list[int]:
         """For each question the 0-based rank of the event's item (ties by item id), -1 if not proposed.

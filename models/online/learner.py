@@ -25,7 +25,6 @@ from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
 from models.device import autocast, compute_dtype
-from models.engine.pipeline import Answer, Pipeline, recommend_many
 from models.errors import IncompatibleCheckpoint
 from models.measures.gate import GateDecision, gate
 from models.measures.quality import PrequentialQuality
@@ -39,6 +38,7 @@ from models.online.memory import Memory
 from models.online.optimiser_steps import OnlineTrainer, StepReport, frozen_copy
 from models.ranking.aversion import standing
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Answer, Pipeline, recommend_many
 from models.sequences.dedupe import hash_id
 from models.sequences.growing_windows import cut_windows, group_by_length, training_batch, whole_window
 from models.sequences.histories import Past, pad_pasts
@@ -140,7 +140,7 @@ class OnlineLearner:
         self.recommender.load_state_dict(bundle.recommender.state_dict())
         self.ranker.load_state_dict(bundle.ranker.state_dict())
         self.trainer.restart()
-        self.pipeline.table.refresh()
+        self.pipeline.weights_changed()
         self.use_anchor_as_live()
         self.memory.paired.clear()
 
@@ -235,8 +235,8 @@ class OnlineLearner:
     ) -> int:
         """Makes an item known or changes it; returns its row. ValueError if another item has the codes."""
         row = self.catalogue.insert(item_id, codes, content_E, available=available, announced_ms=announced_ms)
-        self.pipeline.table.forget(row)
-        self._live.table.forget(row)
+        for pipeline in (self.pipeline, self._live):
+            pipeline.engine.put_items([row])
         return row
 
     def recommend_many(self, user_ids: Sequence[str], k: int, time_ms: int) -> list[Answer]:
@@ -352,5 +352,5 @@ class OnlineLearner:
         row_X = np.unique(torch.cat(targets).numpy())
         self.recommender.identities.add(self.catalogue.codes_NC[torch.from_numpy(row_X[row_X >= 0])])
         step = self.trainer.step(batches, ranker_loss, self.catalogue)
-        self.pipeline.table.refresh()
+        self.pipeline.weights_changed()
         return step

@@ -1,6 +1,6 @@
 """The live sources of candidates: co-occurrence, trending, and what was just announced.
 
-Owns the size of each. The beam and the dense head propose in `models.decoding.generator`; the sources here
+Owns the size of each. The beam and the dense head propose in `models.decoding.generation`; the sources here
 need only the live statistics and the catalogue.
 """
 

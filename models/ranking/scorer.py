@@ -18,9 +18,8 @@ from models.arrays import Float32Array, Int64Array
 from models.batch import HistoryBatch
 from models.candidates import Candidates
 from models.catalogue.index import CatalogueIndex
-from models.decoding.item_table import ItemTable
-from models.networks.ranker import Ranker, RankingBatch
-from models.networks.recommender import GenerativeRecommender
+from models.decoding.engine import Engine
+from models.networks.ranker import RankingBatch
 from models.ranking.aversion import aversion_penalty
 from models.ranking.features import FeatureSource
 from models.ranking.live_statistics import LiveStatistics
@@ -37,30 +36,26 @@ class RankResult:
 
 
 class Scorer:
-    """The ranker as it is served: weights, encoded catalogue and live statistics."""
+    """The ranker as it is served: an engine with a ranker, and the live statistics.
 
-    def __init__(
-        self,
-        recommender: GenerativeRecommender,
-        ranker: Ranker,
-        catalogue: CatalogueIndex,
-        statistics: LiveStatistics,
-        table: ItemTable | None = None,
-        *,
-        aversion_weight: float = 0.0,
-    ) -> None:
-        self.recommender = recommender.eval()
-        self.ranker = ranker.eval()
-        self.catalogue = catalogue
+    Raises ValueError where the ranker takes other features than the statistics make.
+    """
+
+    def __init__(self, engine: Engine, statistics: LiveStatistics, *, aversion_weight: float = 0.0) -> None:
+        self.engine = engine
         self.statistics = statistics
-        self.table = ItemTable(recommender, catalogue) if table is None else table
         self.aversion_weight = aversion_weight
-        self.feature_source = FeatureSource(statistics, catalogue)
-        if len(self.feature_source.names) != ranker.num_features:
+        self.feature_source = FeatureSource(statistics, engine.catalogue)
+        if len(self.feature_source.names) != engine.num_features:
             raise ValueError(
-                f"the ranker takes {ranker.num_features} features, the statistics make "
+                f"the ranker takes {engine.num_features} features, the statistics make "
                 f"{len(self.feature_source.names)}"
             )
+
+    @property
+    def catalogue(self) -> CatalogueIndex:
+        """The engine's."""
+        return self.engine.catalogue
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -111,10 +106,7 @@ class Scorer:
         averse: Sequence[Int64Array] | None = None,
     ) -> list[RankResult]:
         """`rank_many` with features that were taken before, each at a stream position of its own."""
-        batch = self.batch(history, candidates, feature_BMF, state_BD)
-        item_ND = self.table.item_ND  # outside: what is encoded here is also learned from
-        with torch.inference_mode():
-            output = self.ranker(batch, item_ND)
+        output = self.engine.rank(self.batch(history, candidates, feature_BMF, state_BD))
         probability_BMA = output.action_logit_BMA.sigmoid().numpy()
         relevance_BM = output.relevance_BM.numpy()
         for b, averse_A in enumerate(averse or ()):
@@ -129,7 +121,6 @@ class Scorer:
             for b, one in enumerate(candidates)
         ]
 
-    @torch.no_grad()
     def batch(
         self,
         history: HistoryBatch,
@@ -139,17 +130,15 @@ class Scorer:
     ) -> RankingBatch:
         """The ranker's input: candidates padded to the longest list, each with its dense logit."""
         if state_BD is None:
-            state_BD = self.recommender.last_state(history, self.table.item_ND)
+            state_BD = self.engine.states(history).state_BD
         row_BM = _pad([one.row_M for one in candidates], -1, np.int64)
-        queries_BD = self.recommender.dense_queries(state_BD).float()
-        vector_BMD = self.table.vector_ND[row_BM.clamp(min=0)]
         return RankingBatch(
             history=history,
             row_BM=row_BM,
             source_BM=_pad([one.source_M for one in candidates], 0, np.int64),
             beam_BM=_pad([one.beam_M for one in candidates], np.nan, np.float32),
-            dense_BM=(vector_BMD @ queries_BD[:, :, None])[:, :, 0],
-            feature_BMF=_pad(feature_BMF, 0, np.float32, self.ranker.num_features),
+            dense_BM=self.engine.dense_logits(state_BD, row_BM.clamp(min=0)),
+            feature_BMF=_pad(feature_BMF, 0, np.float32, self.engine.num_features),
         )
 
 

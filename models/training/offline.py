@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
+from models.decoding.cpu_engine import CpuEngine
 from models.decoding.dense_ranks import dense_ranks
 from models.device import autocast, compute_dtype
 from models.errors import NonFiniteLoss
@@ -136,14 +137,8 @@ class _Run:
 
     def validate(self) -> dict[str, float]:
         """Recall and NDCG of the dense head on the validation cases."""
-        self.recommender.eval()
-        with torch.no_grad():
-            item_ND = self.recommender.encode_items(self.objective.codes_NC, self.objective.content_NE)
-            vector_ND = self.recommender.item_vectors(item_ND)
-        available_N = torch.from_numpy(np.asarray(self.catalogue.available_N))
-        return ranking_metrics(
-            dense_ranks(self.recommender, self.cases, item_ND, vector_ND, available_N, self.dtype)
-        )
+        engine = CpuEngine(self.recommender, self.catalogue, dtype=self.dtype)
+        return ranking_metrics(dense_ranks(engine, self.cases))
 
     @property
     def _num_steps(self) -> int:

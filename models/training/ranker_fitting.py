@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from models.arrays import Float32Array
 from models.batch import EventBatch, HistoryBatch
 from models.candidates import Candidates
+from models.decoding.generation import generate
 from models.device import autocast, compute_dtype
-from models.engine.pipeline import Pipeline, with_live
 from models.measures.ranking_metrics import ranking_metrics
 from models.networks.ranker import Ranker, RankingBatch, RankingTargets, action_labels, ranking_loss
+from models.ranking.pipeline import Pipeline, with_live
 from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 
@@ -117,7 +118,7 @@ def fit_examples(
         return {}
     validation = asked[:num_validation]
     training = [example for example in asked[num_validation:] if example is not None]
-    ranker = pipeline.scorer.ranker
+    ranker = pipeline.ranker
     best = _validate(pipeline, ranker, validation)
     figures = {
         "blank_ndcg@10": best["ndcg@10"],
@@ -155,17 +156,15 @@ def collect_examples(
 
     Of the first cases only, if `is_over()` before the last.
     """
-    generator, scorer = pipeline.generator, pipeline.scorer
+    engine, scorer, search = pipeline.engine, pipeline.scorer, pipeline.search
     examples: list[Example | None] = []
     for begin in range(0, len(cases), BATCH_SIZE):
         if is_over():
             break
         part = np.arange(begin, min(begin + BATCH_SIZE, len(cases)))
         batch, known_rows = cases.select(part), cases.select(part).known_rows()
-        history = batch.histories(generator.recommender.config.max_history)
-        found = generator.generate(
-            history, k=generator.config.num_dense, beam=generator.config.beam, exclude=known_rows
-        )
+        history = batch.histories(engine.config.max_history)
+        found = generate(engine, history, k=search.num_dense, beam=search.beam, exclude=known_rows)
         label_BA = action_labels(
             torch.from_numpy(events.action_N[part]), torch.from_numpy(events.value_N[part])
         )
@@ -212,7 +211,7 @@ def example_batch(pipeline: Pipeline, examples: list[Example]) -> tuple[RankingB
         [one.item_BT[0, : int(one.length_B)].tolist() for one in histories],
         [one.action_BT[0, : int(one.length_B)].tolist() for one in histories],
         [one.time_ms_BT[0, : int(one.length_B)].tolist() for one in histories],
-        max_history=pipeline.generator.recommender.config.max_history,
+        max_history=pipeline.engine.config.max_history,
     )
     batch = pipeline.scorer.batch(
         history,
@@ -256,7 +255,7 @@ class AveragedTraining:
     def _step(self, examples: list[Example]) -> None:
         batch, targets = example_batch(self._pipeline, examples)
         with autocast(torch.device("cpu"), self._dtype):
-            loss = ranking_loss(self._ranker(batch, self._pipeline.table.item_ND), targets)
+            loss = ranking_loss(self._ranker(batch, self._pipeline.engine.item_ND), targets)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._ranker.parameters(), _MAX_GRAD_NORM)
@@ -275,6 +274,6 @@ def _validate(pipeline: Pipeline, ranker: Ranker, examples: list[Example | None]
     ranks = [-1] * (len(examples) - len(proposed))
     for begin in range(0, len(proposed), BATCH_SIZE):
         batch, targets = example_batch(pipeline, proposed[begin : begin + BATCH_SIZE])
-        relevance_BM = ranker(batch, pipeline.table.item_ND).relevance_BM
+        relevance_BM = ranker(batch, pipeline.engine.item_ND).relevance_BM
         ranks += (relevance_BM > relevance_BM.gather(1, targets.target_B[:, None])).sum(1).tolist()
     return ranking_metrics(np.asarray(ranks, dtype=np.int64))

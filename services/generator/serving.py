@@ -14,7 +14,8 @@ from models.arrays import Int64Array
 from models.artifacts.release import ReleaseBundle
 from models.candidates import Candidates, Source
 from models.decoding.config import SearchConfig
-from models.decoding.generator import Generator
+from models.decoding.cpu_engine import CpuEngine
+from models.decoding.generation import generate
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import ItemSid
@@ -44,11 +45,11 @@ class Kind:
 class GeneratorRelease:
     """A release with its items encoded, and the states of its users."""
 
-    def __init__(self, bundle: ReleaseBundle, config: SearchConfig, max_kept_users: int) -> None:
+    def __init__(self, bundle: ReleaseBundle, max_kept_users: int) -> None:
         self.release_id = bundle.meta.release_id
-        self.generator = Generator(bundle.recommender, bundle.catalogue, config)
+        self.engine = CpuEngine(bundle.recommender, bundle.catalogue)
         self.catalogue = bundle.catalogue
-        self.user_states = UserStateCache(self.generator, max_kept_users)
+        self.user_states = UserStateCache(self.engine, max_kept_users)
 
     def search(
         self, keys: Sequence[int], pasts: Sequence[list[PastEvent]], kind: Kind, exclude: Sequence[Int64Array]
@@ -57,8 +58,9 @@ class GeneratorRelease:
         with stage("trunk", len(keys)):
             state_BD = self.user_states.states_of(keys, pasts)
         with stage("decode", len(keys)):
-            found = self.generator.generate(
-                translate.past_batch(pasts, self.generator.recommender.config.max_history),
+            found = generate(
+                self.engine,
+                translate.past_batch(pasts, self.engine.config.max_history),
                 k=kind.k,
                 beam=kind.beam,
                 exclude=exclude,
@@ -78,10 +80,11 @@ class GeneratorRelease:
             self.search([_NOBODY] * len(pasts), pasts, kind, [nothing] * len(pasts))
         self.user_states.clear()
 
-    def refresh(self) -> None:
-        """The content of known items changed."""
-        self.generator.refresh()
-        self.user_states.clear()
+    def put_items(self, row_M: Sequence[int]) -> None:
+        """The content of these rows changed, and with it the states of those who had them."""
+        if row_M:
+            self.engine.put_items(row_M)
+            self.user_states.clear()
 
 
 class GeneratorServing:
@@ -102,22 +105,21 @@ class GeneratorServing:
     def load(self, bundle: ReleaseBundle) -> GeneratorRelease:
         """Prepares a release beside the live one: catalogue up to date, items encoded, searches run."""
         self._catalogue.prepare(bundle.catalogue)
-        loaded = GeneratorRelease(bundle, self._config, self._max_kept_users)
+        loaded = GeneratorRelease(bundle, self._max_kept_users)
         loaded.warm_up(Kind(k=self._config.num_dense or 1, beam=self._config.beam))
         return loaded
 
     def swap(self, loaded: GeneratorRelease) -> None:
         """Makes a loaded release the live one."""
         changes = self._catalogue.swap(loaded.catalogue)
-        if changes.content_changed:
-            loaded.refresh()
+        loaded.put_items(changes.changed_rows)
         self._live = loaded
 
     def put_items(self, sids: Sequence[ItemSid], *, is_live: bool) -> None:
         """Takes announced items; `is_live` says that they come as they happen, so their delay counts."""
         changes = self._catalogue.put_many(sids)
-        if changes.content_changed and self._live is not None:
-            self._live.refresh()
+        if self._live is not None:
+            self._live.put_items(changes.changed_rows)
         if is_live:
             now_ms = time.time() * 1e3
             for sid in changes.inserted:

@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.decoding.generator import Generator
+from models.decoding.engine import Engine
 from models.networks.user_states import UserStates
 from services.metrics import USER_STATES, USER_STATES_AHEAD, USERS_KEPT
 from services.wire.translate import PastEvent, past_batch
@@ -39,10 +39,9 @@ class _Work:
 class UserStateCache:
     """The newest `max_users` users; 0 keeps nobody. A past holds at most the model's `max_history` events."""
 
-    def __init__(self, generator: Generator, max_users: int) -> None:
-        self._recommender = generator.recommender
-        self._table = generator.table
-        self._max_history = generator.recommender.config.max_history
+    def __init__(self, engine: Engine, max_users: int) -> None:
+        self._engine = engine
+        self._max_history = engine.config.max_history
         self._max_users = max_users
         self._kept: dict[int, _Kept] = {}  # the one used last is at the end
 
@@ -58,7 +57,6 @@ class UserStateCache:
         self._kept.clear()
         USERS_KEPT.set(0)
 
-    @torch.no_grad()
     def states_of(self, keys: Sequence[int], pasts: Sequence[Sequence[PastEvent]]) -> Tensor:
         """The state of each user after exactly these events, float32 [B, D]; key 0 keeps nothing."""
         newest = [list(past[-self._max_history :]) for past in pasts]
@@ -85,7 +83,6 @@ class UserStateCache:
         _count(len(keys) - len(work.extended) - len(work.computed), work)
         return torch.stack([state_of[b] for b in range(len(keys))]).float()
 
-    @torch.no_grad()
     def append(self, events: Mapping[int, Sequence[PastEvent]]) -> None:
         """Wishes that have just happened, by user: the states of kept users come to cover them too.
 
@@ -118,12 +115,12 @@ class UserStateCache:
             return None
         news = [past[len(one.past) :] for one, (_, past) in zip(kept, users, strict=True)]
         before = UserStates.cat([one.states for one in kept])
-        return self._recommender.extend(before, past_batch(news, self._max_history), self._table.item_ND)
+        return self._engine.extend(before, past_batch(news, self._max_history))
 
     def _computed(self, pasts: Sequence[list[PastEvent]]) -> UserStates | None:
         if not pasts:
             return None
-        return self._recommender.prefill(past_batch(pasts, self._max_history), self._table.item_ND)
+        return self._engine.states(past_batch(pasts, self._max_history))
 
     def _keep(self, key: int, one: _Kept, *, used: bool = True) -> None:
         if self._max_users == 0:

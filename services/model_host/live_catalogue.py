@@ -20,10 +20,10 @@ log = structlog.get_logger()
 
 @dataclass
 class Changes:
-    """What some records did to the live catalogue; changed content makes encoded rows stale."""
+    """What some records did to the live catalogue; `changed_rows` have another content than before."""
 
     inserted: list[ItemSid] = field(default_factory=list)
-    content_changed: bool = False
+    changed_rows: list[int] = field(default_factory=list)
     availability_changed: bool = False
     num_refused: int = 0
 
@@ -86,7 +86,7 @@ def put(index: CatalogueIndex, sid: ItemSid, changes: Changes) -> None:
             changes.inserted.append(sid)
         elif not torch.equal(index.content_NE[row], content_E):
             index.insert(sid.item_id, sid.sid.codes, content_E, available=not sid.unavailable)
-            changes.content_changed = True
+            changes.changed_rows.append(row)
         elif bool(index.available_N[row]) == sid.unavailable:
             index.set_available(row, not sid.unavailable)
             changes.availability_changed = True
@@ -113,7 +113,7 @@ def _carry_over(old: CatalogueIndex, new: CatalogueIndex, changes: Changes) -> N
     differs_N = there_N < 0
     known = np.nonzero(~differs_N)[0]
     stale = (content_NE[known] != new.content_NE[there_N[known]]).any(dim=1).numpy()
-    changes.content_changed |= bool(stale.any())
+    changes.changed_rows += there_N[known][stale].tolist()
     differs_N[known] = stale | (old.available_N[known] != new.available_N[there_N[known]])
     for row in np.nonzero(differs_N)[0].tolist():
         try:

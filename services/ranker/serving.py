@@ -16,6 +16,7 @@ from models.artifacts.release import ReleaseBundle
 from models.batch import ACTION_NAMES, HistoryBatch
 from models.candidates import Candidates, Source, proposed_by
 from models.decoding.config import SearchConfig
+from models.decoding.cpu_engine import CpuEngine
 from models.errors import IncompatibleCheckpoint
 from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
@@ -82,13 +83,8 @@ class RankerServing:
             problem = "the release keeps other live statistics than this service; start the service again"
             raise IncompatibleCheckpoint("statistics", problem)
         self._catalogue.prepare(bundle.catalogue)
-        scorer = Scorer(
-            bundle.recommender,
-            bundle.ranker,
-            bundle.catalogue,
-            self._statistics,
-            aversion_weight=self._aversion_weight,
-        )
+        engine = CpuEngine(bundle.recommender, bundle.catalogue, bundle.ranker)
+        scorer = Scorer(engine, self._statistics, aversion_weight=self._aversion_weight)
         rows = np.nonzero(bundle.catalogue.available_N)[0][:50].astype(np.int64)
         warm = HistoryBatch.from_lists(
             [rows[:5].tolist()],
@@ -102,8 +98,7 @@ class RankerServing:
     def swap(self, loaded: RankerRelease) -> None:
         """Makes a loaded release the live one; the one before goes on answering those who ask for it."""
         changes = self._catalogue.swap(loaded.scorer.catalogue)
-        if changes.content_changed:
-            loaded.scorer.table.refresh()
+        loaded.scorer.engine.put_items(changes.changed_rows)
         self._previous, self._live = self._live, loaded
         self._previous_until_s = time.monotonic() + _PREVIOUS_S
 
@@ -116,8 +111,8 @@ class RankerServing:
     def put_items(self, sids: Sequence[ItemSid]) -> None:
         """Takes announced items."""
         changes = self._catalogue.put_many(sids)
-        if changes.content_changed and self._live is not None:
-            self._live.scorer.table.refresh()
+        if self._live is not None:
+            self._live.scorer.engine.put_items(changes.changed_rows)
 
     def put_events(self, events: Sequence[Event]) -> None:
         """Counts events in the live statistics, each once."""
@@ -139,7 +134,7 @@ class RankerServing:
         with stage("rank", len(requests)):
             asked = [_Asked.of(request, scorer, self._meaning) for request in requests]
             results = scorer.rank_many(
-                translate.past_batch([one.past for one in asked], scorer.recommender.config.max_history),
+                translate.past_batch([one.past for one in asked], scorer.engine.config.max_history),
                 [one.candidates for one in asked],
                 [one.time_ms for one in asked],
                 _user_states(requests, release),
@@ -174,7 +169,7 @@ class _Asked:
         catalogue = scorer.catalogue
         past = translate.known_past(request.history, catalogue, meaning)
         time_ms = request.request_time_ms or int(time.time() * 1e3)
-        recent = past[-scorer.recommender.config.max_history :]
+        recent = past[-scorer.engine.config.max_history :]
         candidates = add_live_candidates(
             translate.candidates_of(request.candidates, catalogue),
             scorer.statistics,
@@ -190,7 +185,7 @@ class _Asked:
 
 def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Tensor | None:
     """The generator's states of these very histories, [B, D]; None unless it sent all, for this release."""
-    width = release.scorer.recommender.config.d_model
+    width = release.scorer.engine.config.d_model
     for request in requests:
         if request.release_id != release.release_id or len(request.user_state) != 4 * width:
             return None

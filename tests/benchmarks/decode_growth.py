@@ -33,8 +33,8 @@ from torch import Tensor
 
 from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
-from models.decoding.config import SearchConfig
-from models.decoding.generator import Generator
+from models.decoding.cpu_engine import CpuEngine
+from models.decoding.generation import generate
 from protos.headrace.v1.items_pb2 import ItemSid, SemanticId
 from services.model_host.live_catalogue import LiveCatalogue
 
@@ -135,22 +135,23 @@ def insertions(
     content_NE = random_content(num_before + num_new, content_dim)
     catalogue = catalogue_of(codes_NC[:num_before], content_NE[:num_before], random_codebook(content_dim))
     world = World.of("random", catalogue)
-    generator = world.generators[dtypes()[-1]]
+    engine = world.engines[dtypes()[-1]]
     live = LiveCatalogue()
     live.swap(catalogue)
     history = histories(num_before, 1, 20)
     known_BD = None if cold else torch.randn(1, world.recommender.config.d_model)
-    before_s = [_search_s(generator, history, known_BD) for _ in range(20)]
+    before_s = [_search_s(engine, history, known_BD) for _ in range(20)]
     version = catalogue.codebook.version
     sids = _messages(version, codes_NC, content_NE, range(num_before, num_before + num_new))
     turns = _Turns()
     gc.collect()
     for turn, first in enumerate(range(0, num_new, _PUT_SIZE)):
         turns.put_s += seconds_of(partial(live.put_many, sids[first : first + _PUT_SIZE]))
-        turns.search_s.append(_search_s(generator, history, known_BD))
+        turns.search_s.append(_search_s(engine, history, known_BD))
         compare = turn % compare_every == compare_every - 1
-        state_BD = generator.prefill(history).state_BD if known_BD is None else known_BD
-        _check(turns, generator, history, state_BD, _rebuilt(catalogue) if compare else None)
+        state_BD = engine.states(history).state_BD if known_BD is None else known_BD
+        fresh = CpuEngine(world.recommender, _rebuilt(catalogue), dtype=dtypes()[-1]) if compare else None
+        _check(turns, engine, history, state_BD, fresh)
     turns.num_missing += len(catalogue) != num_before + num_new
     return {
         "items_before": num_before,
@@ -187,30 +188,30 @@ def _inserts_per_s(catalogue: CatalogueIndex, codes_NC: Tensor) -> float:
     return len(codes) / (time.perf_counter() - begin_s)
 
 
-def _search_s(generator: Generator, history: HistoryBatch, state_BD: Tensor | None) -> float:
-    return seconds_of(lambda: generator.generate(history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD))
+def _search_s(engine: CpuEngine, history: HistoryBatch, state_BD: Tensor | None) -> float:
+    return seconds_of(lambda: generate(engine, history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD))
 
 
 def _rebuilt(catalogue: CatalogueIndex) -> CatalogueIndex:
     return catalogue_of(catalogue.codes_NC, catalogue.content_NE, catalogue.codebook)
 
 
-def _rows_of(generator: Generator, history: HistoryBatch, state_BD: Tensor) -> tuple[Tensor, Tensor]:
-    found = generator.generate(history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD).search
+def _rows_of(engine: CpuEngine, history: HistoryBatch, state_BD: Tensor) -> tuple[Tensor, Tensor]:
+    found = generate(engine, history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD).search
     assert found is not None
     return found.row_BK[0], found.score_BK[0]
 
 
 def _check(
     turns: _Turns,
-    generator: Generator,
+    engine: CpuEngine,
     history: HistoryBatch,
     state_BD: Tensor,
-    rebuilt: CatalogueIndex | None,
+    rebuilt: CpuEngine | None,
 ) -> None:
     """One more search, looked at: valid, complete, and as on a rebuilt index where there is one."""
-    catalogue = generator.catalogue
-    row_K, score_K = _rows_of(generator, history, state_BD)
+    catalogue = engine.catalogue
+    row_K, score_K = _rows_of(engine, history, state_BD)
     rows = [row for row in row_K.tolist() if row >= 0]
     turns.num_checked += 1
     known = all(row < len(catalogue) and bool(catalogue.available_N[row]) for row in rows)
@@ -219,7 +220,6 @@ def _check(
     turns.num_missing += len(rows) < K
     if rebuilt is not None:
         turns.num_compared += 1
-        other = Generator(generator.recommender, rebuilt, SearchConfig(), dtype=dtypes()[-1])
-        other_K, other_score_K = _rows_of(other, history, state_BD)
+        other_K, other_score_K = _rows_of(rebuilt, history, state_BD)
         same = torch.equal(row_K, other_K) and torch.equal(score_K, other_score_K)
         turns.num_missing += not same

@@ -17,6 +17,8 @@ from decode_worlds import Baselines, K, World, histories, name_of
 from harness import percentiles, seconds_of
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from models.decoding.generation import generate
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop otherwise
 
 BEAM = 50
@@ -59,14 +61,14 @@ def profiles(world: World, baselines: Baselines, batches: list[int], effort: Eff
     rows = []
     for batch in batches:
         history = histories(len(world.catalogue), batch, 20)
-        for dtype, generator in world.generators.items():
-            state_BD = generator.prefill(history).state_BD
+        for dtype, engine in world.engines.items():
+            state_BD = engine.states(history).state_BD
 
-            def warm(generator: Any = generator, history: Any = history, state_BD: Any = state_BD) -> None:
-                generator.generate(history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD)
+            def warm(engine: Any = engine, history: Any = history, state_BD: Any = state_BD) -> None:
+                generate(engine, history, k=K, beam=BEAM, use_dense=False, state_BD=state_BD)
 
-            def trunk(generator: Any = generator, history: Any = history) -> None:
-                generator.prefill(history)
+            def trunk(engine: Any = engine, history: Any = history) -> None:
+                engine.states(history)
 
             spent = {"trunk": _median_ms(trunk, effort), **_by_group(warm, effort)}
             rows += _rows("headrace", name_of(dtype), batch, spent)

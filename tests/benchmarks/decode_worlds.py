@@ -21,8 +21,8 @@ from models.baselines.hf_decode import HfDecoder, history_tokens, tiger_t5
 from models.baselines.torch_decode import TorchDecoder
 from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
-from models.decoding.config import SearchConfig
-from models.decoding.generator import Generation, Generator
+from models.decoding.cpu_engine import CpuEngine
+from models.decoding.generation import Generation, generate
 from models.networks.config import ModelConfig
 from models.networks.recommender import GenerativeRecommender
 from models.tokenizers.codebook import Codebook
@@ -146,12 +146,12 @@ class Cell:
 
 @dataclass
 class World:
-    """One catalogue with our generator on it, once for each dtype."""
+    """One catalogue with our engine on it, once for each dtype."""
 
     codes: str
     catalogue: CatalogueIndex
     recommender: GenerativeRecommender
-    generators: dict[torch.dtype, Generator] = field(default_factory=dict)
+    engines: dict[torch.dtype, CpuEngine] = field(default_factory=dict)
 
     @classmethod
     def of(cls, codes: str, catalogue: CatalogueIndex, **changes: Any) -> "World":
@@ -159,34 +159,34 @@ class World:
         recommender = recommender_for(content_dim=catalogue.codebook.content_dim, **changes)
         world = cls(codes, catalogue, recommender)
         for dtype in dtypes():
-            world.generators[dtype] = Generator(recommender, catalogue, SearchConfig(), dtype=dtype)
+            world.engines[dtype] = CpuEngine(recommender, catalogue, dtype=dtype)
         return world
 
     def generation(self, dtype: torch.dtype, history: HistoryBatch, *, beam: int) -> Generation:
         """One cold call, for what it needs and finds."""
-        return self.generators[dtype].generate(history, k=K, beam=beam, use_dense=False)
+        return generate(self.engines[dtype], history, k=K, beam=beam, use_dense=False)
 
     def cells(
         self, *, variants: Sequence[str], batch: int, beam: int, length: int, dtype: torch.dtype
     ) -> list[Cell]:
         """Our rows. `cold`: history to items; `warm`: the state is known; `event`: it is one event old."""
-        generator = self.generators[dtype]
+        engine = self.engines[dtype]
         history = histories(len(self.catalogue), batch, length)
         newest = histories(len(self.catalogue), batch, 1, seed=1)
-        states = generator.prefill(history)
+        states = engine.states(history)
 
         def cold() -> None:
-            generator.generate(history, k=K, beam=beam, use_dense=False)
+            generate(engine, history, k=K, beam=beam, use_dense=False)
 
         def warm() -> None:
-            generator.generate(history, k=K, beam=beam, use_dense=False, state_BD=states.state_BD)
+            generate(engine, history, k=K, beam=beam, use_dense=False, state_BD=states.state_BD)
 
         def event() -> None:
-            extended = generator.extend(states, newest)
-            generator.generate(history, k=K, beam=beam, use_dense=False, state_BD=extended.state_BD)
+            extended = engine.extend(states, newest)
+            generate(engine, history, k=K, beam=beam, use_dense=False, state_BD=extended.state_BD)
 
         def cold_and_dense() -> None:
-            generator.generate(history, k=K, beam=beam)
+            generate(engine, history, k=K, beam=beam)
 
         calls = {"cold": cold, "warm": warm, "event": event, "cold+dense": cold_and_dense}
         shape = (self.codes, len(self.catalogue), batch, beam, length)

@@ -21,15 +21,16 @@ from quality_data import Problem
 from quality_systems import Budget, Progress, Row, row
 
 from models.catalogue.index import CatalogueIndex
+from models.decoding.cpu_engine import CpuEngine
 from models.decoding.dense_ranks import dense_ranks
-from models.decoding.generator import Generator
-from models.engine.pipeline import Pipeline
+from models.decoding.generation import generate
 from models.measures.ranking_metrics import ranking_metrics, ranks_in_lists
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline
 from models.sequences.holdout import HoldoutCases
 from models.tokenizers.config import CodebookConfig
 from models.training.offline import train_recommender
@@ -169,14 +170,13 @@ def _figures(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The dense head's figures, and those of the beam and of both together."""
     cases = HoldoutCases.from_events(problem.split.train, problem.split.validation)
-    generator = Generator(recommender, catalogue, problem.settings.search)
-    table = generator.table
-    available_N = torch.from_numpy(np.asarray(catalogue.available_N))
-    dense = dense_ranks(recommender, cases, table.item_ND, table.vector_ND, available_N, torch.float32)
+    engine = CpuEngine(recommender, catalogue)
+    dense = dense_ranks(engine, cases)
     listed = {name: np.full((len(cases), NUM_ANSWERS), -1) for name in ("beam", "fused", "all_codes")}
     done = 0
     for chosen, part in cases.batches(_BATCH):
-        found = generator.generate(
+        found = generate(
+            engine,
             part.histories(recommender.config.max_history),
             k=problem.settings.search.num_dense,
             beam=problem.settings.search.beam,
@@ -220,8 +220,7 @@ def _path_figures(
     statistics = LiveStatistics(settings.statistics)
     pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, settings.search)
     if not ablation.dense_candidates:
-        beam_only = variants.BeamOnly(recommender, catalogue, settings.search, pipeline.table)
-        pipeline = replace(pipeline, generator=beam_only)
+        pipeline = replace(pipeline, engine=variants.BeamOnly(recommender, catalogue, ranker))
     events = problem.split.train
     return fit_ranker(
         pipeline,

@@ -15,12 +15,11 @@ from quality_systems import QUICK_STEPS, Budget
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.arrays import Int64Array
+from models.arrays import Float32Array, Int64Array
 from models.baselines.tiger_search import CodeTable, search_codes
-from models.batch import HistoryBatch
 from models.candidates import Candidates
 from models.catalogue.index import CatalogueIndex
-from models.decoding.generator import Generation, Generator
+from models.decoding.cpu_engine import CpuEngine
 from models.networks.config import ModelConfig
 from models.networks.recommender import GenerativeRecommender
 from models.tokenizers import rq_kmeans as semantic_ids
@@ -139,12 +138,12 @@ def uniform_seed_catalogue(problem: Problem, budget: Budget) -> tuple[CatalogueI
         return problem.recoded(problem.settings.codebook)
 
 
-class BeamOnly(Generator):
-    """A generator whose dense head proposes nothing."""
+class BeamOnly(CpuEngine):
+    """An engine whose dense head proposes nothing."""
 
-    def generate(self, history: HistoryBatch, **options: Any) -> Generation:
-        """Candidates of the beam search alone."""
-        return super().generate(history, **(options | {"use_dense": False}))
+    def nearest(self, state_BD: Tensor, **options: Any) -> list[tuple[Int64Array, Float32Array]]:
+        """Nobody."""
+        return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * len(state_BD)
 
 
 def fused(candidates: Candidates) -> Int64Array:

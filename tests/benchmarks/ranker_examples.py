@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from models.arrays import Float32Array
-from models.batch import EventBatch, HistoryBatch
+from models.batch import EventBatch
 from models.candidates import Candidates, Source, proposed_by
 from models.catalogue.index import CatalogueIndex
-from models.engine.pipeline import Pipeline
 from models.networks.ranker import LIKE, RankingBatch, RankingTargets, action_labels
+from models.ranking.pipeline import Pipeline
 from models.sequences.histories import Past, pad_pasts
 
 DAY_MS = 86_400_000
@@ -48,7 +48,7 @@ class Examples:
         self, pipeline: Pipeline, order: np.ndarray, size: int
     ) -> Iterator[tuple[RankingBatch, RankingTargets]]:
         """The examples in `order`, `size` at a time."""
-        max_history = pipeline.generator.recommender.config.max_history
+        max_history = pipeline.engine.config.max_history
         for begin in range(0, len(order), size):
             chosen = order[begin : begin + size]
             batch = pipeline.scorer.batch(
@@ -69,8 +69,8 @@ class Examples:
 
 def follow(pipeline: Pipeline, events: EventBatch, begin: int, end: int) -> Examples:
     """Examples of the events from `begin` to `end`, in time order; the statistics take in all up to `end`."""
-    catalogue, statistics = pipeline.generator.catalogue, pipeline.scorer.statistics
-    max_history = pipeline.generator.recommender.config.max_history
+    catalogue, statistics = pipeline.engine.catalogue, pipeline.scorer.statistics
+    max_history = pipeline.engine.config.max_history
     past_of: dict[str, Past] = {}
     pasts, candidates, features, users = [], [], [], []
     for n in range(end):
@@ -105,13 +105,11 @@ def follow(pipeline: Pipeline, events: EventBatch, begin: int, end: int) -> Exam
 _NOTHING = Past(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-@torch.no_grad()
 def _states(pipeline: Pipeline, pasts: list[Past]) -> Tensor:
-    recommender = pipeline.generator.recommender
-    states = []
+    engine, states = pipeline.engine, []
     for begin in range(0, len(pasts), _BATCH):
-        history: HistoryBatch = pad_pasts(pasts[begin : begin + _BATCH], recommender.config.max_history)
-        states.append(recommender.last_state(history, pipeline.table.item_ND).float())
+        history = pad_pasts(pasts[begin : begin + _BATCH], engine.config.max_history)
+        states.append(engine.states(history).state_BD.float())
     return torch.cat(states)
 
 

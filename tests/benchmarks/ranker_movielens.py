@@ -27,11 +27,11 @@ from models.baselines.din import DinRanker
 from models.batch import EventBatch
 from models.decoding.config import SearchConfig
 from models.device import autocast, compute_dtype
-from models.engine.pipeline import Pipeline
 from models.networks.ranker import LIKE, LIKE_FROM_STARS, RATING, Ranker, ranking_loss
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
 from models.training.ranker_fitting import AVERAGE_DECAY, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY
@@ -68,7 +68,7 @@ def movielens_rows(problem: Problem, budget: Budget, tick: Tick) -> list[Row]:
     for number, (name, seed) in enumerate((n, s) for n in RANKERS for s in budget.seeds):
         tick("like or not", number, len(RANKERS) * len(budget.seeds))
         torch.manual_seed(seed)
-        blank = RANKERS[name](pipeline.scorer.ranker.config, pipeline.scorer.ranker.num_features)
+        blank = RANKERS[name](pipeline.ranker.config, pipeline.ranker.num_features)
         ranker = fit(blank, pipeline, examples, parts[0], parts[1], budget.rounds, seed)
         figures = _figures(ranker, pipeline, examples, parts[1], parts[2])
         rows.append({"system": name, "dataset": problem.name, "seed": seed, **figures})
@@ -104,7 +104,7 @@ def fit(
     random, dtype = np.random.default_rng(seed), compute_dtype(_CPU)
     optimiser = torch.optim.AdamW(ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     average, best, best_auc, num_steps = copy.deepcopy(ranker), copy.deepcopy(ranker), -1.0, 0
-    item_ND = pipeline.table.item_ND
+    item_ND = pipeline.engine.item_ND
     for _ in range(rounds):
         for batch, targets in examples.batches(pipeline, random.permutation(train_B), BATCH_SIZE):
             with autocast(_CPU, dtype):
@@ -129,7 +129,7 @@ def like_logits(ranker: nn.Module, pipeline: Pipeline, examples: Examples, order
     """The logit of a like for the examples in `order`, float32 [B]."""
     ranker.eval()
     found = [
-        ranker(batch, pipeline.table.item_ND).action_logit_BMA[:, 0, LIKE]
+        ranker(batch, pipeline.engine.item_ND).action_logit_BMA[:, 0, LIKE]
         for batch, _ in examples.batches(pipeline, order, 4 * BATCH_SIZE)
     ]
     return torch.cat(found).numpy()

@@ -20,13 +20,13 @@ from models.arrays import Float32Array
 from models.candidates import Candidates, Source
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
-from models.engine.pipeline import Pipeline
 from models.evaluation.leave_one_out import split_leave_one_out
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline
 from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 from models.training.config import TrainConfig
@@ -167,9 +167,7 @@ def offline_rows(problem: Problem, budget: Budget, tick: Tick) -> list[Row]:
 def _fit_variant(pipeline: Pipeline, asked: list[Example | None], variant: Variant) -> dict[str, float]:
     torch.manual_seed(0)
     names = pipeline.scorer.feature_names
-    pipeline.scorer.ranker.load_state_dict(
-        Ranker(pipeline.scorer.ranker.config, pipeline.scorer.ranker.num_features).state_dict()
-    )
+    pipeline.ranker.load_state_dict(Ranker(pipeline.ranker.config, pipeline.ranker.num_features).state_dict())
     seen = [None if example is None else seen_by(variant, example, names) for example in asked]
     figures = fit_examples(pipeline, seen, random=np.random.default_rng(0), validation_share=0.3)
     return {name: figures[name] for name in ("recall@10", "ndcg@10", "candidate_recall", "blank_ndcg@10")}

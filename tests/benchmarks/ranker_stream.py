@@ -24,14 +24,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from models.batch import EventBatch
 from models.candidates import Candidates
-from models.decoding.generator import Generation
-from models.engine.pipeline import Pipeline, with_live
+from models.decoding.generation import Generation, generate
 from models.measures.quality import COLD_USER_EVENTS, NEW_ITEM_EVENTS
 from models.measures.ranking_metrics import Ranks, ranking_metrics
 from models.networks.ranker import Ranker, ranking_loss
 from models.online.config import LearnerConfig
 from models.online.learner import OnlineLearner
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline, with_live
 from models.ranking.scorer import Scorer
 from models.sequences.histories import Past, pad_pasts
 from models.sequences.stories import tell
@@ -76,11 +76,11 @@ class Stream:
         built = make_pipeline(self.catalogue, recommender)
         self.learner = OnlineLearner(
             recommender,
-            built.scorer.ranker,
+            built.ranker,
             self.catalogue,
             LiveStatistics(built.scorer.statistics.config),
             LearnerConfig(num_scored_events=1),  # what is asked is asked here, with every variant
-            built.generator.config,
+            built.search,
         )
         self.learner.observe_many(past)
         # Follows the stream event by event while the learner's own stands at the evening before.
@@ -92,10 +92,7 @@ class Stream:
     def pipeline(self) -> Pipeline:
         """The learner's present weights with statistics that follow event by event."""
         ours = self.learner.pipeline
-        scorer = Scorer(
-            self.learner.recommender, self.learner.ranker, self.catalogue, self.statistics, ours.table
-        )
-        return replace(ours, scorer=scorer)
+        return replace(ours, scorer=Scorer(ours.engine, self.statistics))
 
     def ask(self, day: int) -> tuple[EventBatch, list[Asked]]:
         """The day's events, and what is asked of them; the statistics stand at its end afterwards."""
@@ -118,11 +115,11 @@ class Stream:
         return events, asked
 
     def _generate(self, pipeline: Pipeline, questions: list[Past]) -> Generation:
-        generator = pipeline.generator
-        return generator.generate(
-            pad_pasts(questions, generator.recommender.config.max_history),
-            k=generator.config.num_dense,
-            beam=generator.config.beam,
+        return generate(
+            pipeline.engine,
+            pad_pasts(questions, pipeline.engine.config.max_history),
+            k=pipeline.search.num_dense,
+            beam=pipeline.search.beam,
             exclude=[np.unique(past.item_T) for past in questions],
         )
 
@@ -131,7 +128,7 @@ class Stream:
     ) -> Asked:
         row, time_ms = int(events.item_N[n]), int(events.time_ms_N[n])
         exclude = np.unique(past.item_T)
-        history = pad_pasts([past], pipeline.generator.recommender.config.max_history)
+        history = pad_pasts([past], pipeline.engine.config.max_history)
         found = with_live(pipeline.scorer, generation.candidates[s], history, 0, time_ms, exclude)
         place = np.nonzero(found.row_M == row)[0]
         example = None
@@ -203,7 +200,7 @@ class OnlineVariant:
         for begin in range(0, len(places), 2 * STEP_EXAMPLES):
             part = places[begin : begin + 2 * STEP_EXAMPLES]
             batch, targets = example_batch(pipeline, [one for s in part if (one := seen[s]) is not None])
-            relevance_BM = self.ranker(batch, pipeline.table.item_ND).relevance_BM
+            relevance_BM = self.ranker(batch, pipeline.engine.item_ND).relevance_BM
             better_B = (relevance_BM > relevance_BM.gather(1, targets.target_B[:, None])).sum(1)
             for s, rank in zip(part, better_B.tolist(), strict=True):
                 ranks[s] = rank
@@ -217,7 +214,7 @@ class OnlineVariant:
             if not known:
                 continue
             batch, targets = example_batch(pipeline, known)
-            loss = ranking_loss(self.ranker(batch, pipeline.table.item_ND), targets)
+            loss = ranking_loss(self.ranker(batch, pipeline.engine.item_ND), targets)
             self.optimiser.zero_grad()
             loss.backward()
             clip_grad_norm_(self.ranker.parameters(), config.max_grad_norm)

@@ -17,7 +17,6 @@ from torch import Tensor
 from models.artifacts.release import ReleaseBundle
 from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
-from models.engine.pipeline import Pipeline
 from models.measures.quality import PrequentialQuality
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
@@ -25,6 +24,7 @@ from models.networks.recommender import GenerativeRecommender
 from models.online.learner import OnlineLearner
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline
 from models.tokenizers.rq_kmeans import fit_codebook
 from models.training.offline import train_recommender
 from models.training.ranker_fitting import fit_ranker

@@ -3,10 +3,14 @@ import pytest
 import torch
 
 from models.batch import ACTION_NAMES, EventBatch
+from models.catalogue.index import CatalogueIndex
+from models.decoding.cpu_engine import CpuEngine
 from models.decoding.dense_ranks import dense_ranks
 from models.networks.config import ModelConfig
 from models.networks.recommender import GenerativeRecommender
 from models.sequences.holdout import HoldoutCases
+from models.tokenizers.config import CodebookConfig
+from models.tokenizers.rq_kmeans import fit_codebook
 
 
 def make_events(rows: list[tuple[str, int, int]]) -> EventBatch:
@@ -43,15 +47,12 @@ def test_dense_ranks_equal_an_obvious_ranking(cases):
     torch.manual_seed(0)
     config = ModelConfig(content_dim=6, codebook_size=8, d_model=16, num_heads=2)
     recommender = GenerativeRecommender(config).eval()
-    with torch.no_grad():
-        item_ND = recommender.encode_items(torch.randint(0, 8, (10, 4)), torch.randn(10, 6))
-        vector_ND = recommender.item_vectors(item_ND)
-        logits = recommender.dense_logits(
-            recommender.last_state(cases.histories(config.max_history), item_ND), vector_ND
-        )
-    available = torch.ones(10, dtype=torch.bool)
-    available[8] = False
-    ranks = dense_ranks(recommender, cases, item_ND, vector_ND, available, torch.float32, batch_size=3)
+    catalogue = CatalogueIndex(fit_codebook(torch.randn(20, 6), CodebookConfig(codebook_size=8)))
+    catalogue.add_many([f"i{n}" for n in range(10)], torch.randn(10, 6), np.zeros(10, dtype=np.int64))
+    catalogue.set_available(8, False)
+    engine = CpuEngine(recommender, catalogue, dtype=torch.float32)
+    logits = engine.dense_logits(engine.states(cases.histories(config.max_history)).state_BD)
+    ranks = dense_ranks(engine, cases, batch_size=3)
     for b, (known, target) in enumerate(zip(cases.known_rows(), cases.target_B, strict=True)):
         order = [i for i in logits[b].argsort(descending=True).tolist() if i != 8 and i not in known]
         assert ranks[b] == (order.index(target) if target in order else -1)

@@ -8,13 +8,13 @@ from torch.nn import functional
 from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
-from models.engine.pipeline import Pipeline, recommend_many
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline, recommend_many
 from models.sequences.histories import Past, pad_pasts
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
@@ -71,7 +71,7 @@ def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
     assert figures["candidate_recall"] > 0.9
     assert figures["ndcg@10"] > figures["blank_ndcg@10"] + 0.3
     assert set(reports) == {"collect candidates", "fit ranker"}
-    assert all(parameter.grad is None for parameter in pipeline.generator.recommender.parameters())
+    assert all(parameter.grad is None for parameter in pipeline.recommender.parameters())
 
     rows = np.arange(20, 20 + LENGTH)
     history = pad_pasts([Past(rows, np.full(LENGTH, CLICK), 10**12 + np.arange(LENGTH) * 3_600_000)], 50)
@@ -83,7 +83,7 @@ def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
 
 def test_without_held_out_events_nothing_changes(pipeline: Pipeline) -> None:
     known = walks(20, 0)
-    before = {name: tensor.clone() for name, tensor in pipeline.scorer.ranker.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in pipeline.ranker.state_dict().items()}
     assert fit_ranker(pipeline, known, known, stream=known, seed=0) == {}  # everybody had the item already
-    after = pipeline.scorer.ranker.state_dict()
+    after = pipeline.ranker.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoding.config import SearchConfig
-from models.decoding.generator import Generator
+from models.decoding.cpu_engine import CpuEngine
 from services.generator.user_states import UserStateCache
 from services.metrics import USER_STATES
 from services.wire.translate import PastEvent, past_batch
@@ -15,14 +14,14 @@ OUTCOMES = ("hit", "extended", "computed")
 
 
 @pytest.fixture
-def generator() -> Generator:
+def engine() -> CpuEngine:
     bundle = make_release("one")
-    return Generator(bundle.recommender, bundle.catalogue, SearchConfig(beam=10, num_dense=10))
+    return CpuEngine(bundle.recommender, bundle.catalogue, dtype=torch.float32)
 
 
 @pytest.fixture
-def cache(generator: Generator) -> UserStateCache:
-    return UserStateCache(generator, max_users=3)
+def cache(engine: CpuEngine) -> UserStateCache:
+    return UserStateCache(engine, max_users=3)
 
 
 def past_of(*rows: int) -> list[PastEvent]:
@@ -34,72 +33,70 @@ def counts() -> list[int]:
     return [int(USER_STATES.labels(outcome)._value.get()) for outcome in OUTCOMES]
 
 
-def reference(generator: Generator, *pasts: list[PastEvent]) -> torch.Tensor:
+def reference(engine: CpuEngine, *pasts: list[PastEvent]) -> torch.Tensor:
     """What the trunk says without any cache."""
-    history = past_batch(pasts, MODEL.max_history)
-    with torch.no_grad():
-        return generator.recommender.last_state(history, generator.table.item_ND)
+    return engine.states(past_batch(pasts, MODEL.max_history)).state_BD
 
 
-def check(cache: UserStateCache, generator: Generator, users: dict[int, list[PastEvent]]) -> list[int]:
+def check(cache: UserStateCache, engine: CpuEngine, users: dict[int, list[PastEvent]]) -> list[int]:
     """The states are right; returns how many were hit, extended and computed."""
     before = counts()
     states_BD = cache.states_of(list(users), list(users.values()))
-    torch.testing.assert_close(states_BD, reference(generator, *users.values()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(states_BD, reference(engine, *users.values()), atol=1e-4, rtol=0)
     return [now - then for now, then in zip(counts(), before, strict=True)]
 
 
-def test_a_request_pays_for_what_is_new_only(cache: UserStateCache, generator: Generator) -> None:
-    assert check(cache, generator, {7: past_of(1, 2, 3)}) == [0, 0, 1]
-    assert check(cache, generator, {7: past_of(1, 2, 3)}) == [1, 0, 0]
-    assert check(cache, generator, {7: past_of(1, 2, 3, 4, 5)}) == [0, 1, 0]
+def test_a_request_pays_for_what_is_new_only(cache: UserStateCache, engine: CpuEngine) -> None:
+    assert check(cache, engine, {7: past_of(1, 2, 3)}) == [0, 0, 1]
+    assert check(cache, engine, {7: past_of(1, 2, 3)}) == [1, 0, 0]
+    assert check(cache, engine, {7: past_of(1, 2, 3, 4, 5)}) == [0, 1, 0]
     mixed = {7: past_of(1, 2, 3, 4, 5), 8: past_of(9), 9: [], 0: past_of(4)}
-    assert check(cache, generator, mixed) == [1, 0, 3]
+    assert check(cache, engine, mixed) == [1, 0, 3]
     mixed = {8: past_of(9, 8, 7), 7: past_of(1, 2, 3, 4, 5, 6), 9: past_of(1)}
-    assert check(cache, generator, mixed) == [0, 2, 1]
+    assert check(cache, engine, mixed) == [0, 2, 1]
     # another past than the one that was kept: nothing of it is used
-    assert check(cache, generator, {7: past_of(2, 1, 3, 4)}) == [0, 0, 1]
-    assert check(cache, generator, {7: past_of(2, 1, 3, 4)}) == [1, 0, 0]
+    assert check(cache, engine, {7: past_of(2, 1, 3, 4)}) == [0, 0, 1]
+    assert check(cache, engine, {7: past_of(2, 1, 3, 4)}) == [1, 0, 0]
 
 
 def test_an_event_brings_the_state_up_to_date_before_the_request(
-    cache: UserStateCache, generator: Generator
+    cache: UserStateCache, engine: CpuEngine
 ) -> None:
     old, new = past_of(1, 2, 3), past_of(1, 2, 3, 4, 5)
-    check(cache, generator, {7: old, 8: past_of(6)})
+    check(cache, engine, {7: old, 8: past_of(6)})
     cache.append({7: new[3:], 99: past_of(1)})
     assert not cache.knows(99)
     cache.append({7: new[3:4]})  # twice: covered already
-    assert check(cache, generator, {7: new, 8: past_of(6)}) == [2, 0, 0]
+    assert check(cache, engine, {7: new, 8: past_of(6)}) == [2, 0, 0]
     # a history that was read before the event arrived in it: answered as it is, the newer state stays
-    assert check(cache, generator, {7: old}) == [0, 0, 1]
-    assert check(cache, generator, {7: new}) == [1, 0, 0]
+    assert check(cache, engine, {7: old}) == [0, 0, 1]
+    assert check(cache, engine, {7: new}) == [1, 0, 0]
 
 
-def test_beyond_the_window_the_newest_events_count(cache: UserStateCache, generator: Generator) -> None:
+def test_beyond_the_window_the_newest_events_count(cache: UserStateCache, engine: CpuEngine) -> None:
     rng = np.random.default_rng(0)
     past = past_of(*rng.integers(50, size=MODEL.max_history + 3).tolist())
     full = MODEL.max_history
-    assert check(cache, generator, {7: past[: full - 1]}) == [0, 0, 1]
-    assert check(cache, generator, {7: past[:full]}) == [0, 1, 0]
+    assert check(cache, engine, {7: past[: full - 1]}) == [0, 0, 1]
+    assert check(cache, engine, {7: past[:full]}) == [0, 1, 0]
     cache.append({7: past[full : full + 1]})
-    assert check(cache, generator, {7: past[: full + 1]}) == [1, 0, 0]
-    assert check(cache, generator, {7: past[: full + 2]}) == [0, 0, 1]
-    assert check(cache, generator, {7: past[: full + 2]}) == [1, 0, 0]
+    assert check(cache, engine, {7: past[: full + 1]}) == [1, 0, 0]
+    assert check(cache, engine, {7: past[: full + 2]}) == [0, 0, 1]
+    assert check(cache, engine, {7: past[: full + 2]}) == [1, 0, 0]
     # read late, and the window has slid
-    assert check(cache, generator, {7: past[: full + 1]}) == [0, 0, 1]
-    assert check(cache, generator, {7: past[: full + 2]}) == [1, 0, 0]
+    assert check(cache, engine, {7: past[: full + 1]}) == [0, 0, 1]
+    assert check(cache, engine, {7: past[: full + 2]}) == [1, 0, 0]
 
 
-def test_those_who_asked_last_are_kept(cache: UserStateCache, generator: Generator) -> None:
+def test_those_who_asked_last_are_kept(cache: UserStateCache, engine: CpuEngine) -> None:
     for key in (1, 2, 3, 1, 4):
-        check(cache, generator, {key: past_of(key, 5)})
+        check(cache, engine, {key: past_of(key, 5)})
     assert [cache.knows(key) for key in (1, 2, 3, 4)] == [True, False, True, True]
     cache.append({3: past_of(3, 5, 6)[2:]})  # an event is not a request
-    check(cache, generator, {5: past_of(5)})
+    check(cache, engine, {5: past_of(5)})
     assert [cache.knows(key) for key in (1, 3, 4, 5)] == [True, False, True, True]
     cache.clear()
     assert len(cache) == 0
-    nobody = UserStateCache(generator, max_users=0)
+    nobody = UserStateCache(engine, max_users=0)
     for _ in range(2):
-        assert check(nobody, generator, {1: past_of(1, 2)}) == [0, 0, 1]
+        assert check(nobody, engine, {1: past_of(1, 2)}) == [0, 0, 1]

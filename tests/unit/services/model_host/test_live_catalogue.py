@@ -53,11 +53,11 @@ def test_availability_and_content_are_updated() -> None:
         announced_time_ms=0,
     )
     changes = live.put_many([gone])
-    assert (changes.availability_changed, changes.content_changed, changes.inserted) == (True, False, [])
+    assert (changes.availability_changed, changes.changed_rows, changes.inserted) == (True, [], [])
     assert not index.available_N[3]
     other = make_content(1, seed=5)[0]
     changed = item_sid(Item(item_id="item-3"), codes, other, index.codebook.version, announced_time_ms=0)
-    assert live.put_many([changed]).content_changed
+    assert live.put_many([changed]).changed_rows == [3]
     assert index.available_N[3]
     assert torch.equal(index.content_NE[3], other)
     # and a release that was cut before all this gets it too

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from models.artifacts.release import ReleaseBundle
 from models.decoding.config import SearchConfig
+from models.decoding.cpu_engine import CpuEngine
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
@@ -56,10 +56,8 @@ def state_bytes(bundle: ReleaseBundle, scale: float = 1.0) -> bytes:
     request = make_request()
     past = translate.known_past(request.history, bundle.catalogue, EventMeaning())
     history = translate.past_batch([past], MODEL.max_history)
-    with torch.no_grad():
-        item_ND = bundle.recommender.encode_items(bundle.catalogue.codes_NC, bundle.catalogue.content_NE)
-        state_1D = bundle.recommender.last_state(history, item_ND)
-    return (scale * state_1D[0]).numpy().astype("<f4").tobytes()
+    state_1D = CpuEngine(bundle.recommender, bundle.catalogue).states(history).state_BD
+    return (scale * state_1D[0].float()).numpy().astype("<f4").tobytes()
 
 
 def test_the_generators_state_takes_the_place_of_our_own(

@@ -1,4 +1,4 @@
-"""A whole answer in one process: generate, add the live candidates, rank, take the best.
+"""A whole answer: generate, add the live candidates, rank, take the best.
 
 The very functions that the services call one after the other, for evaluation, tests and the learner.
 Policy beyond exclusion (categories, diversity) is the gateway's.
@@ -16,8 +16,9 @@ from models.batch import HistoryBatch
 from models.candidates import Candidates, Source
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
-from models.decoding.generator import Generator
-from models.decoding.item_table import ItemTable
+from models.decoding.cpu_engine import CpuEngine
+from models.decoding.engine import Engine
+from models.decoding.generation import generate
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.live_sources import add_live_candidates
@@ -36,11 +37,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A generator and a scorer over the same weights, catalogue and encoded items."""
+    """An engine, the scorer on it, and the networks whose weights the engine was loaded with."""
 
-    generator: Generator
+    engine: Engine
     scorer: Scorer
-    table: ItemTable
+    recommender: GenerativeRecommender
+    ranker: Ranker
+    search: SearchConfig
 
     @classmethod
     def build(
@@ -51,15 +54,19 @@ class Pipeline:
         statistics: LiveStatistics,
         search: SearchConfig,
     ) -> "Pipeline":
-        """Everything shared that can be; sets both networks to evaluation mode."""
-        table = ItemTable(recommender, catalogue)
+        """One engine for all of it; sets both networks to evaluation mode."""
+        engine = CpuEngine(recommender, catalogue, ranker)
         return cls(
-            generator=Generator(recommender, catalogue, search, table),
-            scorer=Scorer(
-                recommender, ranker, catalogue, statistics, table, aversion_weight=search.aversion_weight
-            ),
-            table=table,
+            engine=engine,
+            scorer=Scorer(engine, statistics, aversion_weight=search.aversion_weight),
+            recommender=recommender,
+            ranker=ranker,
+            search=search,
         )
+
+    def weights_changed(self) -> None:
+        """Loads the networks again, whose weights have just been trained."""
+        self.engine.load(self.recommender, self.ranker)
 
 
 def recommend_many(
@@ -76,14 +83,14 @@ def recommend_many(
 
     What is like the rows that a user turned down (`averse`) loses places.
 
-    Fewer only where the sources propose fewer. All other sizes are `generator.config`'s.
+    Fewer only where the sources propose fewer. All other sizes are `pipeline.search`'s.
     """
-    generator, scorer = pipeline.generator, pipeline.scorer
-    config = generator.config
-    found = generator.generate(
+    scorer, search = pipeline.scorer, pipeline.search
+    found = generate(
+        pipeline.engine,
         history,
-        k=max(k, config.num_dense),
-        beam=config.beam,
+        k=max(k, search.num_dense),
+        beam=search.beam,
         exclude=exclude,
         use_beam=Source.BEAM not in disabled,
         use_dense=Source.DENSE not in disabled,

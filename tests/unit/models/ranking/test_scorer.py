@@ -8,6 +8,8 @@ from torch.nn import functional
 from models.batch import ACTION_NAMES, HistoryBatch
 from models.candidates import Candidates, Source, proposed_by
 from models.catalogue.index import CatalogueIndex
+from models.decoding.config import SearchConfig
+from models.decoding.cpu_engine import CpuEngine
 from models.networks.config import ModelConfig
 from models.networks.ranker import LIKE, RATING, Ranker, RankingTargets, action_labels, ranking_loss
 from models.networks.recommender import GenerativeRecommender
@@ -15,6 +17,7 @@ from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.pipeline import Pipeline
 from models.ranking.scorer import Scorer, order_by_score
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
@@ -27,7 +30,7 @@ MODEL = ModelConfig(
 
 
 @pytest.fixture
-def scorer() -> Scorer:
+def pipeline() -> Pipeline:
     torch.manual_seed(0)
     content = functional.normalize(torch.randn(40, 8))
     catalogue = CatalogueIndex(fit_codebook(content, CodebookConfig(num_levels=2, codebook_size=8)))
@@ -37,7 +40,12 @@ def scorer() -> Scorer:
     for n in range(200):
         statistics.update(f"u{random.integers(9)}", f"i{random.integers(30)}", CLICK, NOW - 10**6 + n)
     ranker = Ranker(MODEL, len(feature_names(statistics.config)))
-    return Scorer(GenerativeRecommender(MODEL), ranker, catalogue, statistics)
+    return Pipeline.build(GenerativeRecommender(MODEL), ranker, catalogue, statistics, SearchConfig())
+
+
+@pytest.fixture
+def scorer(pipeline: Pipeline) -> Scorer:
+    return pipeline.scorer
 
 
 @pytest.fixture
@@ -77,8 +85,9 @@ def one_of(candidates: Candidates, m: int) -> Candidates:
     )
 
 
-def test_one_pass_equals_a_pass_for_each_candidate(scorer: Scorer, history: HistoryBatch) -> None:
-    shake(scorer.ranker)
+def test_one_pass_equals_a_pass_for_each_candidate(pipeline: Pipeline, history: HistoryBatch) -> None:
+    scorer = pipeline.scorer
+    shake(pipeline.ranker)
     candidates = [some_candidates(size, seed) for seed, size in enumerate((20, 7, 12))]
     together = scorer.rank_many(history, candidates, [NOW] * 3)
     for b, length in enumerate(history.length_B.tolist()):
@@ -98,10 +107,9 @@ def test_one_pass_equals_a_pass_for_each_candidate(scorer: Scorer, history: Hist
 
 def test_blank_ranker_orders_by_dense_logit(scorer: Scorer, history: HistoryBatch) -> None:
     candidates = [proposed_by(Source.TRENDING, np.arange(40))] * 3
-    state_BD = scorer.recommender.last_state(history, scorer.table.item_ND)
-    dense_BN = scorer.recommender.dense_logits(state_BD, scorer.table.vector_ND)
+    dense_BN = scorer.engine.dense_logits(scorer.engine.states(history).state_BD)
     for b, result in enumerate(scorer.rank_many(history, candidates, [NOW] * 3)):
-        np.testing.assert_allclose(result.score_M, dense_BN[b].detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(result.score_M, dense_BN[b].numpy(), atol=1e-4)
 
 
 def test_blank_ranker_prefers_what_the_beam_proposed(scorer: Scorer, history: HistoryBatch) -> None:
@@ -113,7 +121,8 @@ def test_blank_ranker_prefers_what_the_beam_proposed(scorer: Scorer, history: Hi
     assert scores[1] > scores[0]
 
 
-def test_ranking_moves_the_ranker_and_not_the_generator(scorer: Scorer, history: HistoryBatch) -> None:
+def test_ranking_moves_the_ranker_and_not_the_generator(pipeline: Pipeline, history: HistoryBatch) -> None:
+    scorer, ranker = pipeline.scorer, pipeline.ranker
     candidates = [some_candidates(12, seed) for seed in range(3)]
     feature_BMF = [scorer.features(history, b, one.row_M, NOW) for b, one in enumerate(candidates)]
     batch = scorer.batch(history, candidates, feature_BMF)
@@ -122,19 +131,20 @@ def test_ranking_moves_the_ranker_and_not_the_generator(scorer: Scorer, history:
         chosen_B=torch.tensor([True, False, True]),
         action_BA=action_labels(torch.tensor([CLICK, RATING, CLICK]), torch.tensor([0.0, 5.0, 0.0])),
     )
-    optimiser = torch.optim.AdamW(scorer.ranker.parameters(), lr=1e-2)
+    optimiser = torch.optim.AdamW(ranker.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss = ranking_loss(scorer.ranker(batch, scorer.table.item_ND), targets)
+        loss = ranking_loss(ranker(batch, scorer.engine.item_ND), targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(parameter.grad is None for parameter in scorer.recommender.parameters())
+    assert all(parameter.grad is None for parameter in pipeline.recommender.parameters())
 
 
-def test_nothing_to_learn_is_no_loss(scorer: Scorer, history: HistoryBatch) -> None:
+def test_nothing_to_learn_is_no_loss(pipeline: Pipeline, history: HistoryBatch) -> None:
+    scorer = pipeline.scorer
     candidates = [some_candidates(4)] * 3
     feature_BMF = [scorer.features(history, b, one.row_M, NOW) for b, one in enumerate(candidates)]
     targets = RankingTargets(
@@ -142,7 +152,7 @@ def test_nothing_to_learn_is_no_loss(scorer: Scorer, history: HistoryBatch) -> N
         chosen_B=torch.ones(3, dtype=torch.bool),
         action_BA=torch.zeros(3, len(ACTION_NAMES)),
     )
-    output = scorer.ranker(scorer.batch(history, candidates, feature_BMF), scorer.table.item_ND)
+    output = pipeline.ranker(scorer.batch(history, candidates, feature_BMF), scorer.engine.item_ND)
     assert ranking_loss(output, targets).item() == 0.0
 
 
@@ -160,8 +170,9 @@ def test_features_are_the_same_for_serving_and_learning() -> None:
     served, learned = LiveStatistics(StatisticsConfig()), LiveStatistics(StatisticsConfig())
     random = np.random.default_rng(5)
     config = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, ranker_dim=16)
-    parts = GenerativeRecommender(config), Ranker(config, len(feature_names(served.config)))
-    serving, learning = (Scorer(*parts, catalogue, one) for one in (served, learned))
+    ranker = Ranker(config, len(feature_names(served.config)))
+    engine = CpuEngine(GenerativeRecommender(config), catalogue, ranker)
+    serving, learning = (Scorer(engine, one) for one in (served, learned))
     histories: dict[str, list[int]] = {}
     for n in range(120):
         user, row = f"u{random.integers(6)}", int(random.integers(min(len(catalogue), 25)))
@@ -181,7 +192,7 @@ def test_features_are_the_same_for_serving_and_learning() -> None:
         rows.append(row)
         if n == 60:  # a snapshot is loaded, and new items arrive
             learned = LiveStatistics.from_state(learned.config, *learned.state())
-            learning = Scorer(*parts, catalogue, learned)
+            learning = Scorer(engine, learned)
             for m in range(20, 25):
                 catalogue.insert(f"i{m}", catalogue.assign(content[m]), content[m], announced_ms=NOW)
 

@@ -1,0 +1,136 @@
+"""The engine on a CPU: compiled searches, matrix products in the format this machine multiplies fastest.
+
+Owns that weights, code tables and encoded items are of the same moment.
+
+Shapes: B requests, N catalogue rows, M candidates, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.arrays import Float32Array, Int64Array
+from models.batch import HistoryBatch
+from models.catalogue.index import CatalogueIndex
+from models.decoding.beam_search import SearchResult, beam_search
+from models.decoding.inference import Inference
+from models.decoding.item_table import ItemTable
+from models.networks.config import ModelConfig
+from models.networks.ranker import Ranker, RankerOutput, RankingBatch
+from models.networks.recommender import GenerativeRecommender
+from models.networks.user_states import UserStates
+
+
+class CpuEngine:
+    """A `models.decoding.engine.Engine`.
+
+    Matrix products of trunk and decoder run in `dtype`, by default the one that this machine was measured to
+    be fastest in; sums, norms and the ranker in float32.
+    """
+
+    def __init__(
+        self,
+        recommender: GenerativeRecommender,
+        catalogue: CatalogueIndex,
+        ranker: Ranker | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self._dtype = dtype
+        self._table = ItemTable(recommender, catalogue)
+        self.load(recommender, ranker)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes of the networks."""
+        return self._recommender.config
+
+    @property
+    def num_features(self) -> int:
+        """How many live features the ranker takes; 0 without a ranker."""
+        return 0 if self._ranker is None else self._ranker.num_features
+
+    @property
+    def item_ND(self) -> Tensor:
+        """The representation of each row, float32 [N, D] without gradient."""
+        return self._table.item_ND
+
+    def load(self, recommender: GenerativeRecommender, ranker: Ranker | None = None) -> None:
+        """Takes these networks' weights as they are now; items are encoded again when they are needed."""
+        self._recommender = recommender.eval()
+        self._ranker = None if ranker is None else ranker.eval()
+        self._table.refresh(recommender)
+        self._prepared: Inference | None = None
+
+    def put_items(self, row_M: Sequence[int]) -> None:
+        """Encodes these rows again: their content changed."""
+        for row in row_M:
+            self._table.forget(row)
+
+    @torch.no_grad()
+    def states(self, history: HistoryBatch) -> UserStates:
+        """The users' states now, ready to be extended by their next events."""
+        with self._inference.precision():
+            return self._inference.recommender.prefill(history, self._rows_to_read)
+
+    @torch.no_grad()
+    def extend(self, states: UserStates, new: HistoryBatch) -> UserStates:
+        """The states after `new` events of the same users."""
+        with self._inference.precision():
+            return self._inference.recommender.extend(states, new, self._rows_to_read)
+
+    @torch.no_grad()
+    def decode(
+        self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
+    ) -> SearchResult:
+        """The `k` most probable available items for each state, by beam search over the trie."""
+        with self._inference.precision():
+            decoding = self._inference.tables.start(state_BD)
+            return beam_search(
+                decoding.logits,
+                self.catalogue.trie,
+                batch_size=len(state_BD),
+                k=k,
+                beam=beam,
+                exclude=exclude,
+            )
+
+    @torch.no_grad()
+    def nearest(
+        self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None = None
+    ) -> list[tuple[Int64Array, Float32Array]]:
+        """The `k` available items with the highest dense logit for each state, exact."""
+        query_BD = self._recommender.dense_queries(state_BD).float()
+        return self._table.nearest(query_BD, k, allowed_N=self.catalogue.available_N, exclude=exclude)
+
+    @torch.no_grad()
+    def dense_logits(self, state_BD: Tensor, row_BM: Tensor | None = None) -> Tensor:
+        """The dense logits of rows for each state, [B, M], or of all rows, [B, N]."""
+        query_BD = self._recommender.dense_queries(state_BD).float()
+        if row_BM is None:
+            return query_BD @ self._table.vector_ND.T
+        return (self._table.vector_ND[row_BM] @ query_BD[:, :, None])[:, :, 0]
+
+    def rank(self, batch: RankingBatch) -> RankerOutput:
+        """Scores all candidates of all requests in one pass."""
+        if self._ranker is None:
+            raise ValueError("this engine was loaded without a ranker")
+        item_ND = self._table.item_ND  # outside: what is encoded here is also learned from
+        with torch.inference_mode():
+            output: RankerOutput = self._ranker(batch, item_ND)
+        return output
+
+    @property
+    def _inference(self) -> Inference:
+        """The weights, prepared for serving when they are first needed."""
+        if self._prepared is None:
+            self._prepared = Inference(self._recommender, self._dtype)
+        return self._prepared
+
+    @property
+    def _rows_to_read(self) -> Tensor:
+        """`item_ND`; one row of zeros in its place where there is no item, for what no history names."""
+        item_ND = self._table.item_ND
+        return item_ND if len(item_ND) else item_ND.new_zeros(1, self.config.d_model)

@@ -1,0 +1,232 @@
+"""What every engine does; a second one joins by a line in ENGINES."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from models.batch import HistoryBatch
+from models.catalogue.index import CatalogueIndex
+from models.decoding.beam_search_reference import beam_search_reference
+from models.decoding.cpu_engine import CpuEngine
+from models.decoding.engine import Engine
+from models.networks.ranker import Ranker, RankingBatch
+from models.networks.recommender import GenerativeRecommender
+from tests.factories import MODEL, make_catalogue, make_content
+
+NUM_FEATURES = 3
+Make = Callable[[GenerativeRecommender, CatalogueIndex, Ranker | None], Engine]
+
+ENGINES: dict[str, Make] = {
+    "cpu": lambda recommender, catalogue, ranker: CpuEngine(
+        recommender, catalogue, ranker, dtype=torch.float32
+    ),
+}
+
+
+class World:
+    """An engine, and the networks it was loaded with."""
+
+    def __init__(self, make: Make) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.recommender = GenerativeRecommender(MODEL).eval()
+            self.ranker = Ranker(MODEL, NUM_FEATURES).eval()
+            self.shake(self.ranker)
+        self.catalogue = make_catalogue()
+        self.engine = make(self.recommender, self.catalogue, self.ranker)
+
+    @staticmethod
+    def shake(network: torch.nn.Module) -> None:
+        """Other weights than it had."""
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+
+    def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the networks themselves make of the catalogue: items [N, D] and dense vectors [N, D]."""
+        with torch.no_grad():
+            item_ND = self.recommender.encode_items(self.catalogue.codes_NC, self.catalogue.content_NE)
+            return item_ND, self.recommender.item_vectors(item_ND)
+
+
+@pytest.fixture(params=list(ENGINES))
+def world(request: pytest.FixtureRequest) -> World:
+    return World(ENGINES[request.param])
+
+
+def histories(*rows: list[int]) -> HistoryBatch:
+    return HistoryBatch.from_lists(
+        rows,
+        [[2] * len(one) for one in rows],
+        [[1_000 * (n + 1) for n in range(len(one))] for one in rows],
+        max_history=MODEL.max_history,
+    )
+
+
+def test_states_are_those_of_the_network(world: World) -> None:
+    history = histories([3, 9, 4], [7], [])
+    with torch.no_grad():
+        expected_BD = world.recommender.last_state(history, world.encoded()[0])
+    torch.testing.assert_close(world.engine.states(history).state_BD, expected_BD, atol=1e-4, rtol=1e-4)
+    assert torch.equal(expected_BD[2], world.recommender.empty_state)
+
+
+def test_extended_states_are_those_of_the_whole_histories(world: World) -> None:
+    known, new = histories([3], [7, 1], []), histories([9, 4], [], [5])
+    whole = histories([3, 9, 4], [7, 1], [5])
+    whole.time_ms_BT[0, 1:] = new.time_ms_BT[0]
+    before = world.engine.states(known)
+    extended = world.engine.extend(before, new)
+    assert extended.length_B.tolist() == [3, 2, 1]
+    expected_BD = world.engine.states(whole).state_BD
+    torch.testing.assert_close(extended.state_BD, expected_BD, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(before.state_BD, world.engine.states(known).state_BD)
+
+
+def test_the_beam_finds_what_a_slow_search_finds(world: World) -> None:
+    world.catalogue.set_available(5, False)
+    state_BD = world.engine.states(histories([3, 9], [])).state_BD
+    exclude = [np.array([3, 9]), np.array([0, -1, 0])]
+    found = world.engine.decode(state_BD, k=7, beam=6, exclude=exclude)
+    items = [
+        (tuple(codes), row)
+        for row, codes in enumerate(world.catalogue.codes_NC.tolist())
+        if world.catalogue.available_N[row]
+    ]
+    decoding = world.recommender.decoder.tables().start(state_BD)
+    slow = beam_search_reference(decoding.logits, items, batch_size=2, k=7, beam=6, exclude=exclude)
+    for b, expected in enumerate(slow):
+        kept = found.row_BK[b] >= 0
+        assert found.row_BK[b][kept].tolist() == [row for row, _, _ in expected]
+        scores = torch.tensor([score for _, score, _ in expected])
+        torch.testing.assert_close(found.score_BK[b][kept], scores, atol=1e-4, rtol=1e-4)
+
+
+def test_the_nearest_are_the_exact_ones(world: World) -> None:
+    world.catalogue.set_available(5, False)
+    state_BD = world.engine.states(histories([3, 9], [])).state_BD
+    logits_BN = world.recommender.dense_logits(state_BD, world.encoded()[1]).detach()
+    torch.testing.assert_close(world.engine.dense_logits(state_BD), logits_BN, atol=1e-4, rtol=1e-4)
+    row_BM = torch.tensor([[4, 0], [1, 1]])
+    some_BM = world.engine.dense_logits(state_BD, row_BM)
+    torch.testing.assert_close(some_BM, logits_BN.gather(1, row_BM), atol=1e-4, rtol=1e-4)
+    exclude = [np.array([1, 2]), np.array([-1])]
+    logits_BN[:, 5], logits_BN[0, [1, 2]] = -torch.inf, -torch.inf
+    for b, (row_K, logit_K) in enumerate(world.engine.nearest(state_BD, k=6, exclude=exclude)):
+        assert row_K.tolist() == logits_BN[b].topk(6).indices.tolist()
+        np.testing.assert_allclose(logit_K, logits_BN[b].topk(6).values.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_more_than_there_is_gives_all_there_is(world: World) -> None:
+    state_BD = world.engine.states(histories([3])).state_BD
+    everything = list(range(len(world.catalogue)))
+    assert sorted(world.engine.decode(state_BD, k=500, beam=500).row_BK[0].tolist())[-len(everything) :] == (
+        everything
+    )
+    assert sorted(world.engine.nearest(state_BD, k=500)[0][0].tolist()) == everything
+    nobody = [np.array(everything)]
+    assert (world.engine.decode(state_BD, k=5, beam=5, exclude=nobody).row_BK == -1).all()
+    assert len(world.engine.nearest(state_BD, k=5, exclude=nobody)[0][0]) == 0
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_refused(world: World, k: int) -> None:
+    state_BD = world.engine.states(histories([3])).state_BD
+    with pytest.raises(ValueError, match="at least 1"):
+        world.engine.decode(state_BD, k=k, beam=5)
+    with pytest.raises(ValueError, match="at least 1"):
+        world.engine.nearest(state_BD, k=k)
+
+
+def test_ranking_is_the_network_s(world: World) -> None:
+    batch = ranking_batch(world)
+    with torch.no_grad():
+        expected = world.ranker(batch, world.encoded()[0])
+    found = world.engine.rank(batch)
+    torch.testing.assert_close(found.relevance_BM, expected.relevance_BM, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.action_logit_BMA, expected.action_logit_BMA, atol=1e-4, rtol=1e-4)
+    assert world.engine.num_features == NUM_FEATURES
+
+
+def ranking_batch(world: World) -> RankingBatch:
+    history = histories([3, 9], [1])
+    row_BM = torch.tensor([[4, 7, 8], [2, 6, -1]])
+    state_BD = world.engine.states(history).state_BD
+    return RankingBatch(
+        history=history,
+        row_BM=row_BM,
+        source_BM=torch.full((2, 3), 2),
+        beam_BM=torch.tensor([[-3.0, torch.nan, -4.0], [torch.nan, -2.0, torch.nan]]),
+        dense_BM=world.engine.dense_logits(state_BD, row_BM.clamp(min=0)),
+        feature_BMF=torch.randn(2, 3, NUM_FEATURES, generator=torch.Generator().manual_seed(1)),
+    )
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_without_a_ranker_nothing_is_ranked(name: str) -> None:
+    world = World(ENGINES[name])
+    batch = ranking_batch(world)
+    engine = ENGINES[name](world.recommender, world.catalogue, None)
+    assert engine.num_features == 0
+    with pytest.raises(ValueError, match="without a ranker"):
+        engine.rank(batch)
+
+
+def test_a_new_item_is_found_at_once_and_another_content_when_it_was_put(world: World) -> None:
+    engine, catalogue = world.engine, world.catalogue
+    state_BD = engine.states(histories([3])).state_BD
+    engine.nearest(state_BD, k=3)
+    content_E = functional.normalize(torch.ones(MODEL.content_dim), dim=0)
+    codes = catalogue.assign(content_E)
+    row = catalogue.insert("new", codes, content_E)
+    assert row in engine.nearest(state_BD, k=99)[0][0]
+    assert row in engine.decode(state_BD, k=99, beam=99).row_BK[0]
+    assert len(engine.item_ND) == len(catalogue)
+    before, others = engine.item_ND[row].clone(), engine.item_ND[:row].clone()
+    catalogue.insert("new", codes, -content_E)
+    engine.put_items([row])
+    assert not torch.equal(engine.item_ND[row], before)
+    assert torch.equal(engine.item_ND[:row], others)
+    torch.testing.assert_close(engine.item_ND, world.encoded()[0], atol=1e-4, rtol=1e-4)
+    catalogue.set_available(row, False)
+    assert row not in engine.nearest(state_BD, k=99)[0][0]
+    assert row not in engine.decode(state_BD, k=99, beam=99).row_BK[0]
+
+
+def test_new_weights_count_when_they_were_loaded(world: World) -> None:
+    history = histories([3, 9])
+    state_BD = world.engine.states(history).state_BD
+    before = world.engine.decode(state_BD, k=5, beam=8).score_BK, world.engine.item_ND.clone()
+    world.shake(world.recommender)
+    world.engine.load(world.recommender, world.ranker)
+    assert not torch.allclose(world.engine.states(history).state_BD, state_BD)
+    assert not torch.allclose(world.engine.decode(state_BD, k=5, beam=8).score_BK, before[0])
+    assert not torch.allclose(world.engine.item_ND, before[1])
+
+
+def test_an_answer_does_not_depend_on_its_batch(world: World) -> None:
+    pasts = ([3, 9, 4], [7], [], [1, 2])
+    together = world.engine.states(histories(*pasts)).state_BD
+    found = world.engine.decode(together, k=5, beam=8)
+    nearest = world.engine.nearest(together, k=5)
+    for b, past in enumerate(pasts):
+        alone = world.engine.states(histories(past)).state_BD
+        torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=1e-5)
+        one = world.engine.decode(together[b : b + 1], k=5, beam=8)
+        assert one.row_BK[0].tolist() == found.row_BK[b].tolist()
+        assert world.engine.nearest(together[b : b + 1], k=5)[0][0].tolist() == nearest[b][0].tolist()
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_an_empty_catalogue_has_empty_states_and_answers_nothing(name: str) -> None:
+    world = World(ENGINES[name])
+    codebook = make_catalogue().codebook
+    engine = ENGINES[name](world.recommender, CatalogueIndex(codebook), None)
+    state_BD = engine.states(histories([])).state_BD
+    torch.testing.assert_close(state_BD[0], world.recommender.empty_state.detach())
+    assert (engine.decode(state_BD, k=5, beam=5).row_BK == -1).all()
+    assert len(engine.nearest(state_BD, k=5)[0][0]) == 0
+    assert make_content().shape[1] == MODEL.content_dim
