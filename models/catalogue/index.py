@@ -22,21 +22,26 @@ from models.catalogue.trie import Trie
 from models.catalogue.trie_level import grown
 from models.errors import IncompatibleCheckpoint, PrefixFull
 from models.tokenizers.codebook import Codebook
+from models.tokenizers.content import Space
 
 
 class CatalogueIndex:
     """All items of one codebook version.
 
-    `num_disambiguation` is the number of last codes under a prefix, V by default, and at most V.
+    `num_disambiguation` is the number of last codes under a prefix, V by default, and at most V. `modality`
+    is what the content vectors are of (`models.tokenizers.content.Space`), empty where nobody said.
     """
 
-    def __init__(self, codebook: Codebook, num_disambiguation: int | None = None) -> None:
+    def __init__(
+        self, codebook: Codebook, num_disambiguation: int | None = None, *, modality: str = ""
+    ) -> None:
         if num_disambiguation is None:
             num_disambiguation = codebook.codebook_size
         if not 1 <= num_disambiguation <= codebook.codebook_size:
             raise ValueError(f"num_disambiguation must be 1 to {codebook.codebook_size}")
         self.codebook = codebook
         self.num_disambiguation = num_disambiguation
+        self.modality = modality
         self.trie = Trie(codebook.num_levels + 1, codebook.codebook_size)
         self.item_ids: list[str] = []
         self._row_of_id: dict[str, int] = {}
@@ -48,6 +53,11 @@ class CatalogueIndex:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def space(self) -> Space:
+        """Where its items' content vectors lie."""
+        return Space(modality=self.modality, width=self.codebook.content_dim)
 
     @property
     def codes_NC(self) -> Tensor:
@@ -157,15 +167,17 @@ class CatalogueIndex:
                 "available": pa.array(self.available_N),
                 "announced_ms": pa.array(self.announced_ms_N),
             },
-            metadata={"num_disambiguation": str(self.num_disambiguation)},
+            metadata={"num_disambiguation": str(self.num_disambiguation), "modality": self.modality},
         )
 
     @classmethod
     def from_table(cls, table: pa.Table, codebook: Codebook) -> "CatalogueIndex":
         """The index of `to_table`; raises IncompatibleCheckpoint when it is none of this codebook."""
         try:
-            num_disambiguation = int((table.schema.metadata or {})[b"num_disambiguation"])
-            index = cls(codebook, num_disambiguation)
+            metadata = table.schema.metadata or {}
+            # releases of before did not say their modality
+            modality = metadata.get(b"modality", b"").decode()
+            index = cls(codebook, int(metadata[b"num_disambiguation"]), modality=modality)
         except (KeyError, ValueError) as error:
             raise IncompatibleCheckpoint("format", f"catalogue table: {error}") from error
         if table.schema != index.to_table().schema:
@@ -180,7 +192,7 @@ class CatalogueIndex:
 
     def copy(self) -> "CatalogueIndex":
         """An independent index with the same items."""
-        other = CatalogueIndex(self.codebook, self.num_disambiguation)
+        other = CatalogueIndex(self.codebook, self.num_disambiguation, modality=self.modality)
         other.trie = self.trie.copy()
         other.item_ids = list(self.item_ids)
         other._row_of_id = dict(self._row_of_id)

@@ -11,7 +11,6 @@ from services.releases.watcher import ReleaseWatcher
 from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
 from services.tokenizer.content import ContentEmbedder
-from services.tokenizer.health import codebook_health
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.servicer import TokenizerServicer
 from services.tokenizer.serving import TokenizerServing
@@ -36,7 +35,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         index = await asyncio.to_thread(serving.load, bundle)
         swap = partial(serving.swap, release.release_id, release.created_time_ms, index)
         moved = await thread.run(swap)
-        await thread.run(partial(codebook_health, index))
+        await thread.run(serving.health)
         server.set_ready(True)
         waiting.note_release()
         await waiting.publish(moved)

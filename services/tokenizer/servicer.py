@@ -17,7 +17,6 @@ from protos.headrace.v1.tokenizer_pb2 import (
 )
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
 from services.model_host.model_thread import ModelThread
-from services.tokenizer.health import codebook_health
 from services.tokenizer.serving import TokenizerServing
 from services.wire.validation import Violations
 
@@ -62,8 +61,7 @@ class TokenizerServicer(TokenizerServiceServicer):
         return await self._thread.answer(context, self._codebook)
 
     def _codebook(self) -> GetCodebookResponse:
-        index = self._serving.index
-        health = codebook_health(index)
+        index, health = self._serving.index, self._serving.health()
         levels = zip(health.usage_ratio_L, health.quantisation_error_L, strict=True)
         return GetCodebookResponse(
             codebook_version=index.codebook.version,

@@ -7,16 +7,19 @@ Knows no gRPC and no broker: records come in, records to publish go out.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from models.artifacts.release import ReleaseBundle
 from models.catalogue.index import CatalogueIndex
 from models.errors import PrefixFull
+from models.tokenizers.content import Space, vector_in
+from models.tokenizers.health import CodebookHealth, codebook_health
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
 from services.errors import NotReady
-from services.metrics import STAGE_SECONDS
+from services.metrics import CODEBOOK_ERROR, CODEBOOK_USAGE, SID_COLLISIONS, STAGE_SECONDS
 from services.model_host.live_catalogue import LiveCatalogue
-from services.tokenizer.content import ContentEmbedder, precomputed
+from services.tokenizer.content import ContentEmbedder
 from services.wire import translate
 from streaming.messages.records import Record
 
@@ -59,7 +62,7 @@ class TokenizerServing:
     def load(self, bundle: ReleaseBundle) -> CatalogueIndex:
         """Prepares a release's catalogue beside the live one, and warms the text model up if it is needed."""
         self._catalogue.prepare(bundle.catalogue)
-        if self._embedder.can_embed(bundle.catalogue.codebook.content_dim):
+        if self._embedder.can_embed(bundle.catalogue.space):
             self._embedder.embed_many([Item(title="warm up")])
         return bundle.catalogue
 
@@ -89,29 +92,40 @@ class TokenizerServing:
         """Takes records of `items`; with `recheck`, texts of known items are embedded and compared too."""
         done = Tokenized()
         unread: list[Record] = []
-        content_dim = self.index.codebook.content_dim
+        space = self.index.space
         with STAGE_SECONDS.labels("tokenize").time():
             for record in records:
                 if record.message is None:
                     self._withdraw(record, done)
                     continue
-                content_E = precomputed(record.message, content_dim)
-                if content_E is not None:
-                    self._put(record, content_E, done)
-                elif record.message.embeddings:
-                    done.rejected.append((record, "wrong_width", _widths(record.message, content_dim)))
+                vectors = translate.vectors_of(record.message)
+                own_E, _ = vector_in(space, vectors)
+                if own_E is not None:
+                    self._put(record, torch.from_numpy(own_E), done)
+                elif vectors and (space.modality in ("", *vectors) or not self._embedder.can_embed(space)):
+                    done.rejected.append((record, *_why_unusable(record.message, space)))
                 elif self.index.row(record.message.item_id) is not None and not recheck:
                     self._put_known_text(record, done)
-                elif self._embedder.can_embed(content_dim):
+                elif self._embedder.can_embed(space):
                     unread.append(record)
                 else:
-                    problem = f"has no vector of {content_dim} numbers, and texts are not embedded to that"
+                    problem = f"has no vector of {space}, and texts are not embedded to that"
                     done.rejected.append((record, "no_content", problem))
             if unread:
                 embedded_NE = self._embedder.embed_many([record.message for record in unread])
                 for record, content_E in zip(unread, embedded_NE, strict=True):
                     self._put(record, content_E, done)
         return done
+
+    def health(self) -> CodebookHealth:
+        """How well the live codebook fits the live catalogue; also sets the gauges."""
+        health = codebook_health(self.index.codebook, self.index.codes_NC, self.index.content_NE)
+        levels = zip(health.usage_ratio_L, health.quantisation_error_L, strict=True)
+        for level, (usage, error) in enumerate(levels, start=1):
+            CODEBOOK_USAGE.labels(str(level)).set(usage)
+            CODEBOOK_ERROR.labels(str(level)).set(error)
+        SID_COLLISIONS.set(health.collision_ratio)
+        return health
 
     def tokens(self, item_ids: Sequence[str]) -> dict[str, SemanticId]:
         """The semantic IDs of the known ones among these items."""
@@ -150,7 +164,7 @@ class TokenizerServing:
         if bool(self.index.available_N[row]) == record.message.unavailable:
             self._put(record, self.index.content_NE[row], done)
         known_since_ms = self._announced_ms.get(record.message.item_id, self._release_time_ms)
-        can_embed = self._embedder.can_embed(self.index.codebook.content_dim)
+        can_embed = self._embedder.can_embed(self.index.space)
         if record.timestamp_ms > known_since_ms and can_embed:
             done.deferred.append(record)
 
@@ -190,7 +204,9 @@ def _same(one_E: Tensor, other_E: Tensor) -> bool:
     return float(one_E @ other_E) > 0.999
 
 
-def _widths(item: Item, content_dim: int) -> str:
-    """Why none of an item's vectors can be used."""
+def _why_unusable(item: Item, space: Space) -> tuple[str, str]:
+    """Why none of an item's vectors can be used: one word, and a line."""
     found = ", ".join(f"{one.modality} has {len(one.values)}" for one in item.embeddings)
-    return f"its vectors must have the codebook's {content_dim} numbers; {found}"
+    if space.modality and all(one.modality != space.modality for one in item.embeddings):
+        return "wrong_modality", f"its vectors must be of the release's modality {space.modality}; {found}"
+    return "wrong_width", f"its vectors must have the codebook's {space.width} numbers; {found}"

@@ -10,6 +10,7 @@ from models.arrays import Int64Array
 from models.batch import IMPRESSION, SKIP, EventBatch, HistoryBatch
 from models.candidates import Candidates, Source
 from models.catalogue.index import CatalogueIndex
+from models.tokenizers.content import Vectors
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
 from protos.headrace.v1.items_pb2 import Item, ItemSid, SemanticId
@@ -122,6 +123,11 @@ def item_sid(
         unavailable=item.unavailable,
         announced_time_ms=announced_time_ms,
     )
+
+
+def vectors_of(item: Item) -> Vectors:
+    """The vectors that an item brings, by modality."""
+    return {one.modality: np.array(one.values, dtype=np.float32) for one in item.embeddings}
 
 
 def content_of(sid: ItemSid) -> Tensor:

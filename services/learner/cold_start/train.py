@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import structlog
 import torch
-from torch import Tensor
 
 from models.artifacts.release import ReleaseBundle
 from models.batch import EventBatch
@@ -33,7 +32,7 @@ from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
 from services.learner.checkpoints import CheckpointStore
-from services.learner.cold_start.content import Progress, item_content
+from services.learner.cold_start.content import Content, Progress, item_content
 from services.learner.cold_start.deadline import Deadline
 from services.learner.cold_start.publish import Trained, announce_before, clear_remains, publish_training
 from services.learner.release_desk import new_release_id
@@ -181,7 +180,7 @@ def _catalogue_of(
         )
     content = item_content(items, events, progress)
     kept = [items[n] for n in content.kept]
-    catalogue = _fit_catalogue(settings, kept, content.content_NE, progress)
+    catalogue = _fit_catalogue(settings, kept, content, progress)
     return catalogue, content.notes + _crowding(catalogue)
 
 
@@ -199,7 +198,7 @@ def _crowding(catalogue: CatalogueIndex) -> list[str]:
 
 
 def _fit_catalogue(
-    settings: Settings, items: Sequence[Item], content_NE: Tensor, progress: Progress
+    settings: Settings, items: Sequence[Item], content: Content, progress: Progress
 ) -> CatalogueIndex:
     config = settings.codebook
     room = config.codebook_size ** (config.num_levels + 1)
@@ -209,11 +208,11 @@ def _fit_catalogue(
             f"{config.codebook_size} codes can name: raise HEADRACE_CODEBOOK__CODEBOOK_SIZE"
         )
     codebook = fit_codebook(
-        content_NE, settings.codebook, lambda done, total: progress("fit codebook", done, total, {})
+        content.content_NE, settings.codebook, lambda done, total: progress("fit codebook", done, total, {})
     )
-    catalogue = CatalogueIndex(codebook)
+    catalogue = CatalogueIndex(codebook, modality=content.modality)
     announced_ms_N = np.array([item.announced_time_ms for item in items], dtype=np.int64)
-    catalogue.add_many([item.item_id for item in items], content_NE, announced_ms_N)
+    catalogue.add_many([item.item_id for item in items], content.content_NE, announced_ms_N)
     for row, item in enumerate(items):
         if item.unavailable:
             catalogue.set_available(row, False)

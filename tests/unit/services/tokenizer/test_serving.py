@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.tokenizers.content import Space
+from models.tokenizers.health import codebook_health
 from protos.headrace.v1.items_pb2 import Item
-from services.tokenizer.content import ContentEmbedder, precomputed
-from services.tokenizer.health import codebook_health
+from services.tokenizer.content import ContentEmbedder
 from services.tokenizer.serving import TokenizerServing
 from streaming.messages.records import Record
 from tests.factories import CONTENT_DIM, TIME_MS, make_catalogue, make_content, make_item, make_release
@@ -20,8 +22,8 @@ class TitleEmbedder(ContentEmbedder):
         super().__init__()
         self.titles: list[str] = []
 
-    def can_embed(self, content_dim: int) -> bool:
-        return content_dim == CONTENT_DIM
+    def can_embed(self, space: Space) -> bool:
+        return space.width == CONTENT_DIM
 
     def embed_many(self, items: Sequence[Item]) -> Tensor:
         self.titles += [item.title for item in items]
@@ -101,22 +103,30 @@ def test_a_new_codebook_gives_new_codes_to_what_it_does_not_hold() -> None:
     assert serving.detokenize([old.sid]) == [""]
 
 
-def test_precomputed_vectors_of_the_right_width_come_first() -> None:
-    item = make_item("x", torch.arange(1.0, 5.0))
-    item.embeddings.add(modality="image", values=[3.0, 4.0])
-    found = precomputed(item, 2)
-    assert found is not None
-    assert found.tolist() == [0.6000000238418579, 0.800000011920929]
-    assert precomputed(item, 3) is None
-    item.embeddings.add(modality="audio", values=[1.0, 0.0, 0.0, 0.0])
-    by_text = precomputed(item, 4)
-    assert by_text is not None
-    assert by_text[0] < 0.5
+def test_an_item_s_vector_is_the_one_of_the_release_s_modality() -> None:
+    catalogue = make_catalogue()
+    catalogue.modality = "image"
+    serving = TokenizerServing(ContentEmbedder())
+    serving.swap("r", TIME_MS, serving.load(make_release("r", catalogue=catalogue)))
+    text_E, image_E = make_content(2, seed=9)
+    both = make_item("both", text_E)
+    both.embeddings.add(modality="image", values=(3 * image_E).tolist())
+    narrow = Item(item_id="narrow")
+    narrow.embeddings.add(modality="image", values=[1.0, 2.0])
+    records = [record_of(item) for item in (both, make_item("other", text_E), narrow, Item(item_id="bare"))]
+    done = serving.tokenize(records)
+    assert [sid.item_id for sid in done.sids] == ["both"]
+    np.testing.assert_allclose(done.sids[0].content, image_E.numpy(), atol=1e-6)
+    assert [(record.message.item_id, reason) for record, reason, _ in done.rejected] == [
+        ("other", "wrong_modality"),
+        ("narrow", "wrong_width"),
+        ("bare", "no_content"),
+    ]
 
 
 def test_codebook_health_by_hand() -> None:
     index = make_catalogue(20)
-    health = codebook_health(index)
+    health = codebook_health(index.codebook, index.codes_NC, index.content_NE)
     codes = [tuple(row[:-1]) for row in index.codes_NC.tolist()]
     assert health.collision_ratio == sum(codes.count(code) > 1 for code in codes) / 20
     assert health.usage_ratio_L[0] == len({code[0] for code in codes}) / 8
