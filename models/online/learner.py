@@ -224,20 +224,10 @@ class OnlineLearner:
         learner_hits, live_hits = self.memory.paired.columns()
         return gate(learner_hits, live_hits, self.config.gate_tolerance)
 
-    def insert_item(
-        self,
-        item_id: str,
-        codes: Sequence[int],
-        content_E: Tensor,
-        *,
-        available: bool = True,
-        announced_ms: int = 0,
-    ) -> int:
-        """Makes an item known or changes it; returns its row. ValueError if another item has the codes."""
-        row = self.catalogue.insert(item_id, codes, content_E, available=available, announced_ms=announced_ms)
+    def put_items(self, row_M: Sequence[int]) -> None:
+        """These rows of the catalogue have another content than before. New rows need no word."""
         for pipeline in (self.pipeline, self._live):
-            pipeline.engine.put_items([row])
-        return row
+            pipeline.engine.put_items(row_M)
 
     def recommend_many(self, user_ids: Sequence[str], k: int, time_ms: int) -> list[Answer]:
         """What the services would answer these users at `time_ms`, from the present weights."""

@@ -36,7 +36,7 @@ _CATCH_UP_POLL_S = 0.5
 class LearnerStream:
     """Reads `interactions` from `position.offsets`, and `semantic-ids` from their beginning.
 
-    `is_known` says whether an item can be learned; `insert` takes an announced semantic ID. Close it.
+    `is_known` says whether an item can be learned; `insert_many` takes announced semantic IDs. Close it.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class LearnerStream:
         position: LearnerPosition,
         *,
         is_known: Callable[[str], bool],
-        insert: Callable[[ItemSid], None],
+        insert_many: Callable[[Sequence[ItemSid]], None],
     ) -> None:
         self._service = settings.learner_service
         self._is_known = is_known
-        self._insert = insert
+        self._insert_many = insert_many
         bootstrap = settings.broker.bootstrap_servers
         self._dead_letters = DeadLetters(bootstrap, stage=STAGE, on_dead_letter=self._count_dead_letter)
         self.num_dead_lettered = position.num_dead_lettered
@@ -170,8 +170,9 @@ class LearnerStream:
         self._dead_letters.flush()
 
     def _insert_new(self, timeout_s: float) -> None:
-        for record in self._sids.poll(_MAX_SIDS_PER_POLL, timeout_s):
-            self._insert(record.message)
+        records = self._sids.poll(_MAX_SIDS_PER_POLL, timeout_s)
+        if records:
+            self._insert_many([record.message for record in records])
 
     def _count_dead_letter(self, topic: str, stage: str, reason: str) -> None:
         self.num_dead_lettered += 1

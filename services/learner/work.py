@@ -26,8 +26,8 @@ from services.learner.release_desk import ReleaseDesk
 from services.learner.step import BatchLearner, Failure
 from services.learner.stream import LearnerStream
 from services.memory import give_back
+from services.model_host.live_catalogue import LiveCatalogue
 from services.settings import Settings
-from services.wire.translate import content_of
 from streaming.errors import BrokerUnavailable
 from streaming.messages.records import Record
 
@@ -53,9 +53,11 @@ class LearnerWork:
         self._store = store
         self.learner = learner
         self.position = position
+        self._catalogue = LiveCatalogue()
+        self._catalogue.swap(learner.catalogue)
         self._batches = BatchLearner(learner, settings.meaning)
         self._stream = resources.enter_context(
-            LearnerStream(settings, position, is_known=self._is_known, insert=self._insert)
+            LearnerStream(settings, position, is_known=self._is_known, insert_many=self._insert_many)
         )
         self._ledger: Ledger | None = None
         if settings.learner_service.ledger:
@@ -163,21 +165,9 @@ class LearnerWork:
     def _is_known(self, item_id: str) -> bool:
         return self.learner.catalogue.row(item_id) is not None
 
-    def _insert(self, sid: ItemSid) -> None:
-        """Takes an announced item; one of another codebook version waits for a release that has it."""
-        catalogue = self.learner.catalogue
-        if sid.sid.codebook_version != catalogue.codebook.version:
-            return
-        try:
-            self.learner.insert_item(
-                sid.item_id,
-                tuple(sid.sid.codes),
-                content_of(sid),
-                available=not sid.unavailable,
-                announced_ms=sid.announced_time_ms,
-            )
-        except ValueError as error:
-            log.warning("semantic id contradicts the catalogue", reason=str(error))
+    def _insert_many(self, sids: Sequence[ItemSid]) -> None:
+        """Takes announced items; those of another codebook version are kept for a release that has it."""
+        self.learner.put_items(self._catalogue.put_many(sids).changed_rows)
 
     def _account(self, records: Sequence[Record], result: LearnReport) -> None:
         if self._ledger is not None:

@@ -1,4 +1,4 @@
-"""The catalogue of the live release, kept up to date from the topic `semantic-ids`.
+"""The catalogue of the live release, kept up to date from the topic `semantic-ids`: the one way in for items.
 
 Owns which announced items wait for a release of their codebook version, and how a new release gets
 what the old one already knew. Knows no broker.
@@ -33,7 +33,7 @@ class LiveCatalogue:
 
     def __init__(self) -> None:
         self.index: CatalogueIndex | None = None
-        self._waiting: dict[str, ItemSid] = {}
+        self._waiting: dict[tuple[str, str], ItemSid] = {}  # by item and codebook version
 
     def prepare(self, index: CatalogueIndex) -> Changes:
         """Gives a loaded catalogue what is known beyond it, before it goes live; says what that changed."""
@@ -49,18 +49,20 @@ class LiveCatalogue:
         changes = self.prepare(index)
         self.index = index
         # What waits for a codebook that is not live yet goes on waiting.
-        self._waiting = {item_id: sid for item_id, sid in self._waiting.items() if not _fits(index, sid)}
+        self._waiting = {key: sid for key, sid in self._waiting.items() if not _fits(index, sid)}
         return changes
 
     def put_many(self, sids: Iterable[ItemSid]) -> Changes:
-        """Takes records of `semantic-ids`; those of another codebook version wait for its release."""
+        """Takes records of `semantic-ids`; those of another codebook version wait for its release.
+
+        Of one item and version the newest record counts; the records of its other versions stay beside it.
+        """
         changes = Changes()
         for sid in sids:
             if self.index is None or not _fits(self.index, sid):
-                self._waiting[sid.item_id] = sid
-                continue
-            self._waiting.pop(sid.item_id, None)
-            put(self.index, sid, changes)
+                self._waiting[sid.item_id, sid.sid.codebook_version] = sid
+            else:
+                put(self.index, sid, changes)
         return changes
 
 

@@ -158,8 +158,9 @@ class World:
         steps = [self._step(learner, batch) for batch in _batches(self.held_out)]
         self.sids = self._tokenize()
         for sid in self.sids:
-            learner.insert_item(
-                sid.item_id, tuple(sid.sid.codes), find("content_of")(sid), announced_ms=sid.announced_time_ms
+            content_E = find("content_of")(sid)
+            self.catalogue.insert(
+                sid.item_id, tuple(sid.sid.codes), content_E, announced_ms=sid.announced_time_ms
             )
         new = self._events(4 * BATCH, NUM_ITEMS + NUM_NEW_ITEMS, begin=NUM_EVENTS)
         steps += [self._step(learner, batch) for batch in _batches(new)]

@@ -211,14 +211,14 @@ def test_answers_leave_out_what_the_user_had_and_include_new_items() -> None:
     content_E = functional.normalize(torch.ones(8), dim=0)
     codes = learner.catalogue.assign(content_E)
     now = 10**12 + 10**8
-    row = learner.insert_item("brand-new", codes, content_E, announced_ms=now)
+    row = learner.catalogue.insert("brand-new", codes, content_E, announced_ms=now)
     for user, answer in enumerate(learner.recommend_many([f"u{n}" for n in range(NUM_USERS)], 30, now)):
         seen = {(user * 3 + step) % NUM_ITEMS for step in range(10)}
         assert len(set(answer.row_K.tolist())) == len(answer.row_K) == 30
         assert not seen & set(answer.row_K.tolist())
         assert row in learner.recommend_many([f"u{user}"], 31, now)[0].row_K
-    retired = learner.insert_item("brand-new", codes, content_E, available=False)
-    assert retired == row
+    assert learner.catalogue.insert("brand-new", codes, -content_E, available=False) == row
+    learner.put_items([row])
     assert row not in learner.recommend_many(["u1"], 31, now)[0].row_K
 
 
@@ -244,7 +244,7 @@ def test_release_is_a_copy_and_can_come_back() -> None:
     assert bundle.meta.metrics["num_scored"] > 0
     for begin in range(96, 400, 24):
         learner.learn_many(make_events(begin, begin + 24))
-    learner.insert_item("later", learner.catalogue.assign(torch.ones(8)), torch.ones(8))
+    learner.catalogue.insert("later", learner.catalogue.assign(torch.ones(8)), torch.ones(8))
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in bundle.recommender.state_dict().items())
     assert bundle.statistics.num_events == 90  # the wishes among 96
     assert len(bundle.catalogue) == NUM_ITEMS

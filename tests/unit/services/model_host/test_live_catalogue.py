@@ -78,6 +78,19 @@ def test_another_codebook_waits_for_its_release() -> None:
     assert new.row("new") is not None
 
 
+def test_an_item_s_codes_under_two_codebooks_are_both_kept() -> None:
+    live, now, later = LiveCatalogue(), make_catalogue(), make_catalogue(codebook_seed=1)
+    refreshed = make_catalogue(codebook_seed=2)
+    sids = [announce(index, "new") for index in (later, refreshed, now)]
+    live.put_many(sids)
+    for index in (now, later, refreshed):
+        live.swap(index)
+        row = index.row("new")
+        assert row is not None
+        given = {sid.sid.codebook_version: sid.sid.codes for sid in sids}
+        assert given[index.codebook.version] == (index.codes_NC[row].tolist())
+
+
 def test_contradicting_codes_are_refused() -> None:
     live, index = LiveCatalogue(), make_catalogue()
     live.swap(index)
