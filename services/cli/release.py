@@ -33,7 +33,7 @@ def _all_releases() -> "list[Release]":
 
     from services.releases.publisher import ReleasePublisher
 
-    return ReleasePublisher(settings).list()
+    return list(ReleasePublisher(settings).list())
 
 
 def _problems(releases: "Sequence[Release]") -> list[str]:

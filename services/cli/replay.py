@@ -234,23 +234,22 @@ def check_events(dataset: "Dataset") -> None:
 def check_widths(settings: Settings, dataset: "Dataset") -> None:
     """Raises DatasetError where the items' vectors are of another width than the live codebook's."""
     from models.errors import IncompatibleCheckpoint
-    from services.learner.release_desk import live_release
     from services.releases.publisher import ReleasePublisher
     from services.releases.store import release_store
     from streaming.errors import DatasetError
 
     widths = {len(one.values) for item in dataset.items for one in item.embeddings}
-    live = live_release(ReleasePublisher(settings).list()) if widths else None
-    if live is None:
+    live_id = ReleasePublisher(settings).list().live_id if widths else ""
+    if not live_id:
         return
     try:
-        width = int(release_store(settings).manifest(live.release_id).meta["model"]["content_dim"])
+        width = int(release_store(settings).manifest(live_id).meta["model"]["content_dim"])
     except (IncompatibleCheckpoint, OSError, KeyError, TypeError, ValueError):
         return  # the tokenizer says it, item by item
     if width not in widths:
         raise DatasetError(
             f"the vectors of {dataset.name} have {', '.join(map(str, sorted(widths)))} numbers, and those of "
-            f"the live release {live.release_id} have {width}: take the vectors away, so that the texts are "
+            f"the live release {live_id} have {width}: take the vectors away, so that the texts are "
             "embedded, or `headrace train --data` on them"
         )
 
@@ -283,10 +282,9 @@ def announce(settings: Settings, producer: "Producer", items: "Sequence[Item]", 
 
 def has_live_release(settings: Settings) -> bool:
     """Whether there is a codebook to make semantic IDs with."""
-    from services.learner.release_desk import live_release
     from services.releases.publisher import ReleasePublisher
 
-    return live_release(ReleasePublisher(settings).list()) is not None
+    return ReleasePublisher(settings).list().live is not None
 
 
 def _wait_for_sids(stub: "TokenizerServiceStub", item_ids: "set[str]", bars: "Stages") -> None:

@@ -239,14 +239,14 @@ def _num_rows(path: Path) -> int:
 
 def _live_by_topic(settings: Settings) -> tuple[str, bool]:
     """The live release by the topic, empty where there is none; and whether the broker answers."""
-    from services.stack.supervisor import live_release
+    from services.releases.publisher import ReleasePublisher
     from streaming.clients.topic_admin import existing_topics
     from streaming.errors import BrokerUnavailable
     from streaming.messages.topics import RELEASES
 
     try:
         present = existing_topics(settings.broker.bootstrap_servers, timeout_s=_BROKER_TIMEOUT_S)
-        return (live_release(settings) or "") if RELEASES in present else "", True
+        return ReleasePublisher(settings).list().live_id if RELEASES in present else "", True
     except BrokerUnavailable:
         return "", False
 

@@ -184,7 +184,7 @@ class Tour:
         )
 
     async def _releases(self) -> list[release_pb2.Release]:
-        return await asyncio.to_thread(ReleasePublisher(self.settings).list)
+        return list(await asyncio.to_thread(ReleasePublisher(self.settings).list))
 
     @property
     def _present_ms(self) -> int:

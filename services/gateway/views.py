@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from services.gateway.item_view import ItemView
-from services.gateway.release_view import ReleaseView
+from services.releases.fold import Releases
 from streaming.clients.tail import tail
 from streaming.messages.topics import ITEMS, RELEASES, TRENDS
 from streaming.trends.counting import TrendsView
@@ -17,7 +17,7 @@ class Views:
     def __init__(self) -> None:
         self.items = ItemView()
         self.trends = TrendsView()
-        self.releases = ReleaseView()
+        self.releases = Releases()
         self.caught_up = asyncio.Event()
 
     async def follow(self, bootstrap: str) -> None:

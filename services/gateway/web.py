@@ -91,7 +91,6 @@ class Console:
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _status(self, request: web.Request) -> web.Response:
-        live = self._releases.live
         return web.json_response(
             {
                 "ready": self._is_ready(),
@@ -99,8 +98,8 @@ class Console:
                 "num_available": self._items.num_available,
                 "num_answers": self._latencies.num_answers,
                 "stages": self._latencies.summary(),
-                "live_release_id": live.release_id if live else "",
-                "releases": [_release(release) for release in self._releases.newest(_MAX_RELEASES)],
+                "live_release_id": self._releases.live_id,
+                "releases": [_release(release) for release in self._releases.last_created(_MAX_RELEASES)],
                 "learner": await self._learner_status(),
             }
         )

@@ -6,7 +6,7 @@ remembered here, so an operator's promotion and the learner's own never disagree
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import structlog
 
@@ -20,6 +20,7 @@ from protos.headrace.v1.release_pb2 import (
 )
 from services import metrics
 from services.errors import NotFound
+from services.releases.fold import Releases
 from services.releases.publisher import ReleasePublisher
 from services.releases.store import release_store
 from services.settings import Settings
@@ -33,12 +34,6 @@ def new_release_id(time_s: float) -> str:
     return f"{stamp}-{uuid.uuid4().hex[:6]}"
 
 
-def live_release(releases: Sequence[Release]) -> Release | None:
-    """The newest record in state LIVE; `releases` in the order of their newest records."""
-    live = [release for release in releases if release.state == RELEASE_STATE_LIVE]
-    return live[-1] if live else None
-
-
 class ReleaseDesk:
     """Cuts releases of a learner and decides which is live."""
 
@@ -48,7 +43,7 @@ class ReleaseDesk:
 
     def live(self) -> Release | None:
         """What everybody serves, or shall serve; asks the topic."""
-        return live_release(self._publisher.list())
+        return self._publisher.list().live
 
     def load(self, release_id: str) -> ReleaseBundle:
         """A release's content, verified; raises IncompatibleCheckpoint."""
@@ -75,13 +70,24 @@ class ReleaseDesk:
         candidate = self._publisher.publish(bundle, RELEASE_STATE_CANDIDATE, "waits for the gate")
         verdict = learner.gate()
         metrics.RELEASE_GATE.labels("promoted" if verdict.passed else "refused").inc()
-        log.info("release gated", release=candidate.release_id, passed=verdict.passed, reason=verdict.reason)
-        state = RELEASE_STATE_LIVE if verdict.passed else RELEASE_STATE_RETIRED
-        return self._publisher.announce(candidate.release_id, state, verdict.reason), bundle
+        log.info(
+            "release gated", release_id=candidate.release_id, passed=verdict.passed, reason=verdict.reason
+        )
+        known = self._publisher.list()
+        if known.live_id != (live.release_id if live is not None else ""):
+            return self._retire(candidate, f"{known.live_id} went live while it was cut", known), bundle
+        if not verdict.passed:
+            return self._retire(candidate, verdict.reason, known), bundle
+        return self._publisher.announce(
+            candidate.release_id, RELEASE_STATE_LIVE, verdict.reason, known
+        ), bundle
+
+    def _retire(self, release: Release, reason: str, known: Releases) -> Release:
+        return self._publisher.announce(release.release_id, RELEASE_STATE_RETIRED, reason, known)
 
     def find(self, release_id: str) -> ReleaseBundle:
         """An announced release, verified; raises NotFound, or IncompatibleCheckpoint if it is broken."""
-        if release_id not in {release.release_id for release in self._publisher.list()}:
+        if release_id not in self._publisher.list():
             raise NotFound(f"there is no release {release_id}; `headrace release list` names them")
         return self.load(release_id)
 
@@ -91,19 +97,19 @@ class ReleaseDesk:
 
     def rollback(self, reason: str) -> tuple[Release, ReleaseBundle]:
         """Makes the live release's parent live; raises NotFound if there is none, IncompatibleCheckpoint."""
-        releases = self._publisher.list()
-        live = live_release(releases)
+        known = self._publisher.list()
+        live = known.live
         if live is None:
             raise NotFound("no release is live")
-        parent_id = live.parent_release_id
-        if parent_id not in {release.release_id for release in releases}:
+        parent_id, live_id = live.parent_release_id, live.release_id
+        if parent_id not in known:
             raise NotFound(
-                f"release {live.release_id} has no parent to go back to; `headrace release list` shows the "
+                f"release {live_id} has no parent to go back to; `headrace release list` shows the "
                 "others, and `headrace release promote ID` makes one of them live"
             )
         bundle = self.load(parent_id)
         parent = self._publisher.announce(
-            parent_id, RELEASE_STATE_LIVE, f"back from {live.release_id}: {reason}"
+            parent_id, RELEASE_STATE_LIVE, f"back from {live_id}: {reason}", known
         )
-        self._publisher.announce(live.release_id, RELEASE_STATE_RETIRED, f"rolled back: {reason}")
+        self._retire(live, f"rolled back: {reason}", known)
         return parent, bundle

@@ -1,10 +1,11 @@
-"""Saves releases and says on the topic `releases` which is live: the newest record in state LIVE."""
+"""Saves releases and says on the topic `releases` which is live."""
 
 from typing import TYPE_CHECKING
 
 from models.artifacts.release_meta import release_meta
 from protos.headrace.v1.release_pb2 import Release, ReleaseFile, ReleaseState
 from services.errors import NotFound
+from services.releases.fold import Releases
 from services.releases.store import release_store
 from services.settings import Settings
 from streaming.clients.follow import read_to_end
@@ -54,27 +55,37 @@ class ReleasePublisher:
         )
         return self._announce(release, state, reason)
 
-    def announce(self, release_id: str, state: ReleaseState.ValueType, reason: str = "") -> Release:
-        """Puts a known release into another state; raises NotFound for an unknown one."""
-        for release in self.list():
-            if release.release_id == release_id:
-                return self._announce(release, state, reason)
-        raise NotFound(f"there is no release {release_id}")
+    def announce(
+        self,
+        release_id: str,
+        state: ReleaseState.ValueType,
+        reason: str = "",
+        known: Releases | None = None,
+    ) -> Release:
+        """Puts a known release into another state; raises NotFound for an unknown one, BrokerUnavailable.
 
-    def list(self) -> list[Release]:
-        """The newest record of every release, in the order of those records: the last LIVE one is live.
-
-        Raises BrokerUnavailable.
+        `known` is what the topic says, for who has just read it.
         """
-        newest: dict[str, Release] = {}
-        for record in read_to_end(self._bootstrap, RELEASES):
-            newest.pop(record.message.release_id, None)
-            newest[record.message.release_id] = record.message
-        return [*newest.values()]
+        known = self.list() if known is None else known
+        release = known.get(release_id)
+        if release is None:
+            raise NotFound(f"there is no release {release_id}; `headrace release list` names them")
+        return self._announce(release, state, reason, known)
 
-    def _announce(self, release: Release, state: ReleaseState.ValueType, reason: str) -> Release:
-        """Writes the new state; a release that goes live retires the one before it, in this order."""
-        replaced = [r for r in self.list() if r.state == LIVE] if state == LIVE else []
+    def list(self) -> Releases:
+        """What the topic says now; raises BrokerUnavailable."""
+        releases = Releases()
+        for record in read_to_end(self._bootstrap, RELEASES):
+            releases.put(record.message)
+        return releases
+
+    def _announce(
+        self, release: Release, state: ReleaseState.ValueType, reason: str, known: Releases | None = None
+    ) -> Release:
+        """Writes the new state; a release that goes live retires those before it, in this order."""
+        if known is None and state == LIVE:
+            known = self.list()
+        replaced = [one for one in known or () if one.state == LIVE] if state == LIVE else []
         announced = Release()
         announced.CopyFrom(release)
         announced.state, announced.reason = state, reason

@@ -15,7 +15,7 @@ from models.errors import IncompatibleCheckpoint
 from protos.headrace.v1.release_pb2 import Release
 from services.memory import give_back
 from services.metrics import RELEASE_CREATED, RELEASE_INFO, RELEASE_LOAD_SECONDS, RELEASE_SWAPS
-from services.releases.publisher import LIVE
+from services.releases.fold import Releases
 from services.releases.store import UNREACHABLE, release_store
 from services.settings import Settings
 from streaming.clients.follow import follow
@@ -51,7 +51,7 @@ class ReleaseWatcher:
         self._store = release_store(settings)
         self._on_live = on_live
         self._service = service
-        self._records: dict[str, Release] = {}
+        self._known = Releases()
         self._refusals: dict[str, str] = {}
         self._wanted: Release | None = None
         self._wake = asyncio.Event()
@@ -70,12 +70,10 @@ class ReleaseWatcher:
 
     async def _put(self, records: list[Record]) -> None:
         for record in records:
-            release: Release = record.message
-            self._records.pop(release.release_id, None)
-            self._records[release.release_id] = release
-        live = [r for r in self._records.values() if r.state == LIVE]
-        if live:
-            self._wanted = live[-1]
+            self._known.put(record.message)
+        live = self._known.live
+        if live is not None:
+            self._wanted = live
             self._wake.set()
 
     async def _load_wanted(self) -> None:
@@ -103,7 +101,7 @@ class ReleaseWatcher:
             refusal = refusal or reason
             if reason is None or reason == UNREACHABLE or self.live is not None:
                 break
-            release = self._records.get(release.parent_release_id)
+            release = self._known.get(release.parent_release_id)
         return refusal
 
     def _is_live(self, release: Release) -> bool:

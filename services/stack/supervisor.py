@@ -19,7 +19,6 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.errors import BackendUnavailable
 from services.releases.publisher import ReleasePublisher
 from services.releases.store import open_release_store, release_store
@@ -80,9 +79,9 @@ class Stack:
             for name in self.processes:
                 self._keepers[name] = asyncio.ensure_future(self._keep(name))
             await self._wait_serving("services live", "liveness", SERVICES, report)
-            live = await asyncio.to_thread(live_release, self.settings)
-            self.has_release = live is not None
-            if live is not None:
+            live = (await asyncio.to_thread(ReleasePublisher(self.settings).list)).live_id
+            self.has_release = bool(live)
+            if live:
                 problem = await asyncio.to_thread(release_store(self.settings).problem, live)
                 if problem:
                     where = self.settings.store.releases_url
@@ -259,12 +258,6 @@ async def is_serving(address: str, health_name: str) -> bool:
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def live_release(settings: Settings) -> str | None:
-    """The id of the release that the topic says is live; raises BrokerUnavailable."""
-    live = [one for one in ReleasePublisher(settings).list() if one.state == RELEASE_STATE_LIVE]
-    return live[-1].release_id if live else None
 
 
 async def run_stack(

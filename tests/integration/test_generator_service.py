@@ -136,7 +136,7 @@ async def check_corrupt_release(stub: GeneratorServiceStub, settings: Settings, 
     damaged = bytearray(weights.read_bytes())
     damaged[-3] ^= 1
     weights.write_bytes(damaged)
-    record = (await asyncio.to_thread(publisher.list))[-1]
+    record = list(await asyncio.to_thread(publisher.list))[-1]
     record.release_id, record.state = "gen-2", RELEASE_STATE_LIVE
     await asyncio.to_thread(send, settings, "releases", ("gen-2", record))
 

@@ -23,7 +23,6 @@ from services.learner.checkpoints import CheckpointStore, ledger_name_of
 from services.learner.cold_start.announcements import announce_items, not_announced
 from services.learner.ledger import Ledger
 from services.learner.position import LearnerPosition
-from services.learner.release_desk import live_release
 from services.releases.publisher import ReleasePublisher
 from services.releases.store import release_store
 from services.settings import Settings
@@ -60,13 +59,12 @@ def announce_before(settings: Settings, items: Sequence[Item]) -> str:
     """
     bootstrap = settings.broker.bootstrap_servers
 
-    def announce() -> Release | None:
+    def announce() -> str:
         with Producer(bootstrap) as producer:
             announce_items(producer, not_announced(bootstrap, items), lambda stage, done, total: None)
-        return live_release(ReleasePublisher(settings).list())
+        return ReleasePublisher(settings).list().live_id
 
-    live = _patiently(announce)
-    return live.release_id if live is not None else ""
+    return _patiently(announce)
 
 
 def publish_training(settings: Settings, trained: Trained, reason: str) -> Release:
@@ -96,13 +94,11 @@ def clear_remains(settings: Settings) -> None:
     """Removes what killed trainings left; needs the training lock. Raises BrokerUnavailable, OSError."""
     store = CheckpointStore(settings.store.checkpoint_path)
     known = ReleasePublisher(settings).list()
-    announced = {release.release_id for release in known}
-    live = live_release(known)
     for release_id in store.staged_releases():
-        if release_id not in announced:
+        if release_id not in known:
             log.info("remains of a training removed", release=release_id)
             release_store(settings).discard(release_id)
-    store.drop_staged(but=live.release_id if live is not None else "")
+    store.drop_staged(but=known.live_id)
 
 
 def _stage(settings: Settings, store: CheckpointStore, trained: Trained) -> None:
