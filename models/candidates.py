@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 
-from models.arrays import Float32Array, Int64Array
+from models.arrays import BoolArray, Float32Array, Int64Array
 
 
 class Source(IntEnum):
@@ -42,11 +41,22 @@ class Candidates:
 
     row_M: Int64Array
     source_M: Int64Array
-    beam_M: npt.NDArray[np.float32]
-    dense_M: npt.NDArray[np.float32]
+    beam_M: Float32Array
+    dense_M: Float32Array
 
     def __len__(self) -> int:
         return len(self.row_M)
+
+    def select(self, keep_M: BoolArray) -> "Candidates":
+        """Those that are to be kept, in their order."""
+        if keep_M.all():
+            return self
+        return Candidates(
+            row_M=self.row_M[keep_M],
+            source_M=self.source_M[keep_M],
+            beam_M=self.beam_M[keep_M],
+            dense_M=self.dense_M[keep_M],
+        )
 
 
 def unite(proposals: Sequence[Candidates]) -> Candidates:

@@ -24,9 +24,5 @@ class NothingToTest(ModelError):
     """A protocol of evaluation finds no event to test with."""
 
 
-class UnknownItem(ModelError):
-    """An item id that the catalogue index does not hold."""
-
-
 class PrefixFull(ModelError):
     """Every disambiguation code under every near prefix is taken: the codebook is too small."""

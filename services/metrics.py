@@ -43,12 +43,19 @@ USER_STATES_AHEAD = Counter(
 )
 USERS_KEPT = Gauge("headrace_user_states_kept", "Users whose state is kept.")
 STAGE_SECONDS = Histogram(
-    "headrace_stage_duration_seconds", "Time spent in one stage of an answer.", ["stage"], buckets=_FAST
+    "headrace_stage_duration_seconds",
+    "Time spent in one stage: history, generate, rank, policy and total at the gateway, look_up, trunk and "
+    "decode at the generator, score at the ranker, tokenize at the tokenizer.",
+    ["stage"],
+    buckets=_FAST,
 )
 RECOMMENDATIONS = Histogram(
     "headrace_recommendations_returned", "Items in one answer of Recommend.", buckets=_SIZE
 )
-INVALID_SIDS = Counter("headrace_invalid_sids", "Semantic IDs answered that stand for no item; stays 0.")
+INVALID_SIDS = Counter(
+    "headrace_invalid_sids",
+    "Items left out of an answer since their semantic ID does not stand for them; stays 0.",
+)
 FALLBACKS = Counter("headrace_fallback", "Answers made without the model.", ["reason"])
 RECOMMENDATION_LOGS_DROPPED = Counter(
     "headrace_recommendation_logs_dropped", "Answers that were given but not written to `recommendations`."

@@ -91,6 +91,21 @@ class CatalogueIndex:
         """The row that has these C codes, available or not."""
         return self.trie.row_of(codes)
 
+    def can_answer(self, row_M: Int64Array) -> npt.NDArray[np.bool_]:
+        """Whether each row is an available item whose semantic ID leads to it, bool [M].
+
+        True of whatever a search returns: asked of answers, so that a fault is counted and not shown.
+        """
+        inside_M = (row_M >= 0) & (row_M < len(self))
+        safe_M = np.where(inside_M, row_M, 0)
+        if not len(self):
+            return inside_M
+        node_MC, codes_MC = self.trie.node_NC[safe_M], self._codes_NC[safe_M]
+        leads_M = self.trie.row_N[node_MC[:, -1]] == safe_M
+        starts_M = node_MC[:, 1] == codes_MC[:, 0] * self.codebook.codebook_size + codes_MC[:, 1]
+        can_M: npt.NDArray[np.bool_] = inside_M & self.available_N[safe_M] & leads_M & starts_M
+        return can_M
+
     def set_available(self, row: int, available: bool) -> None:
         """Says whether an item may be recommended; its codes stay its own either way."""
         self.trie.set_available(row, available)

@@ -1,8 +1,8 @@
 """Predicting events before they are learned, with the very functions that serve.
 
 Owns which events of a micro-batch are predicted, with what excluded, and the ranker's examples that
-come of it. `begin` asks the generators for all of them at once (weights do not change inside a batch);
-`reach` adds live candidates and features when the stream stands right before an event; `finish` ranks.
+come of it. A `Forecast` asks the engine for all of them at once (weights do not change inside a batch);
+`reach` adds live candidates and features when the stream stands right before an event; `rank_all` ranks.
 
 Every eighth predicted event is asked with the user's own items allowed, as a request with
 `include_seen` is, all others with them excluded. A repeat can only be predicted in the former, and is

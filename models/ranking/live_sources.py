@@ -41,7 +41,7 @@ def add_live_candidates(
     if exclude is not None:
         allowed_N[exclude[exclude >= 0]] = False
     num_excluded = 0 if exclude is None else len(exclude)
-    proposals = [_select(candidates, allowed_N[candidates.row_M])]
+    proposals = [candidates.select(allowed_N[candidates.row_M])]
     if Source.COOCCURRENCE not in disabled and len(recent_rows):
         recent_ids = [catalogue.item_ids[row] for row in recent_rows[-statistics.config.num_recent_items :]]
         found = catalogue.rows(statistics.cooccurring(recent_ids, NUM_COOCCURRING + len(recent_ids)))
@@ -70,17 +70,6 @@ def newly_announced(statistics: LiveStatistics, catalogue: CatalogueIndex, time_
     recent = recent[np.lexsort((-recent, -announced_N[recent]))][: 10 * NUM_NEW]
     total_M = statistics.totals(statistics.rows([catalogue.item_ids[row] for row in recent.tolist()]))
     return recent[total_M < NEW_UNTIL_EVENTS].astype(np.int64)
-
-
-def _select(candidates: Candidates, keep_M: npt.NDArray[np.bool_]) -> Candidates:
-    if keep_M.all():
-        return candidates
-    return Candidates(
-        row_M=candidates.row_M[keep_M],
-        source_M=candidates.source_M[keep_M],
-        beam_M=candidates.beam_M[keep_M],
-        dense_M=candidates.dense_M[keep_M],
-    )
 
 
 def _limit(source: Source, row_M: Int64Array, allowed_N: npt.NDArray[np.bool_], limit: int) -> Candidates:

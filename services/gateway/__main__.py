@@ -38,7 +38,7 @@ _RECONNECT_S = 0.5
 
 NAME = "gateway"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def make_server(settings: Settings) -> ServiceServer:
@@ -131,7 +131,7 @@ async def _connect(producer: AsyncProducer) -> None:
             await producer.send_many(INTERACTIONS, [])  # connects, and sends nothing
             return
         except BrokerUnavailable as error:
-            _log.warning("waiting for the broker", reason=str(error))
+            log.warning("waiting_for_the_broker", error=str(error))
             await asyncio.sleep(_RECONNECT_S)
 
 

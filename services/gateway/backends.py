@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Seconds that a call to a service behind this one may take; raises DeadlineExpired if none are left.
 TimeLeft = Callable[[], float]
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 # A release goes live here and there at slightly different moments: the second try meets both in step.
 _PAIR_ATTEMPTS = 2
 
@@ -158,7 +158,7 @@ def _failure(
         return DeadlineExpired(f"the {backend} did not answer in time")
     if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
         return WrongRelease(f"the {backend} serves another release")
-    _log.warning("backend_failed", backend=backend, code=error.code().name, details=error.details())
+    log.warning("backend_failed", backend=backend, code=error.code().name, details=error.details())
     return BackendUnavailable(f"the {backend} does not answer")
 
 
@@ -166,11 +166,10 @@ def generate_request(ask: Ask) -> GenerateRequest:
     """What the generator is asked."""
     return GenerateRequest(
         history=ask.history,
-        k=ask.num_candidates,
+        num_candidates=ask.num_candidates,
         beam=ask.beam,
         exclude_item_ids=ask.exclude_item_ids,
         disabled_sources=ask.disabled_sources,
-        request_time_ms=ask.request_time_ms,
         user_key=ask.user_key,
     )
 

@@ -22,7 +22,7 @@ _BACK_OFF_S = 1.0
 # more than a millisecond of CPU each.
 _LINGER_S = 0.1
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class RecommendationLogWriter:
@@ -67,6 +67,6 @@ class RecommendationLogWriter:
             await self._producer.send_many(RECOMMENDATIONS, [(record.request_id, record) for record in batch])
         except (BrokerUnavailable, MalformedEvent, OSError) as error:
             RECOMMENDATION_LOGS_DROPPED.inc(len(batch))
-            _log.warning("recommendation logs dropped", num_records=len(batch), reason=str(error))
+            log.warning("recommendation_logs_dropped", num_records=len(batch), error=str(error))
             return False
         return True

@@ -38,10 +38,9 @@ class GeneratorServicer(GeneratorServiceServicer):
 
 def _validate(request: GenerateRequest) -> None:
     found = Violations()
-    found.size(request.k, "k", MAX_K)
+    found.size(request.num_candidates, "num_candidates", MAX_K)
     found.size(request.beam, "beam", MAX_K)
     found.history(request.history)
     found.ids(request.exclude_item_ids, "exclude_item_ids")
     found.sources(request.disabled_sources)
-    found.time(request.request_time_ms, "request_time_ms")
     found.done()

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 from torch import Tensor
 
 from models.arrays import Int64Array
 from models.artifacts.release import ReleaseBundle
 from models.candidates import Candidates, Source
+from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
 from models.decoding.cpu_engine import CpuEngine
 from models.decoding.generation import generate
@@ -21,12 +23,14 @@ from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.items_pb2 import ItemSid
 from services.errors import NotReady
 from services.generator.user_states import UserStateCache
-from services.metrics import ITEM_TO_RECOMMENDABLE_SECONDS, stage
+from services.metrics import INVALID_SIDS, ITEM_TO_RECOMMENDABLE_SECONDS, stage
 from services.model_host.live_catalogue import LiveCatalogue
 from services.wire import translate
 from services.wire.translate import PastEvent
 from services.wire.user_key import user_key
 from streaming.messages.meaning import EventMeaning, Meaning
+
+log = structlog.get_logger()
 
 # Its state is kept while a release warms up.
 _NOBODY = 1
@@ -146,7 +150,7 @@ class GeneratorServing:
         """Requests of one kind can be searched together. Callable from any thread."""
         disabled = translate.to_sources(request.disabled_sources)
         return Kind(
-            k=request.k or self._config.num_dense or 1,
+            k=request.num_candidates or self._config.num_dense or 1,
             beam=request.beam or self._config.beam,
             use_beam=Source.BEAM not in disabled,
             use_dense=Source.DENSE not in disabled,
@@ -157,11 +161,12 @@ class GeneratorServing:
         if self._live is None:
             raise NotReady("no release is loaded yet")
         catalogue = self._live.catalogue
-        with stage("tokenize", len(requests)):
+        with stage("look_up", len(requests)):
             pasts = [translate.known_past(request.history, catalogue, self._meaning) for request in requests]
             exclude = [translate.known_rows(catalogue, request.exclude_item_ids) for request in requests]
         keys = [request.user_key for request in requests]
         state_BD, found = self._live.search(keys, pasts, self.kind_of(requests[0]), exclude)
+        found = [_answerable(candidates, catalogue) for candidates in found]
         return [
             GenerateResponse(
                 candidates=translate.candidates_message(candidates, catalogue.item_ids),
@@ -171,3 +176,12 @@ class GeneratorServing:
             )
             for candidates, past, state_D in zip(found, pasts, state_BD.numpy().astype("<f4"), strict=True)
         ]
+
+
+def _answerable(candidates: Candidates, catalogue: CatalogueIndex) -> Candidates:
+    """The candidates without those whose semantic ID does not stand for them: a fault of ours, counted."""
+    can_M = catalogue.can_answer(candidates.row_M)
+    if not can_M.all():
+        INVALID_SIDS.inc(int(np.count_nonzero(~can_M)))
+        log.error("invalid_semantic_ids", num_items=int(np.count_nonzero(~can_M)))
+    return candidates.select(can_M)

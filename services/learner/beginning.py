@@ -114,7 +114,7 @@ def _read_own(store: CheckpointStore) -> tuple[Beginning | None, str]:
         try:
             learner, position = read_checkpoint(directory)
         except IncompatibleCheckpoint as error:
-            log.error("checkpoint refused", directory=str(directory), reason=error.reason, problem=str(error))
+            log.error("checkpoint_refused", directory=str(directory), reason=error.reason, error=str(error))
             problem = problem or f"the checkpoint {directory} cannot be read ({error.reason}: {error})"
         else:
             return Beginning(learner=learner, position=position), ""
@@ -129,7 +129,7 @@ def _read_staged(store: CheckpointStore, release_id: str) -> Beginning | None:
     try:
         learner, position = read_checkpoint(directory)
     except IncompatibleCheckpoint as error:
-        log.error("staged checkpoint refused", directory=str(directory), problem=str(error))
+        log.error("staged_checkpoint_refused", directory=str(directory), error=str(error))
         return None
     store.adopt(release_id, position.ledger_name)
     return Beginning(learner=learner, position=position)
@@ -144,7 +144,7 @@ def _announce_again(desk: ReleaseDesk, release_id: str) -> Release:
             f"no release is live, and {release_id}, which the learner's checkpoint belongs to, cannot be "
             f"announced again ({error}): run `headrace train`"
         ) from error
-    log.warning("release announced again", release=release_id)
+    log.warning("release_announced_again", release_id=release_id)
     return release
 
 
@@ -189,5 +189,5 @@ def learner_from_release(
             report = learner.observe_many(event_batch(events, rows_N, settings.meaning))
             position.num_learned += report.num_learned
     letters.close()
-    log.info("histories read", num_events=position.num_learned, release=meta.release_id)
+    log.info("histories_read", num_events=position.num_learned, release_id=meta.release_id)
     return learner, position

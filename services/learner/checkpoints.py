@@ -86,7 +86,7 @@ class CheckpointStore:
         try:
             checkpoint.verify(directory)
         except IncompatibleCheckpoint as error:
-            log.error("staged checkpoint refused", directory=str(directory), reason=str(error))
+            log.error("staged_checkpoint_refused", directory=str(directory), error=str(error))
             return None
         return directory
 

@@ -184,7 +184,7 @@ class LearningLoop:
     def _wait(self, state: str, problem: str) -> None:
         """Shows why there is nothing to learn with, and logs it when it is news."""
         if problem and problem != self._problem:
-            log.error("learner waits", state=state, problem=problem)
+            log.error("learner_waits", state=state, error=problem)
         self._problem = problem
         self.status = StatusResponse(state=state, problem=problem)
 
@@ -197,10 +197,10 @@ class LearningLoop:
         work = LearnerWork(self._settings, learner, position, self._store, attempt)
         self._problem, self._live_problem = found.problem, found.live_problem
         if found.problem or found.live_problem:
-            log.error("learner starts with a problem", problem=found.problem or found.live_problem)
+            log.error("learner_starts_with_a_problem", error=found.problem or found.live_problem)
         if found.live_problem:
             self._look_again_s = time.monotonic() + _LIVE_RETRY_S
-        log.info("learner starts", release=position.live_release_id, num_learned=position.num_learned)
+        log.info("learner_starts", release_id=position.live_release_id, num_learned=position.num_learned)
         return work
 
     def _look_at_live(self, work: LearnerWork) -> None:
@@ -220,7 +220,7 @@ class LearningLoop:
         except (IncompatibleCheckpoint, OSError) as error:
             self._live_problem = why_unloadable(live, error)
             self._look_again_s = time.monotonic() + _LIVE_RETRY_S
-            log.error("release refused", release=live.release_id, problem=self._live_problem)
+            log.error("release_refused", release_id=live.release_id, error=self._live_problem)
 
     def _follow(self, work: LearnerWork, bundle: ReleaseBundle) -> None:
         if work.learner.is_kin(bundle):
@@ -239,11 +239,11 @@ class LearningLoop:
                 self._look_at_live(work)
             work.release_if_due(self._desk)
         except BrokerUnavailable as error:
-            log.warning("broker unavailable", problem=str(error))
+            log.warning("broker_unavailable", error=str(error))
             self._look_again_s = time.monotonic() + _LIVE_RETRY_S
         except (OSError, IncompatibleCheckpoint) as error:
             # Learning goes on; the next release is tried after as many events again.
-            log.error("release failed", exc_info=error)
+            log.error("release_failed", exc_info=error)
         self._show_status()
 
     def _show_status(self) -> None:

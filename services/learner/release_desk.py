@@ -71,7 +71,7 @@ class ReleaseDesk:
         verdict = learner.gate()
         metrics.RELEASE_GATE.labels("promoted" if verdict.passed else "refused").inc()
         log.info(
-            "release gated", release_id=candidate.release_id, passed=verdict.passed, reason=verdict.reason
+            "release_gated", release_id=candidate.release_id, passed=verdict.passed, verdict=verdict.reason
         )
         known = self._publisher.list()
         if known.live_id != (live.release_id if live is not None else ""):

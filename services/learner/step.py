@@ -57,7 +57,7 @@ class BatchLearner:
                 report = self._learner.learn_many(batch)
             except Exception as error:
                 trace = traceback.format_exc()
-                log.error("learning failed", attempt=attempt, num_events=len(batch), exc_info=error)
+                log.error("learning_failed", attempt=attempt, num_events=len(batch), exc_info=error)
                 continue
             self._num_failed_in_a_row = 0
             metrics.TRAIN_STEP_SECONDS.observe(time.perf_counter() - started)

@@ -113,7 +113,7 @@ class LearnerStream:
         try:
             return self._events.lag()
         except BrokerUnavailable as error:
-            log.warning("lag unknown", problem=str(error))
+            log.warning("lag_unknown", error=str(error))
             return {}
 
     def hidden(self) -> dict[str, int]:

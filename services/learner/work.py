@@ -77,7 +77,7 @@ class LearnerWork:
         try:
             records = self._stream.take()
         except BrokerUnavailable as error:
-            log.warning("broker unavailable", problem=str(error))
+            log.warning("broker_unavailable", error=str(error))
             stopping.wait(_BROKER_RETRY_S)
             return
         if records:
@@ -121,7 +121,7 @@ class LearnerWork:
         except OSError as error:
             # The old one is intact, and `headrace_checkpoint_last_success_timestamp_seconds` stands still.
             self._checkpointed_s = time.monotonic()
-            log.error("checkpoint failed", exc_info=error)
+            log.error("checkpoint_failed", exc_info=error)
 
     def _progress(self) -> tuple[object, ...]:
         """What changes whenever a checkpoint would be another."""
@@ -192,7 +192,7 @@ class LearnerWork:
         """Sets a batch aside; raises BrokerUnavailable if it cannot be, which ends the process: a restart
         reads it again from the checkpoint."""
         self._stream.reject(records, reason=failure.reason, exception=failure.trace)
-        log.error("batch set aside", num_events=len(records), reason=failure.reason)
+        log.error("batch_set_aside", num_events=len(records), reason=failure.reason)
 
     def _measure(self) -> None:
         now = time.monotonic()

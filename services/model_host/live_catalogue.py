@@ -94,7 +94,7 @@ def put(index: CatalogueIndex, sid: ItemSid, changes: Changes) -> None:
             changes.availability_changed = True
     except ValueError as error:
         changes.num_refused += 1
-        log.warning("semantic id contradicts the release", reason=str(error))
+        log.warning("semantic_id_contradicts_the_release", error=str(error))
 
 
 def _fits(index: CatalogueIndex, sid: ItemSid) -> bool:
@@ -128,4 +128,4 @@ def _carry_over(old: CatalogueIndex, new: CatalogueIndex, changes: Changes) -> N
             )
         except ValueError as error:
             changes.num_refused += 1
-            log.warning("live item contradicts the new release", reason=str(error))
+            log.warning("live_item_contradicts_the_new_release", error=str(error))

@@ -92,7 +92,7 @@ class MicroBatcher(Generic[Request, Response]):
                 for waiting, result in zip(turn.batch, turn.results, strict=True):
                     _settle(waiting, result)
         except RuntimeError as error:  # the thread was closed
-            log.warning("requests are given up", num_requests=len(self._queue), reason=str(error))
+            log.warning("requests_are_given_up", num_requests=len(self._queue), error=str(error))
         finally:
             # Whoever still waits must not wait for ever.
             while self._queue:

@@ -131,7 +131,7 @@ class RankerServing:
         self._forget_previous()
         release = self._release(requests[0].release_id)
         scorer = release.scorer
-        with stage("rank", len(requests)):
+        with stage("score", len(requests)):
             asked = [_Asked.of(request, scorer, self._meaning) for request in requests]
             results = scorer.rank_many(
                 translate.past_batch([one.past for one in asked], scorer.engine.config.max_history),

@@ -134,7 +134,7 @@ class ReleaseWatcher:
         self.live = release
         self._refusals.pop(release.release_id, None)
         log.info(
-            "release live",
+            "release_live",
             release_id=release.release_id,
             latency_ms=round((time.perf_counter() - started) * 1e3),
         )
@@ -146,6 +146,11 @@ class ReleaseWatcher:
             return reason
         self._refusals[release.release_id] = reason
         RELEASE_SWAPS.labels("refused", reason).inc()
-        live = "" if self.live is None else self.live.release_id
-        log.error("release refused", release_id=release.release_id, reason=reason, live=live, exc_info=error)
+        log.error(
+            "release_refused",
+            release_id=release.release_id,
+            live_release_id="" if self.live is None else self.live.release_id,
+            reason=reason,
+            exc_info=error,
+        )
         return reason

@@ -48,7 +48,8 @@ async def watch_open_files() -> None:
         was_near, is_near = is_near, num_open >= _NEAR_SHARE * limit
         if is_near and not was_near:
             log.error(
-                "open files near the limit: new connections will not be taken; raise `ulimit -n`",
+                "open_files_near_limit",
+                effect="new connections will not be taken; raise `ulimit -n`",
                 num_open=num_open,
                 limit=limit,
             )

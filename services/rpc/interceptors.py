@@ -186,7 +186,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
 async def _abort(context: Context, error: Exception, request_id: str) -> None:
     status = status_of(error, request_id)
     if status.code == _CODE.INTERNAL.value[0]:
-        log.error("request failed", exc_info=error)
+        log.error("request_failed", exc_info=error)
     metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID, request_id)]
     if status.details:
         metadata.append(("grpc-status-details-bin", status.SerializeToString()))

@@ -130,7 +130,7 @@ class ServiceServer:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
         for error in failures:
-            log.error("background task failed", exc_info=error)
+            log.error("background_task_failed", exc_info=error)
         log.info("stopped", failed=bool(failures))
         if failures:
             raise SystemExit(1)
@@ -152,7 +152,7 @@ def run_service(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
     configure_logging(name, settings.log_level)
-    log.info("open files", limit=raise_limit())
+    log.info("open_files", limit=raise_limit())
     log.info("settings", **settings.model_dump(mode="json"))
 
     async def body() -> None:

@@ -28,7 +28,6 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.DeadlineExpired: _CODE.DEADLINE_EXCEEDED,
     errors.InvalidSettings: _CODE.INTERNAL,
     errors.ServiceError: _CODE.INTERNAL,
-    model_errors.UnknownItem: _CODE.NOT_FOUND,
     model_errors.IncompatibleCheckpoint: _CODE.FAILED_PRECONDITION,
     model_errors.PrefixFull: _CODE.FAILED_PRECONDITION,
     model_errors.NothingToTest: _CODE.FAILED_PRECONDITION,

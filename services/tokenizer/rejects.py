@@ -100,5 +100,5 @@ async def _patiently(work: Callable[[], T]) -> T:
         try:
             return await asyncio.to_thread(work)
         except BrokerUnavailable as error:
-            log.warning("dead letters wait for the broker", error=str(error))
+            log.warning("dead_letters_wait_for_the_broker", error=str(error))
             await asyncio.sleep(_RETRY_S)

@@ -95,7 +95,7 @@ class WaitingItems:
                 await self._producer.send_many(SEMANTIC_IDS, [(sid.item_id, sid) for sid in sids])
                 return
             except BrokerUnavailable as error:
-                log.warning("semantic ids wait for the broker", num_items=len(sids), error=str(error))
+                log.warning("semantic_ids_wait_for_the_broker", num_items=len(sids), error=str(error))
                 await asyncio.sleep(_RETRY_S)
 
     async def _tokenize(self, waiting: dict[str, Record], *, recheck: bool) -> None:
@@ -119,7 +119,7 @@ class WaitingItems:
             self._rejects.put(record, reason, text)
         if done.sids or done.rejected:
             log.info(
-                "items tokenized",
+                "items_tokenized",
                 num_published=len(done.sids),
                 num_rejected=len(done.rejected),
                 num_waiting=len(self._pending),

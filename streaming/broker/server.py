@@ -154,7 +154,7 @@ class BrokerServer:
         except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
             pass  # the client has gone, or the broker ends
         except BadRequest as error:
-            logger.warning("connection_closed reason=%s", error)
+            logger.warning("connection_closed error=%s", error)
         except Exception:  # one connection's trouble, of whatever kind, is no other's
             logger.exception("connection_closed")
         finally:

@@ -37,7 +37,7 @@ class Consumer(driver.Consumer):
             try:
                 await self.perform_seek()
             except Exception as error:  # a rebalance that begins meanwhile shows as errors of many types
-                logger.warning("not_sought", extra={"reason": repr(error)})
+                logger.warning("not_sought", extra={"error": repr(error)})
                 await self.sleep(_RETRY_S)
                 return {}
             self._must_seek = False

@@ -163,7 +163,7 @@ def _trend(item_id: str, value: bytes | None) -> trends_pb2.Trend | None:
     try:
         trend: trends_pb2.Trend = codec.decode(TRENDS, value, now_ms=int(time.time() * 1000))
     except MalformedEvent as error:
-        logger.error("trend_spoilt", extra={"item_id": item_id, "reason": str(error)})
+        logger.error("trend_spoilt", extra={"item_id": item_id, "error": str(error)})
         return None
     return trend if trend.item_id == item_id else None
 
@@ -227,5 +227,5 @@ async def _publish(producer: AsyncProducer, trends: list[tuple[str, Message]]) -
         try:
             return await producer.send_many(TRENDS, trends)
         except BrokerUnavailable as error:
-            logger.warning("trends_not_published", extra={"reason": str(error)})
+            logger.warning("trends_not_published", extra={"error": str(error)})
             await asyncio.sleep(_RETRY_WAIT_S)

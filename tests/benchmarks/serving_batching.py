@@ -57,7 +57,7 @@ def _generate_bodies(bench: Bench) -> list[bytes]:
             generator_pb2.GenerateRequest(
                 history=(history := store.get(user, bench.settings.gateway.history_limit)),
                 exclude_item_ids=sorted({event.item_id for event in history}),
-                k=bench.settings.search.num_dense,
+                num_candidates=bench.settings.search.num_dense,
                 beam=BEAM,
             ).SerializeToString()
             for user in bench.users

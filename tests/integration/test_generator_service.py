@@ -58,7 +58,7 @@ async def test_the_generator_from_start_to_swap(settings: Settings, tmp_path: Pa
         assert await health(connection, "liveness") == SERVING
         assert await health(connection) != SERVING
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Generate(GenerateRequest(k=5))
+            await stub.Generate(GenerateRequest(num_candidates=5))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
         first = make_release("gen-1")
@@ -72,11 +72,11 @@ async def test_the_generator_from_start_to_swap(settings: Settings, tmp_path: Pa
         await publish(settings, make_release("gen-3", parent="gen-1", seed=3))
 
         async def swapped() -> bool:
-            return (await stub.Generate(GenerateRequest(k=5))).release_id == "gen-3"
+            return (await stub.Generate(GenerateRequest(num_candidates=5))).release_id == "gen-3"
 
         await until(swapped)
         # the new release was cut without the item that was announced meanwhile
-        assert "fresh" in item_ids(await stub.Generate(GenerateRequest(k=100, beam=100)))
+        assert "fresh" in item_ids(await stub.Generate(GenerateRequest(num_candidates=100, beam=100)))
 
 
 def item_ids(response: GenerateResponse) -> list[str]:
@@ -84,7 +84,9 @@ def item_ids(response: GenerateResponse) -> list[str]:
 
 
 async def check_answers(stub: GeneratorServiceStub) -> None:
-    request = GenerateRequest(history=make_history(1, 2, 777), k=10, exclude_item_ids=["item-4", "item-5"])
+    request = GenerateRequest(
+        history=make_history(1, 2, 777), num_candidates=10, exclude_item_ids=["item-4", "item-5"]
+    )
     response = await stub.Generate(request)
     found = item_ids(response)
     assert response.release_id == "gen-1"
@@ -99,17 +101,17 @@ async def check_answers(stub: GeneratorServiceStub) -> None:
     request.disabled_sources.append(CANDIDATE_SOURCE_DENSE)
     assert len(item_ids(await stub.Generate(request))) == 10
     # all of a catalogue of 50, and no more
-    everything = item_ids(await stub.Generate(GenerateRequest(k=512, beam=512)))
+    everything = item_ids(await stub.Generate(GenerateRequest(num_candidates=512, beam=512)))
     assert sorted(everything) == sorted(f"item-{n}" for n in range(50))
 
 
 async def check_refused_requests(stub: GeneratorServiceStub) -> None:
-    request = GenerateRequest(k=513, history=make_history(1), exclude_item_ids=[""])
+    request = GenerateRequest(num_candidates=513, history=make_history(1), exclude_item_ids=[""])
     request.history[0].action = 99  # type: ignore[assignment]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Generate(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert violated_fields(caught.value) == ["k", "history[0].action", "exclude_item_ids[0]"]
+    assert violated_fields(caught.value) == ["num_candidates", "history[0].action", "exclude_item_ids[0]"]
 
 
 async def check_live_item(stub: GeneratorServiceStub, settings: Settings, bundle: ReleaseBundle) -> None:
@@ -122,7 +124,7 @@ async def check_live_item(stub: GeneratorServiceStub, settings: Settings, bundle
     await asyncio.to_thread(send, settings, SEMANTIC_IDS, ("fresh", sid))
 
     async def is_proposed() -> bool:
-        return "fresh" in item_ids(await stub.Generate(GenerateRequest(k=100, beam=100)))
+        return "fresh" in item_ids(await stub.Generate(GenerateRequest(num_candidates=100, beam=100)))
 
     await until(is_proposed)
 
@@ -144,4 +146,4 @@ async def check_corrupt_release(stub: GeneratorServiceStub, settings: Settings, 
         return refused._value.get() > before
 
     await until(is_refused)
-    assert (await stub.Generate(GenerateRequest(k=5))).release_id == "gen-1"
+    assert (await stub.Generate(GenerateRequest(num_candidates=5))).release_id == "gen-1"

@@ -62,7 +62,7 @@ async def test_services_run_and_stop(settings: Settings) -> None:
         lines = [json.loads(line) for line in stdout.decode().splitlines()]
         assert {line["service"] for line in lines} == {name}
         assert lines[-1]["event"] == "stopped"
-        assert [line["release_id"] for line in lines if line["event"] == "release live"] == ["p-1"]
+        assert [line["release_id"] for line in lines if line["event"] == "release_live"] == ["p-1"]
 
 
 async def test_a_wrong_setting_is_one_line(settings: Settings) -> None:

@@ -367,7 +367,7 @@ async def test_a_refused_release_ends_nobody(scene: Scene, watch: Watch) -> None
             assert loop.status.state == "learning"
             assert await health(generating) == await health(ranking) == SERVING
             stub = GeneratorServiceStub(generating)
-            assert (await stub.Generate(GenerateRequest(k=5))).release_id == scene.old_id
+            assert (await stub.Generate(GenerateRequest(num_candidates=5))).release_id == scene.old_id
             rank = RankRequest(candidates=Candidates(item_ids=["item-0"], source_masks=[0], beam_scores=[0]))
             assert (await RankerServiceStub(ranking).Rank(rank)).release_id == scene.old_id
 
@@ -379,7 +379,9 @@ async def test_a_refused_release_ends_nobody(scene: Scene, watch: Watch) -> None
             await asyncio.to_thread(publisher.announce, refused.meta.release_id, RELEASE_STATE_LIVE)
 
             async def taken() -> bool:
-                return (await stub.Generate(GenerateRequest(k=5))).release_id == refused.meta.release_id
+                return (
+                    await stub.Generate(GenerateRequest(num_candidates=5))
+                ).release_id == refused.meta.release_id
 
             await until(taken)
     finally:

@@ -207,6 +207,7 @@ class World:
             for n in range(80)
         ]
         key_of = find("user_key")
+        size = "k" if "k" in GenerateRequest.DESCRIPTOR.fields_by_name else "num_candidates"
 
         def ask() -> list[str]:
             answers = []
@@ -217,7 +218,7 @@ class World:
                     if one.user_id == f"u{u}"
                 ]
                 generated = generator.generate_many(
-                    [GenerateRequest(history=history, k=10, user_key=key_of(f"u{u}"))]
+                    [GenerateRequest(history=history, user_key=key_of(f"u{u}"), **{size: 10})]
                 )[0]
                 ranked = ranker.rank_many(
                     [

@@ -26,7 +26,7 @@ from protos.headrace.v1 import events_pb2 as headrace_dot_v1_dot_events__pb2
 from protos.headrace.v1 import recommend_pb2 as headrace_dot_v1_dot_recommend__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/generator.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x1bheadrace/v1/recommend.proto\"\xd3\x01\n\x0fGenerateRequest\x12*\n\x07history\x18\x01 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent\x12\t\n\x01k\x18\x02 \x01(\x05\x12\x0c\n\x04\x62\x65\x61m\x18\x03 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x36\n\x10\x64isabled_sources\x18\x05 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x17\n\x0frequest_time_ms\x18\x06 \x01(\x03\x12\x10\n\x08user_key\x18\x07 \x01(\x06\"I\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x14\n\x0csource_masks\x18\x02 \x03(\r\x12\x13\n\x0b\x62\x65\x61m_scores\x18\x03 \x03(\x02\"\x87\x01\n\x10GenerateResponse\x12+\n\ncandidates\x18\x05 \x01(\x0b\x32\x17.headrace.v1.Candidates\x12\x12\n\nrelease_id\x18\x02 \x01(\t\x12\x18\n\x10num_known_events\x18\x03 \x01(\x05\x12\x12\n\nuser_state\x18\x04 \x01(\x0cJ\x04\x08\x01\x10\x02\x32[\n\x10GeneratorService\x12G\n\x08Generate\x12\x1c.headrace.v1.GenerateRequest\x1a\x1d.headrace.v1.GenerateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/generator.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/events.proto\x1a\x1bheadrace/v1/recommend.proto\"\xcd\x01\n\x0fGenerateRequest\x12*\n\x07history\x18\x01 \x03(\x0b\x32\x19.headrace.v1.HistoryEvent\x12\x16\n\x0enum_candidates\x18\x02 \x01(\x05\x12\x0c\n\x04\x62\x65\x61m\x18\x03 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x36\n\x10\x64isabled_sources\x18\x05 \x03(\x0e\x32\x1c.headrace.v1.CandidateSource\x12\x10\n\x08user_key\x18\x07 \x01(\x06J\x04\x08\x06\x10\x07\"I\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x14\n\x0csource_masks\x18\x02 \x03(\r\x12\x13\n\x0b\x62\x65\x61m_scores\x18\x03 \x03(\x02\"\x87\x01\n\x10GenerateResponse\x12+\n\ncandidates\x18\x05 \x01(\x0b\x32\x17.headrace.v1.Candidates\x12\x12\n\nrelease_id\x18\x02 \x01(\t\x12\x18\n\x10num_known_events\x18\x03 \x01(\x05\x12\x12\n\nuser_state\x18\x04 \x01(\x0cJ\x04\x08\x01\x10\x02\x32[\n\x10GeneratorService\x12G\n\x08Generate\x12\x1c.headrace.v1.GenerateRequest\x1a\x1d.headrace.v1.GenerateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.headrace.v1.generato
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=100
-  _globals['_GENERATEREQUEST']._serialized_end=311
-  _globals['_CANDIDATES']._serialized_start=313
-  _globals['_CANDIDATES']._serialized_end=386
-  _globals['_GENERATERESPONSE']._serialized_start=389
-  _globals['_GENERATERESPONSE']._serialized_end=524
-  _globals['_GENERATORSERVICE']._serialized_start=526
-  _globals['_GENERATORSERVICE']._serialized_end=617
+  _globals['_GENERATEREQUEST']._serialized_end=305
+  _globals['_CANDIDATES']._serialized_start=307
+  _globals['_CANDIDATES']._serialized_end=380
+  _globals['_GENERATERESPONSE']._serialized_start=383
+  _globals['_GENERATERESPONSE']._serialized_end=518
+  _globals['_GENERATORSERVICE']._serialized_start=520
+  _globals['_GENERATORSERVICE']._serialized_end=611
 # @@protoc_insertion_point(module_scope)

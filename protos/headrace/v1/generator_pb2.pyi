@@ -25,17 +25,14 @@ class GenerateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HISTORY_FIELD_NUMBER: _builtins.int
-    K_FIELD_NUMBER: _builtins.int
+    NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
     BEAM_FIELD_NUMBER: _builtins.int
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
     DISABLED_SOURCES_FIELD_NUMBER: _builtins.int
-    REQUEST_TIME_MS_FIELD_NUMBER: _builtins.int
     USER_KEY_FIELD_NUMBER: _builtins.int
-    k: _builtins.int
+    num_candidates: _builtins.int
     """Candidates from the beam and from the dense head each: 1 to 512; 0 means the default."""
     beam: _builtins.int
-    request_time_ms: _builtins.int
-    """The moment to predict for, milliseconds since the Unix epoch."""
     user_key: _builtins.int
     """Stands for the user whose history this is, so that the trunk's state of it can be kept; 0: keep nothing."""
     @_builtins.property
@@ -50,16 +47,15 @@ class GenerateRequest(_message.Message):
         self,
         *,
         history: _abc.Iterable[_events_pb2.HistoryEvent] | None = ...,
-        k: _builtins.int = ...,
+        num_candidates: _builtins.int = ...,
         beam: _builtins.int = ...,
         exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
         disabled_sources: _abc.Iterable[_recommend_pb2.CandidateSource.ValueType] | None = ...,
-        request_time_ms: _builtins.int = ...,
         user_key: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam", b"beam", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "history", b"history", "k", b"k", "request_time_ms", b"request_time_ms", "user_key", b"user_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam", b"beam", "disabled_sources", b"disabled_sources", "exclude_item_ids", b"exclude_item_ids", "history", b"history", "num_candidates", b"num_candidates", "user_key", b"user_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

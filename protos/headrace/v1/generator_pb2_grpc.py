@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GeneratorServiceStub:
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head.
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class GeneratorServiceStub:
 
 
 class GeneratorServiceServicer:
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head.
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head.
     """
 
     def Generate(self, request, context):
@@ -69,7 +69,7 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GeneratorService:
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head.
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head.
     """
 
     @staticmethod

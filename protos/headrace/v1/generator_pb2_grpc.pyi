@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GeneratorServiceStub:
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head."""
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,13 +37,13 @@ class GeneratorServiceStub:
 
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head."""
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generator_pb2.GenerateRequest, _generator_pb2.GenerateResponse]  # type: ignore[assignment]
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A user's history in, k distinct valid items out, by constrained beam search and the dense head."""
+    """A user's history in, distinct valid items out, by constrained beam search and the dense head."""
 
     @_abc_1.abstractmethod
     def Generate(

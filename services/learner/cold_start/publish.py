@@ -96,7 +96,7 @@ def clear_remains(settings: Settings) -> None:
     known = ReleasePublisher(settings).list()
     for release_id in store.staged_releases():
         if release_id not in known:
-            log.info("remains of a training removed", release=release_id)
+            log.info("remains_of_a_training_removed", release_id=release_id)
             release_store(settings).discard(release_id)
     store.drop_staged(but=known.live_id)
 
@@ -125,5 +125,5 @@ def _patiently(announce: Callable[[], T]) -> T:
         except BrokerUnavailable as error:
             if time.monotonic() > deadline_s:
                 raise
-            log.warning("the release waits for the broker", problem=str(error))
+            log.warning("the_release_waits_for_the_broker", error=str(error))
             time.sleep(_ANNOUNCE_RETRY_S)

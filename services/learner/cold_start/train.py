@@ -111,7 +111,7 @@ def train_first_release(
         trained = Trained(learner=learner, bundle=bundle, event_ids=batch.event_ids)
         release = publish_training(settings, trained, f"trained offline on {len(batch):,} events")
     num_unmatched = sum(catalogue.row(event.item_id) is None for event in events)
-    log.info("first release", release=release.release_id, num_events=len(batch), num_items=len(catalogue))
+    log.info("first_release", release_id=release.release_id, num_events=len(batch), num_items=len(catalogue))
     return FirstRelease(
         release=release,
         bundle=bundle,

@@ -1,8 +1,11 @@
 """Log lines: one JSON object each, whoever writes them."""
 
+import ast
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +60,27 @@ def test_a_traceback_stays_inside_its_line(capsys: pytest.CaptureFixture[str]) -
     [line] = lines(capsys)
     assert "ZeroDivisionError: by nothing" in line["exception"]
     assert "Traceback" in line["exception"]
+
+
+def test_log_events_are_named_alike_and_a_field_has_one_name() -> None:
+    """Events in snake_case, what went wrong as `error`, a release as `release_id`."""
+    calls = [
+        (path, node)
+        for package in ("services", "streaming")
+        for path in (Path(__file__).parents[3] / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in ("log", "logger")
+        and node.func.attr in ("debug", "info", "warning", "error", "exception")
+    ]
+    assert len(calls) > 30
+    for path, node in calls:
+        event = node.args[0]
+        assert isinstance(event, ast.Constant), f"{path}:{node.lineno}: the event's name is no constant"
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*( .*)?", event.value), f"{path}:{node.lineno}: {event.value!r}"
+        if path.is_relative_to(Path(__file__).parents[3] / "services"):
+            assert " " not in event.value, f"{path}:{node.lineno}: {event.value!r}"
+        names = {keyword.arg for keyword in node.keywords}
+        assert not names & {"problem", "release", "err", "exception"}, f"{path}:{node.lineno}: {names}"

@@ -7,7 +7,7 @@ from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
 from services.generator.serving import GeneratorServing
-from services.metrics import USER_STATES
+from services.metrics import INVALID_SIDS, USER_STATES
 from services.wire.user_key import user_key
 from streaming.messages.meaning import EventMeaning
 from tests.factories import MODEL, make_history, make_release
@@ -21,7 +21,7 @@ def serving() -> GeneratorServing:
 
 
 def request_of(*numbers: int, **more: object) -> GenerateRequest:
-    return GenerateRequest(history=make_history(*numbers), k=10, **more)  # type: ignore[arg-type]
+    return GenerateRequest(history=make_history(*numbers), num_candidates=10, **more)  # type: ignore[arg-type]
 
 
 def assert_same(one: GenerateResponse, other: GenerateResponse) -> None:
@@ -54,9 +54,24 @@ def test_each_answer_of_a_batch_is_its_own(serving: GeneratorServing) -> None:
 def test_the_kind_of_a_request_is_what_a_search_has_one_of(serving: GeneratorServing) -> None:
     defaults = serving.kind_of(GenerateRequest())
     assert defaults == serving.kind_of(request_of(1, 2))
-    assert defaults != serving.kind_of(GenerateRequest(k=11))
+    assert defaults != serving.kind_of(GenerateRequest(num_candidates=11))
     assert defaults != serving.kind_of(GenerateRequest(beam=11))
     assert defaults != serving.kind_of(GenerateRequest(disabled_sources=[CANDIDATE_SOURCE_DENSE]))
+
+
+def test_an_item_whose_semantic_id_is_not_its_own_is_counted_and_not_answered(
+    serving: GeneratorServing,
+) -> None:
+    (before,) = serving.generate_many([request_of(1, 2)])
+    wrong = before.candidates.item_ids[0]
+    catalogue = serving._live.catalogue  # type: ignore[union-attr]
+    row = catalogue.row(wrong)
+    catalogue._codes_NC[row, 1] = (catalogue._codes_NC[row, 1] + 1) % 8
+    counted = INVALID_SIDS._value.get()
+    (after,) = serving.generate_many([request_of(1, 2)])
+    assert INVALID_SIDS._value.get() == counted + 1
+    assert wrong not in after.candidates.item_ids
+    assert len(after.candidates.item_ids) == len(before.candidates.item_ids) - 1
 
 
 def test_a_kept_user_gets_what_a_stranger_with_the_same_past_gets() -> None:
