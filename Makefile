@@ -19,7 +19,7 @@ setup: $(STAMP) ## Make .venv and install Headrace with its pinned dependencies
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
 	$(BIN)/python -m models.compilation.precompile
 	@touch $@
 

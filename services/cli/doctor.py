@@ -17,7 +17,6 @@ from services.settings import Settings, load_settings
 
 _PACKAGES = (
     "torch",
-    "faiss-cpu",
     "grpcio",
     "protobuf",
     "kafka-python",
@@ -25,6 +24,8 @@ _PACKAGES = (
     "faust-streaming",
     "lmdb",
 )
+# Which of the two depends on the extra that was installed, `cpu` or `gpu`.
+_FAISS_BUILDS = ("faiss-cpu", "faiss-gpu")
 _MIN_FREE_BYTES = 2 * 1024**3
 _LEARNER_TIMEOUT_S = 2.0
 
@@ -46,11 +47,15 @@ def _python() -> Check:
 def _packages() -> Check:
     found: list[str] = []
     missing: list[str] = []
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_FAISS_BUILDS):
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
+    builds = [name for name in _FAISS_BUILDS if name not in missing]
+    if len(builds) > 1:
+        return Check("packages", "fail", f"{' and '.join(builds)} stand side by side: uninstall one of them")
+    missing = [name for name in missing if name not in _FAISS_BUILDS] + ([] if builds else ["faiss"])
     if missing:
         return Check("packages", "fail", f"missing: {', '.join(missing)}; run `make setup`")
     return Check("packages", "ok", ", ".join(found))

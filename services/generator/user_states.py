@@ -9,9 +9,9 @@ Shapes: B requests, D width of the model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from models.decoding.engine import Engine
@@ -37,13 +37,14 @@ class _Work:
 
 
 class UserStateCache:
-    """The newest `max_users` users; 0 keeps nobody. A past holds at most the model's `max_history` events."""
+    """The `max_users` users who asked, or acted, last; 0 keeps nobody. A past holds at most the model's
+    `max_history` events."""
 
     def __init__(self, engine: Engine, max_users: int) -> None:
         self._engine = engine
         self._max_history = engine.config.max_history
         self._max_users = max_users
-        self._kept: dict[int, _Kept] = {}  # the one used last is at the end
+        self._kept: LRUCache[int, _Kept] = LRUCache(max_users)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -104,9 +105,9 @@ class UserStateCache:
         longer = self._extended([(one, past) for _, one, past in extended])
         fresher = self._computed([past for _, past in computed])
         for place, (key, _, past) in enumerate(extended):
-            self._keep(key, _Kept(past, _one_of(longer, place)), used=False)
+            self._keep(key, _Kept(past, _one_of(longer, place)))
         for place, (key, past) in enumerate(computed):
-            self._keep(key, _Kept(past, _one_of(fresher, place)), used=False)
+            self._keep(key, _Kept(past, _one_of(fresher, place)))
         USER_STATES_AHEAD.inc(len(extended) + len(computed))
 
     def _extended(self, users: Sequence[tuple[_Kept | None, list[PastEvent]]]) -> UserStates | None:
@@ -122,15 +123,10 @@ class UserStateCache:
             return None
         return self._engine.states(past_batch(pasts, self._max_history))
 
-    def _keep(self, key: int, one: _Kept, *, used: bool = True) -> None:
-        if self._max_users == 0:
-            return
-        if used:
-            self._kept.pop(key, None)
-        self._kept[key] = one
-        for oldest in list(islice(self._kept, max(0, len(self._kept) - self._max_users))):
-            del self._kept[oldest]
-        USERS_KEPT.set(len(self._kept))
+    def _keep(self, key: int, one: _Kept) -> None:
+        if self._max_users:
+            self._kept[key] = one
+            USERS_KEPT.set(len(self._kept))
 
 
 def _is_behind(past: Sequence[PastEvent], kept: Sequence[PastEvent]) -> bool:

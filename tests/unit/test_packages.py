@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,11 @@ def test_each_room_says_what_it_owns_and_what_it_must_not_know() -> None:
         for room in (REPOSITORY / package).rglob("__init__.py"):
             said = ast.get_docstring(ast.parse(room.read_text())) or ""
             assert len(said.split("\n\n")) >= 2, f"{room} says too little"
+
+
+def test_what_serves_is_imported_without_faiss() -> None:
+    """Only who fits a codebook needs it, and which of its builds is there depends on the machine."""
+    modules = ["models.catalogue.index", "models.artifacts.release", "models.ranking.pipeline"]
+    modules += [f"services.{name}.serving" for name in ("tokenizer", "generator", "ranker")]
+    code = f"import sys; sys.modules['faiss'] = None; import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
