@@ -73,7 +73,7 @@ def test_every_trunk_is_in_the_suite() -> None:
     assert set(MAKERS) == set(TRUNKS)
 
 
-def test_a_state_depends_on_the_past_only(trunk: nn.Module) -> None:
+def test_a_state_depends_on_the_past_only(trunk: Trunk) -> None:
     x, times, length = torch.randn(2, 7, D_MODEL), make_times(2, 7), torch.tensor([7, 7])
     changed, later = x.clone(), times.clone()
     changed[:, 4:] = torch.randn(2, 3, D_MODEL)
@@ -83,13 +83,13 @@ def test_a_state_depends_on_the_past_only(trunk: nn.Module) -> None:
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_order_matters(trunk: nn.Module) -> None:
+def test_order_matters(trunk: Trunk) -> None:
     x, times, length = torch.randn(1, 5, D_MODEL), make_times(1, 5), torch.tensor([5])
     swapped = trunk(x[:, [1, 0, 2, 3, 4]], length, times)
     assert not torch.allclose(trunk(x, length, times)[:, -1], swapped[:, -1], atol=1e-4)
 
 
-def test_a_state_is_zero_past_the_length_and_the_same_alone_or_in_a_batch(trunk: nn.Module) -> None:
+def test_a_state_is_zero_past_the_length_and_the_same_alone_or_in_a_batch(trunk: Trunk) -> None:
     x, times = torch.randn(2, 7, D_MODEL), make_times(2, 7)
     alone = trunk(x[:1, :3], torch.tensor([3]), times[:1, :3])
     times[0, 3:] = 0
@@ -98,7 +98,7 @@ def test_a_state_is_zero_past_the_length_and_the_same_alone_or_in_a_batch(trunk:
     assert not padded[0, 3:].any()
 
 
-def test_what_stands_in_the_padding_has_no_influence(trunk: nn.Module) -> None:
+def test_what_stands_in_the_padding_has_no_influence(trunk: Trunk) -> None:
     x, times, length = torch.randn(3, 8, D_MODEL), make_times(3, 8), torch.tensor([6, 3, 0])
     candidates, next_ms, event = torch.randn(3, 4, D_MODEL), make_times(3, 1)[:, 0], torch.randn(3, D_MODEL)
 
@@ -118,7 +118,7 @@ def test_what_stands_in_the_padding_has_no_influence(trunk: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_a_candidate_is_scored_as_if_it_alone_came_next(trunk: nn.Module, lengths: tuple[int, ...]) -> None:
+def test_a_candidate_is_scored_as_if_it_alone_came_next(trunk: Trunk, lengths: tuple[int, ...]) -> None:
     x, candidates, times = torch.randn(3, 6, D_MODEL), torch.randn(3, 4, D_MODEL), make_times(3, 7)
     length = torch.tensor(lengths)
     out = trunk.forward_candidates(x, length, times[:, :6], candidates, times[:, 6])
@@ -129,7 +129,7 @@ def test_a_candidate_is_scored_as_if_it_alone_came_next(trunk: nn.Module, length
             close(out[b, m], trunk(appended, torch.tensor([n + 1]), appended_times)[0, -1])
 
 
-def test_candidates_do_not_see_each_other(trunk: nn.Module) -> None:
+def test_candidates_do_not_see_each_other(trunk: Trunk) -> None:
     x, candidates, times = torch.randn(3, 6, D_MODEL), torch.randn(3, 4, D_MODEL), make_times(3, 7)
     history = (x, torch.tensor([6, 3, 0]), times[:, :6])
     out = trunk.forward_candidates(*history, candidates, times[:, 6])
@@ -140,7 +140,7 @@ def test_candidates_do_not_see_each_other(trunk: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_prefill_gives_the_last_state_of_the_whole_pass(trunk: nn.Module, lengths: tuple[int, ...]) -> None:
+def test_prefill_gives_the_last_state_of_the_whole_pass(trunk: Trunk, lengths: tuple[int, ...]) -> None:
     x, times, length = torch.randn(3, 6, D_MODEL), make_times(3, 6), torch.tensor(lengths)
     state, cache = trunk.prefill(x, length, times)
     every = trunk(x, length, times)
@@ -153,7 +153,7 @@ def test_prefill_gives_the_last_state_of_the_whole_pass(trunk: nn.Module, length
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_an_extended_state_is_that_of_the_longer_history(trunk: nn.Module, lengths: tuple[int, ...]) -> None:
+def test_an_extended_state_is_that_of_the_longer_history(trunk: Trunk, lengths: tuple[int, ...]) -> None:
     x, times, length = torch.randn(3, 12, D_MODEL), make_times(3, 12), torch.tensor(lengths)
     _, cache = trunk.prefill(x[:, :6], length, times[:, :6])
     user = torch.arange(3)
@@ -165,7 +165,7 @@ def test_an_extended_state_is_that_of_the_longer_history(trunk: nn.Module, lengt
     assert cache.length_B.tolist() == [n + 4 for n in lengths]
 
 
-def test_a_history_of_any_length_is_served(trunk: nn.Module) -> None:
+def test_a_history_of_any_length_is_served(trunk: Trunk) -> None:
     """Longer than any table that a trunk keeps, and grown past it event by event."""
     width = 300
     x, times = torch.randn(1, width, D_MODEL), make_times(1, 1) + torch.arange(width) * DAY_MS
@@ -178,7 +178,7 @@ def test_a_history_of_any_length_is_served(trunk: nn.Module) -> None:
     close(state, expected)
 
 
-def test_extending_leaves_the_cache_it_started_from(trunk: nn.Module) -> None:
+def test_extending_leaves_the_cache_it_started_from(trunk: Trunk) -> None:
     x, times, event = torch.randn(2, 4, D_MODEL), make_times(2, 5), torch.randn(2, D_MODEL)
     _, cache = trunk.prefill(x, torch.tensor([4, 2]), times[:, :4])
     before = {one.name: getattr(cache, one.name).clone() for one in fields(cache)}
@@ -188,7 +188,7 @@ def test_extending_leaves_the_cache_it_started_from(trunk: nn.Module) -> None:
     assert torch.equal(first, again)
 
 
-def test_users_are_split_and_joined(trunk: nn.Module) -> None:
+def test_users_are_split_and_joined(trunk: Trunk) -> None:
     x, times, event = torch.randn(3, 6, D_MODEL), make_times(3, 7), torch.randn(3, D_MODEL)
     _, cache = trunk.prefill(x, torch.tensor([2, 6, 3]), times[:, :6])
     expected, _ = trunk.extend(cache, event, times[:, 6])
@@ -202,7 +202,7 @@ def test_users_are_split_and_joined(trunk: nn.Module) -> None:
     assert longer.time_ms_BT[0, :4].tolist() == [*times[2, :3].tolist(), int(times[2, 6])]
 
 
-def test_no_users_no_candidates_and_no_history_are_served(trunk: nn.Module) -> None:
+def test_no_users_no_candidates_and_no_history_are_served(trunk: Trunk) -> None:
     none, times = torch.tensor([0]), make_times(1, 1)
     assert trunk(torch.zeros(0, 4, D_MODEL), none[:0], times[:0].expand(0, 4)).shape == (0, 4, D_MODEL)
     alone = torch.randn(1, 2, D_MODEL)
@@ -212,7 +212,7 @@ def test_no_users_no_candidates_and_no_history_are_served(trunk: nn.Module) -> N
     assert out.shape == (1, 0, D_MODEL)
 
 
-def test_a_state_can_start_from_nothing(trunk: nn.Module) -> None:
+def test_a_state_can_start_from_nothing(trunk: Trunk) -> None:
     x, times, none = torch.randn(2, 1, D_MODEL), make_times(2, 1), torch.tensor([0, 0])
     _, cache = trunk.prefill(torch.zeros(2, 1, D_MODEL), none, torch.zeros_like(times))
     state, longer = trunk.extend(cache.select(torch.arange(2)), x[:, 0], times[:, 0])
