@@ -41,8 +41,8 @@ check: setup ## Lint, types, import rules, buf lint, and whether generated code 
 test: setup ## All tests: unit, integration on the embedded broker, and on Apache Kafka in a container
 	deploy/with-test-tools $(BIN)/pytest
 
-test-unit: setup ## The unit tests: no network, no broker
-	$(BIN)/pytest tests/unit
+test-unit: setup ## The unit tests and the contracts of interfaces: no network, no broker
+	$(BIN)/pytest tests/unit tests/contract -m "not integration and not container"
 
 test-integration: setup ## Integration tests on the embedded broker only
 	$(BIN)/pytest -m "integration and not container"

@@ -77,7 +77,9 @@ class RqVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, content_NE: Tensor) -> Tensor:
-        """The codes int64 [N, L] of float32 [N, E], the nearest of each level."""
+        """The codes int64 [N, L] of float32 [N, E], the nearest of each level; ValueError for another E."""
+        if content_NE.dim() != 2 or content_NE.shape[1] != self.content_dim:
+            raise ValueError(f"content of shape {tuple(content_NE.shape)}, expected (N, {self.content_dim})")
         return self.quantise(self._latent(content_NE))[0]
 
     @torch.no_grad()

@@ -8,9 +8,7 @@ import pytest
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from streaming.histories.fresh_history import FreshHistory
 from streaming.histories.store import HistoryStore, Written
-from streaming.messages.records import Record
-
-TOPIC = "interactions"
+from tests.contract.history_writer import apply
 
 
 @pytest.fixture
@@ -19,28 +17,10 @@ def store(tmp_path: Path) -> Iterator[HistoryStore]:
         yield store
 
 
-def written(offset: int, *, user_id: str = "u", event_id: str = "", partition: int = 0) -> Written:
-    event = Event(
-        event_id=event_id or f"e{offset}", user_id=user_id, item_id=f"i{offset}", action=ACTION_CLICK
-    )
+def written(offset: int, *, user_id: str = "u") -> Written:
+    event = Event(event_id=f"e{offset}", user_id=user_id, item_id=f"i{offset}", action=ACTION_CLICK)
     event.event_time_ms = 1_000 + offset
-    return Written(event=event, position=f"{TOPIC}/{partition}", offset=offset)
-
-
-def apply(store: HistoryStore, *ones: Written) -> None:
-    """What the projector does."""
-    records = [
-        Record(
-            topic=TOPIC,
-            partition=int(one.position.rpartition("/")[2]),
-            offset=one.offset,
-            key=one.event.user_id,
-            timestamp_ms=1,
-            message=one.event,
-        )
-        for one in ones
-    ]
-    store.apply(records, {one.position: one.offset + 1 for one in ones})
+    return Written(event=event, position="interactions/0", offset=offset)
 
 
 def items(history: FreshHistory, user_id: str = "u", limit: int = 10) -> list[str]:
@@ -50,47 +30,26 @@ def items(history: FreshHistory, user_id: str = "u", limit: int = 10) -> list[st
 def test_an_event_counts_before_it_is_applied_and_once_after(store: HistoryStore) -> None:
     history = FreshHistory(store)
     ones = [written(n) for n in range(4)]
-    apply(store, ones[0])
+    apply(store, [ones[0]])
     for one in (ones[2], ones[1]):  # confirmations may come out of order
         history.wrote(one)
     assert items(history) == ["i0", "i1", "i2"]
     assert items(history, limit=2) == ["i1", "i2"]
     assert items(history, limit=0) == []
     assert history.count("u") == 3
-    apply(store, ones[1])
+    apply(store, [ones[1]])
     assert items(history) == ["i0", "i1", "i2"]
     assert history.count("u") == 3
-    apply(store, ones[2], ones[3])  # the last one came by another way
+    apply(store, [ones[2], ones[3]])  # the last one came by another way
     assert items(history) == ["i0", "i1", "i2", "i3"]
     assert history.count("u") == 4
     assert history.get("u", 1)[0].event_time_ms == 1_003
 
 
-def test_a_repeated_event_counts_once(store: HistoryStore) -> None:
-    history = FreshHistory(store)
-    apply(store, written(0, event_id="same"))
-    history.wrote(written(1, event_id="same"))
-    history.wrote(written(2, event_id="new"))
-    history.wrote(written(3, event_id="new"))
-    assert items(history) == ["i0", "i2"]
-    assert history.count("u") == 2
-
-
-def test_users_and_partitions_do_not_mix(store: HistoryStore) -> None:
-    history = FreshHistory(store)
-    apply(store, written(7, user_id="another", partition=1))
-    history.wrote(written(5, partition=0))
-    history.wrote(written(8, user_id="another", partition=1))
-    assert items(history) == ["i5"]
-    assert items(history, "another") == ["i7", "i8"]
-    assert items(history, "stranger") == []
-    assert history.count("stranger") == 0
-
-
 def test_beyond_its_bound_the_oldest_wait_for_the_projector(store: HistoryStore) -> None:
     history = FreshHistory(store, max_waiting=2)
     history.wrote(written(0))
-    apply(store, written(0))
+    apply(store, [written(0)])
     assert items(history) == ["i0"]
     history.wrote(written(1))
     history.wrote(written(2, user_id="another"))  # pushes out what was applied, not i1

@@ -1,4 +1,4 @@
-"""What streams promise on every broker that Headrace runs on: the embedded one and Apache Kafka.
+"""What every broker promises of records: order, partitions, offsets, and what becomes of poison.
 
 The brokers are shared by the whole run, so each test uses users, items and positions of its own.
 """
@@ -10,98 +10,17 @@ import uuid
 from collections import defaultdict
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka import KafkaAdminClient, KafkaProducer
 
-from protos.headrace.v1.events_pb2 import Action, Event
-from protos.headrace.v1.items_pb2 import Item
+from protos.headrace.v1.events_pb2 import Event
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetter, DeadLetters, list_dead_letters, redrive
 from streaming.clients.producer import AsyncProducer, Producer
-from streaming.clients.tail import tail
-from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.datasets.replay import replay_topic
-from streaming.messages import topics
 from streaming.messages.codec import MAX_VALUE_BYTES, encode
 from streaming.messages.records import Record
-from streaming.messages.topics import INTERACTIONS, ITEMS
-
-NUM_PARTITIONS = 4
-OLD_MS = 1_000_000_000_000
-
-
-@pytest.fixture
-def bootstrap(broker: str) -> str:
-    create_topics(broker, num_partitions=NUM_PARTITIONS, replication_factor=1)
-    return broker
-
-
-def make_event(user_id: str, item_id: str = "i1", **changes: object) -> Event:
-    fields: dict[str, object] = {
-        "event_id": uuid.uuid4().hex,
-        "user_id": user_id,
-        "item_id": item_id,
-        "action": Action.ACTION_CLICK,
-        "event_time_ms": OLD_MS,
-    }
-    return Event(**(fields | changes))  # type: ignore[arg-type]
-
-
-def end_offsets(bootstrap: str, topic: str = INTERACTIONS) -> dict[str, int]:
-    """Where a reader begins that is to see only what comes now."""
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap)
-    partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)]
-    ends = consumer.end_offsets(partitions)
-    consumer.close()
-    return {f"{topic}/{partition.partition}": end for partition, end in ends.items()}
-
-
-def read_until(
-    bootstrap: str, offsets: dict[str, int], num_records: int, stage: str = "test"
-) -> tuple[list[Record], dict[str, int]]:
-    """The next records from `offsets`, and the offsets after them; fails after 20 s."""
-    records: list[Record] = []
-    letters = DeadLetters(bootstrap, stage=stage)
-    deadline = time.monotonic() + 20
-    with PartitionConsumer(
-        bootstrap, [INTERACTIONS], offsets=offsets, dead_letters=letters, stage=stage
-    ) as consumer:
-        while len(records) < num_records or sum(consumer.lag().values()):
-            assert time.monotonic() < deadline, f"{len(records)} of {num_records} records"
-            records += consumer.poll(50, 0.2)
-        letters.close()
-        return records, consumer.offsets
-
-
-def test_topics_are_made_once_and_have_their_settings(bootstrap: str) -> None:
-    assert create_topics(bootstrap, num_partitions=NUM_PARTITIONS, replication_factor=1) == []
-    assert set(topics.TOPICS) <= existing_topics(bootstrap)
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap)
-    assert len(consumer.partitions_for_topic(INTERACTIONS)) == NUM_PARTITIONS
-    assert len(consumer.partitions_for_topic(topics.RELEASES)) == 1
-    consumer.close()
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    answer = admin.describe_configs(
-        [ConfigResource(ConfigResourceType.TOPIC, name) for name in (INTERACTIONS, ITEMS)],
-        config_filter="all",
-    )
-    admin.close()
-    settings = {name: configs for kind in answer.values() for name, configs in kind.items()}
-    assert settings[INTERACTIONS]["retention.ms"]["value"] == "-1"
-    assert settings[INTERACTIONS]["cleanup.policy"]["value"] == "delete"
-    assert settings[ITEMS]["cleanup.policy"]["value"] == "compact"
-
-
-def test_a_topic_that_somebody_else_made_gets_its_settings(bootstrap: str) -> None:
-    name = f"theirs-{uuid.uuid4().hex[:8]}"
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
-    spec = topics.TopicSpec(name=name)
-    assert create_topics(bootstrap, num_partitions=4, replication_factor=1, topics=[spec]) == []
-    answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
-    admin.close()
-    (configs,) = (configs for kind in answer.values() for configs in kind.values())
-    assert configs["retention.ms"]["value"] == "-1"
+from streaming.messages.topics import INTERACTIONS
+from tests.contract.streams import OLD_MS, end_offsets, make_event, read_until
 
 
 def test_events_of_a_user_stay_in_order_in_one_partition(bootstrap: str) -> None:
@@ -272,22 +191,6 @@ def test_an_offset_beyond_the_end_is_read_from_the_beginning(bootstrap: str) -> 
         assert consumer.take_rewound() == {}
 
 
-@pytest.mark.case("retention.ms set by the operator")
-def test_an_operators_settings_are_kept(bootstrap: str) -> None:
-    name = f"theirs-{uuid.uuid4().hex[:8]}"
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics(
-        {name: {"num_partitions": 1, "replication_factor": 1, "configs": {"retention.ms": "123456789"}}}
-    )
-    spec = topics.TopicSpec(name=name)
-    for _ in range(2):
-        create_topics(bootstrap, num_partitions=4, replication_factor=1, topics=[spec])
-    answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
-    admin.close()
-    (configs,) = (configs for kind in answer.values() for configs in kind.values())
-    assert configs["retention.ms"]["value"] == "123456789"
-
-
 def test_a_topic_is_replayed_to_its_end_in_batches(bootstrap: str) -> None:
     offsets = end_offsets(bootstrap)
     with Producer(bootstrap) as producer:
@@ -304,67 +207,3 @@ def test_a_topic_is_replayed_to_its_end_in_batches(bootstrap: str) -> None:
     assert sorted(r.message.item_id for batch in batches for r in batch) == sorted(
         f"i{n}" for n in range(130)
     )
-
-
-async def test_a_tail_says_when_it_has_caught_up_and_goes_on(bootstrap: str) -> None:
-    offsets = await asyncio.to_thread(end_offsets, bootstrap, ITEMS)
-    names = [f"item-{uuid.uuid4().hex[:8]}" for _ in range(25)]
-    seen: list[str] = []
-    seen_when_caught_up: list[int] = []
-    async with AsyncProducer(bootstrap) as producer, asyncio.timeout(30):
-        await producer.send_many(ITEMS, [(name, Item(item_id=name)) for name in names[:20]])
-        follow = tail(
-            bootstrap, [ITEMS], offsets=offsets, on_caught_up=lambda: seen_when_caught_up.append(len(seen))
-        )
-        async for record in follow:
-            seen.append(record.message.item_id)
-            if len(seen) == 20:
-                await producer.send_many(ITEMS, [(name, Item(item_id=name)) for name in names[20:]])
-            if len(seen) == 25:
-                break
-        await follow.aclose()  # type: ignore[attr-defined]
-    assert sorted(seen) == sorted(names)
-    assert seen_when_caught_up == [20] or seen_when_caught_up == [25]
-
-
-async def test_a_tail_from_now_on_reads_what_is_wanted_of_what_comes(bootstrap: str) -> None:
-    mine = f"user-{uuid.uuid4().hex[:8]}"
-    seen: asyncio.Queue[str] = asyncio.Queue()
-    caught_up = asyncio.Event()
-    async with AsyncProducer(bootstrap) as producer, asyncio.timeout(30):
-        await producer.send(INTERACTIONS, mine, make_event(mine, "before"))
-
-        async def follow() -> None:
-            follower = tail(
-                bootstrap,
-                [INTERACTIONS],
-                from_now=True,
-                is_wanted=lambda key: key == mine,
-                on_caught_up=caught_up.set,
-            )
-            async for record in follower:
-                seen.put_nowait(record.message.item_id)
-
-        following = asyncio.create_task(follow())
-        await caught_up.wait()
-        for user, item_id in (("another", "not this"), (mine, "this"), (mine, "and this")):
-            await producer.send(INTERACTIONS, user, make_event(user, item_id))
-        assert [await seen.get(), await seen.get()] == ["this", "and this"]
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-    assert seen.empty()
-
-
-async def test_a_tail_of_an_empty_topic_has_caught_up_at_once(bootstrap: str) -> None:
-    caught_up = asyncio.Event()
-
-    async def follow() -> None:
-        async for _ in tail(bootstrap, [topics.TRENDS], on_caught_up=caught_up.set):
-            pass
-
-    task = asyncio.create_task(follow())
-    async with asyncio.timeout(20):
-        await caught_up.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
