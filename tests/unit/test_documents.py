@@ -13,6 +13,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from services.cli.settings import groups_of
+from services.settings import BrokerSettings, EndpointSettings, Settings
+from streaming.messages.topics import TOPICS
+
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("models", "services", "streaming", "protos")
 MAX_README_LINES = 150
@@ -144,6 +148,35 @@ def test_the_architecture_page_has_every_room_in_its_layer() -> None:
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     told = [(int(layer), room) for layer, room in re.findall(r"^\| (\d+) \| `([\w/]+/)`", text, re.MULTILINE)]
     assert sorted(told) == sorted(rooms())
+
+
+@every_document
+def test_every_variable_is_a_setting(page: Path) -> None:
+    known = {one.variable for group in groups_of(Settings, Settings()) for one in group.settings}
+    known |= {name.partition("__")[0] for name in known}
+    named = set(re.findall(r"HEADRACE_[A-Z0-9_]*[A-Z0-9]", page.read_text(encoding="utf-8")))
+    assert named - known == set()
+
+
+def test_the_api_page_has_every_topic_and_call() -> None:
+    text = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    topics = [name for name in TOPICS if not name.endswith(".dlq")]
+    assert [name for name in topics if f"| `{name}` |" not in text] == []
+    for proto in (REPOSITORY / "protos").rglob("*.proto"):
+        words = re.findall(r"^(?:service|  rpc) (\w+)", proto.read_text(encoding="utf-8"), re.MULTILINE)
+        assert [word for word in words if f"`{word}`" not in text] == [], proto
+
+
+def test_the_readme_has_the_default_ports() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    endpoints = EndpointSettings()
+    told = dict(re.findall(r"^\| (\d{4}) \| (.+?) \|$", text, re.MULTILINE))
+    assert "gateway" in told[str(endpoints.gateway)]
+    assert "console" in told[str(endpoints.console)]
+    assert "broker" in told[BrokerSettings().bootstrap_servers.rpartition(":")[2]]
+    assert f"| {endpoints.tokenizer} to {endpoints.learner} | tokenizer, generator, ranker, learner |" in text
+    assert f"| {endpoints.projector}, {endpoints.trends} | projector, trends" in text
+    assert f"gRPC port + {endpoints.metrics_offset}" in text
 
 
 def test_no_document_names_what_only_one_machine_has() -> None:
