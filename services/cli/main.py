@@ -21,6 +21,7 @@ from services.cli import (
     recommend,
     release,
     replay,
+    settings,
     state,
     track,
     train,
@@ -49,6 +50,7 @@ app.add_typer(items.app, name="items")
 app.add_typer(release.app, name="release")
 app.add_typer(dlq.app, name="dlq")
 app.command("state")(state.state)
+app.command("settings")(settings.settings)
 app.command("doctor")(doctor.doctor)
 
 

@@ -9,7 +9,7 @@ in. Beside every row stands its floor: what the decode needs over what this mach
 (`decode_floor.py`). Further: growth with the catalogue and the history, insertions into a live index
 (`decode_growth.py`), and where the time goes (`decode_profile.py`).
 
-Writes results/decode.json, decode-*.svg and two tables of the README.
+Writes results/decode.json, decode-*.svg and the two tables of docs/benchmarks/decoding.md.
 """
 
 from collections.abc import Callable, Iterator

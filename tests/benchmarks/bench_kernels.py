@@ -8,7 +8,7 @@ flushed between calls), with their 20% to 80% quantiles in the results. What a c
 figure, and its error is shown. Scaled dot product attention is another function (softmax, no bias): it stands
 there for scale alone.
 
-Writes results/kernels-gpu.json and a table of the README.
+Writes results/kernels-gpu.json and the table of docs/benchmarks/kernels.md.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """`make bench-serving`: all services together, as processes on loopback, on a release of Amazon Beauty.
 
-    python tests/benchmarks/bench_serving.py             # minutes; writes results, plots, README tables
+    python tests/benchmarks/bench_serving.py             # minutes; writes results, plots, tables
     python tests/benchmarks/bench_serving.py --quick     # does it run? on a small generated catalogue
 
 Broker, seven services, the learner and the callers share this machine's cores. The first run makes the

@@ -1,4 +1,4 @@
-"""The plots and README tables of the decoding benchmark, from its results alone."""
+"""The plots and the documents' tables of the decoding benchmark, from its results alone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -73,7 +73,7 @@ def show_all(payload: Mapping[str, Any]) -> None:
 
 
 def write_tables(payload: Mapping[str, Any], *, quick: bool) -> None:
-    """The README's tables `decode` and `decode-growth`."""
+    """The documents' tables `decode` and `decode-growth`."""
     rows, columns = _headline(payload["rows"])
     readme_table("decode", markdown_table(rows, columns), quick=quick)
     growth = [

@@ -1,10 +1,10 @@
-"""What all benchmarks share: the command line, the machine, results as JSON, plots and README tables.
+"""What all benchmarks share: the command line, the machine, results as JSON, plots, tables in documents.
 
 Owns where results go and their form; knows nothing of what is measured. Scripts are run as
 `python tests/benchmarks/bench_X.py`, so they import it as `from harness import ...`.
 
 A quick run (`--quick`) proves that a benchmark runs and that its numbers are finite; it writes beside
-the real results, into `results/quick/`, and never touches the README.
+the real results, into `results/quick/`, and never touches a document.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
-README = REPOSITORY / "README.md"
+DOCUMENTS = REPOSITORY  # its README.md, and the pages under docs/
 
 # services refuse a HEADRACE_ variable they do not know, so the ones that a benchmark starts must not see it
 _DATA = os.environ.pop("HEADRACE_BENCH_DATA", None)
@@ -123,7 +123,7 @@ def data_folder(name: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no data set {name!r} in {folder.parent}: put it there, or set HEADRACE_BENCH_DATA to the "
-            f"folder that holds {name}/ (interactions.parquet, items.jsonl.gz; see the README)"
+            f"folder that holds {name}/ (interactions.parquet, items.jsonl.gz; see docs/api.md)"
         )
     return folder
 
@@ -156,18 +156,30 @@ def save_plot(figure: Figure, name: str, *, quick: bool) -> Path:
 
 
 def readme_table(marker: str, markdown: str, *, quick: bool) -> bool:
-    """Replaces what stands between `<!-- bench:MARKER -->` and `<!-- /bench:MARKER -->` in the README.
+    """Replaces what stands between `<!-- bench:MARKER -->` and `<!-- /bench:MARKER -->` in the documents.
 
-    Returns whether it did: not in a quick run, nor where the README has no such marker.
+    Those are README.md and every page under docs/; each that has the marker gets the table. Returns whether
+    one did: not in a quick run, nor where no document has both ends of the marker.
     """
-    begin, end = f"<!-- bench:{marker} -->", f"<!-- /bench:{marker} -->"
-    text = README.read_text(encoding="utf-8")
-    if quick or begin not in text or end not in text.partition(begin)[2]:
+    if quick:
         return False
+    changed = [_replace_between(page, marker, markdown) for page in _documents()]
+    return any(changed)
+
+
+def _documents() -> list[Path]:
+    pages = [DOCUMENTS / "README.md", *sorted((DOCUMENTS / "docs").rglob("*.md"))]
+    return [page for page in pages if page.is_file()]
+
+
+def _replace_between(page: Path, marker: str, markdown: str) -> bool:
+    begin, end = f"<!-- bench:{marker} -->", f"<!-- /bench:{marker} -->"
+    text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(begin)
-    after = rest.partition(end)[2]
-    README.write_text(f"{before}{begin}\n{markdown.strip()}\n{end}{after}", encoding="utf-8")
-    return True
+    _, found, after = rest.partition(end)
+    if found:
+        page.write_text(f"{before}{begin}\n{markdown.strip()}\n{end}{after}", encoding="utf-8")
+    return bool(found)
 
 
 def markdown_table(rows: Rows, columns: Columns) -> str:

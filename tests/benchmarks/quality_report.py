@@ -14,7 +14,7 @@ _COLOURS = {"recall@10": "#3b6fb6", "ndcg@10": "#d98032"}
 
 
 def report(rows: Sequence[Row], *, quick: bool) -> None:
-    """Shows, plots and (not in a quick run) puts into the README what the rows say."""
+    """Shows, plots and (not in a quick run) puts into the documents what the rows say."""
     systems = summarised([row for row in rows if row["split"] == "test"])
     ablations = summarised([row for row in rows if row["system"].startswith("ablation:")])
     if systems:

@@ -1,4 +1,4 @@
-"""Tables and plots of the ranker's results: on the terminal, as SVG, in the README."""
+"""Tables and plots of the ranker's results: on the terminal, as SVG, in the documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

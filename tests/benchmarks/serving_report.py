@@ -1,4 +1,4 @@
-"""Tables for the terminal and the README, and the plots, of `bench_serving.py`."""
+"""Tables for the terminal and the documents, and the plots, of `bench_serving.py`."""
 
 from typing import Any
 
@@ -157,7 +157,7 @@ def serving_plot(rows: list[Row]) -> Figure:
 
 
 def publish(payload: dict[str, Any], world: World, *, quick: bool) -> None:
-    """Tables on the terminal and in the README, plots."""
+    """Tables on the terminal and in the documents, plots."""
     catalogue = f"{world.dataset.name}, {len(world.dataset.items):,} items, beam {BEAM}, k {K}"
     tables = {
         "serving": [

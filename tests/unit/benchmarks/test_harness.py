@@ -1,7 +1,8 @@
-"""The benchmarks' harness: only finite numbers are written, and the README changes only where it says."""
+"""The benchmarks' harness: only finite numbers are written, and documents change only where they say."""
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +28,16 @@ def load_harness() -> ModuleType:
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = load_harness()
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "README", tmp_path / "README.md")
+    monkeypatch.setattr(module, "DOCUMENTS", tmp_path)
     monkeypatch.setattr(module, "machine", lambda: MACHINE)
     return module
+
+
+def document(harness: ModuleType, name: str, text: str) -> Path:
+    page: Path = harness.DOCUMENTS / name
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    return page
 
 
 def test_results_come_back_with_machine_and_command(
@@ -73,13 +81,46 @@ def test_percentiles_are_in_milliseconds(harness: ModuleType) -> None:
         harness.percentiles([])
 
 
-def test_the_readme_changes_between_its_markers_only(harness: ModuleType) -> None:
-    harness.README.write_text("before\n<!-- bench:a -->\nold\n<!-- /bench:a -->\nafter\n")
+@pytest.mark.parametrize("name", ["README.md", "docs/page.md", "docs/benchmarks/decoding.md"])
+def test_a_document_changes_between_its_markers_only(harness: ModuleType, name: str) -> None:
+    page = document(harness, name, "before\n<!-- bench:a -->\nold\n<!-- /bench:a -->\nafter\n")
+    other = document(harness, "docs/other.md", "of another table\n<!-- bench:c -->\n<!-- /bench:c -->\n")
     assert harness.readme_table("a", "| new |", quick=False)
-    assert harness.README.read_text() == "before\n<!-- bench:a -->\n| new |\n<!-- /bench:a -->\nafter\n"
+    assert page.read_text() == "before\n<!-- bench:a -->\n| new |\n<!-- /bench:a -->\nafter\n"
     assert not harness.readme_table("a", "| quick |", quick=True)
     assert not harness.readme_table("b", "| other |", quick=False)
-    assert "| new |" in harness.README.read_text()
+    assert "| new |" in page.read_text()
+    assert other.read_text() == "of another table\n<!-- bench:c -->\n<!-- /bench:c -->\n"
+
+
+def test_every_document_that_has_the_marker_gets_the_table(harness: ModuleType) -> None:
+    pages = [
+        document(harness, name, "<!-- bench:a -->\n<!-- /bench:a -->\n")
+        for name in ("README.md", "docs/a.md")
+    ]
+    assert harness.readme_table("a", "| new |", quick=False)
+    assert [page.read_text() for page in pages] == ["<!-- bench:a -->\n| new |\n<!-- /bench:a -->\n"] * 2
+
+
+def test_a_marker_without_its_end_is_left_alone(harness: ModuleType) -> None:
+    page = document(harness, "docs/a.md", "<!-- /bench:a -->\n<!-- bench:a -->\nold\n")
+    assert not harness.readme_table("a", "| new |", quick=False)
+    assert page.read_text() == "<!-- /bench:a -->\n<!-- bench:a -->\nold\n"
+
+
+def test_every_table_of_the_benchmarks_has_its_place_in_a_document() -> None:
+    scripts = "".join(path.read_text(encoding="utf-8") for path in SCRIPT.parent.glob("*.py"))
+    module = load_harness()
+    markers = [
+        marker
+        for page in module._documents()
+        for marker in re.findall(r"<!-- bench:([a-z-]+) -->", page.read_text(encoding="utf-8"))
+    ]
+    assert sorted(markers) == sorted(set(markers))
+    assert markers
+    assert [marker for marker in markers if f'"{marker}"' not in scripts] == []
+    written = set(re.findall(r'readme_table\(\s*"([a-z-]+)"', scripts))
+    assert written - set(markers) == set()
 
 
 def test_markdown_table(harness: ModuleType) -> None:
