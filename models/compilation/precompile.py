@@ -12,10 +12,13 @@ from models.decoding.beam_search import beam_search
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
 from models.networks.depth_decoder import DepthDecoder
+from models.ranking.config import StatisticsConfig
+from models.ranking.feature_columns import FeatureInputs
+from models.ranking.features import feature_table
 
 
 def precompile() -> None:
-    """One search of each kind among three items, and the mask that training asks for."""
+    """One search of each kind among three items, training's mask, the features of one item."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(
@@ -28,6 +31,28 @@ def precompile() -> None:
     nearest.search(torch.ones(1, 2), torch.eye(3, 2), 1, allowed_N=np.ones(3, np.bool_))
     node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
+    _features_of_one()
+
+
+def _features_of_one() -> None:
+    config = StatisticsConfig()
+    whole, tie_RM = np.zeros(1, np.int64), np.zeros((1, 1))
+    inputs = FeatureInputs(
+        count_MH=np.zeros((1, len(config.half_lives_s))),
+        total_M=np.zeros(1),
+        first_ms_M=whole,
+        last_ms_M=whole,
+        announced_ms_M=whole,
+        tie_RM=tie_RM,
+        share_RM=tie_RM,
+        cosine_RM=tie_RM.astype(np.float32),
+        row_M=whole,
+        history_T=whole,
+        last_event_ms=0,
+        time_ms=0,
+    )
+    for feature in feature_table(config):
+        feature.column(inputs, feature.half_life, np.zeros(1, np.float32))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,69 @@
 """The live features of a ranker: one row of numbers per candidate, from statistics and catalogue.
 
 Owns which numbers there are, their names and their fixed scales (log1p of counts and times, so that a
-feature stays within a few units on a shop of any size). Serving and learning call the same function,
-so at the same stream position both see the same numbers.
+feature stays within a few units on a shop of any size): one table of names and compiled columns. Serving and
+learning read the same table, so at the same stream position both see the same numbers.
 
 Shapes: M candidates, R recent items, H half-lives, F features, T history.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from models.arrays import Float32Array, Int64Array
 from models.catalogue.index import CatalogueIndex
+from models.ranking import feature_columns as columns
 from models.ranking.config import StatisticsConfig
+from models.ranking.feature_columns import FeatureInputs
 from models.ranking.live_statistics import LiveStatistics
 
-_HOUR_MS = 3_600_000.0
-_DAY_MS = 86_400_000.0
-# Ties are fractions of an event: without this, log1p would leave them all near 0.
-_TIE_SCALE = 4.0
+Column = Callable[[FeatureInputs, int, Float32Array], None]
+"""`column(inputs, half_life, out_M)` writes one feature of all candidates; `half_life` is a position in
+`half_lives_s`, for the columns that are of one."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the table."""
+
+    name: str
+    column: Column
+    half_life: int = 0
+
+
+def feature_table(config: StatisticsConfig) -> tuple[Feature, ...]:
+    """The F features, in column order."""
+    half_lives = config.half_lives_s
+    counts = (
+        Feature(f"log_count_{half_life_s / 3600:g}h", columns.log_count, h)
+        for h, half_life_s in enumerate(half_lives)
+    )
+    return (
+        *counts,
+        Feature("log_count_total", columns.log_count_total),
+        Feature("momentum", columns.momentum, len(half_lives) - 1),
+        Feature("tie_sum", columns.tie_sum),
+        Feature("tie_max", columns.tie_max),
+        Feature("tie_to_last", columns.tie_to_last),
+        Feature("tie_share_sum", columns.tie_share_sum),
+        Feature("tie_share_max", columns.tie_share_max),
+        Feature("log_hours_since_event", columns.log_hours_since_event),
+        Feature("log_days_since_announced", columns.log_days_since_announced),
+        Feature("no_event_yet", columns.no_event_yet),
+        Feature("announced_no_event_yet", columns.announced_no_event_yet),
+        Feature("cosine_to_last", columns.cosine_to_last),
+        Feature("cosine_to_recent_max", columns.cosine_to_recent_max),
+        Feature("in_history", columns.in_history),
+        Feature("log_history_length", columns.log_history_length),
+        Feature("log_hours_since_user_event", columns.log_hours_since_user_event),
+    )
 
 
 def feature_names(config: StatisticsConfig) -> tuple[str, ...]:
     """The F names, in column order."""
-    counts = tuple(f"log_count_{half_life_s / 3600:g}h" for half_life_s in config.half_lives_s)
-    return (
-        *counts,
-        "log_count_total",
-        "momentum",
-        "tie_sum",
-        "tie_max",
-        "tie_to_last",
-        "tie_share_sum",
-        "tie_share_max",
-        "log_hours_since_event",
-        "log_days_since_announced",
-        "no_event_yet",
-        "announced_no_event_yet",
-        "cosine_to_last",
-        "cosine_to_recent_max",
-        "in_history",
-        "log_history_length",
-        "log_hours_since_user_event",
-    )
+    return tuple(feature.name for feature in feature_table(config))
 
 
 class FeatureSource:
@@ -50,11 +72,16 @@ class FeatureSource:
     def __init__(self, statistics: LiveStatistics, catalogue: CatalogueIndex) -> None:
         self.statistics = statistics
         self.catalogue = catalogue
-        self.names = feature_names(statistics.config)
+        self.table = feature_table(statistics.config)
         self._own_row_N = np.empty(0, dtype=np.int64)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The F names, in column order."""
+        return tuple(feature.name for feature in self.table)
+
     def own_rows(self, row_M: Int64Array) -> Int64Array:
-        """The statistics' row of each catalogue row, -1 for an item without events."""
+        """The statistics' row of each catalogue row, int64 [M]; -1 for an item without events."""
         if len(self._own_row_N) < len(self.catalogue):
             missing = self.catalogue.item_ids[len(self._own_row_N) :]
             self._own_row_N = np.concatenate([self._own_row_N, self.statistics.rows(missing)])
@@ -75,42 +102,31 @@ class FeatureSource:
         than the newest consumed event: what is not streamed does not age, so a silent night or a
         replay of old events leaves the features where the model learned them.
         """
-        time_ms = min(time_ms, self.statistics.newest_ms)
+        inputs = self._inputs(row_M, history_T, last_event_ms, min(time_ms, self.statistics.newest_ms))
+        out_FM = np.empty((len(self.table), len(row_M)), dtype=np.float32)
+        for out_M, feature in zip(out_FM, self.table, strict=True):
+            feature.column(inputs, feature.half_life, out_M)
+        return np.ascontiguousarray(out_FM.T)
+
+    def _inputs(
+        self, row_M: Int64Array, history_T: Int64Array, last_event_ms: int, time_ms: int
+    ) -> FeatureInputs:
         own_M = self.own_rows(row_M)
         recent_R = history_T[-self.statistics.config.num_recent_items :][::-1]
         items = self.statistics.items(own_M, time_ms)
         tie_RM, share_RM = self.statistics.ties(self.own_rows(recent_R), own_M, time_ms)
-        cosine_RM = self._cosine(recent_R, row_M)
-        never_M = items.last_ms_M < 0
-        announced_M = np.asarray(self.catalogue.announced_ms_N)[row_M]
-        birth_M = np.where(announced_M > 0, announced_M, items.first_ms_M)
-        num_half_lives = items.count_MH.shape[1]
-        out_FM = np.empty((len(self.names), len(row_M)))
-        counts, momentum = out_FM[: num_half_lives + 1], num_half_lives + 1
-        counts[:num_half_lives], counts[-1] = items.count_MH.T, items.total_M
-        np.log1p(counts, out=counts)
-        np.subtract(counts[0], counts[num_half_lives - 1], out=out_FM[momentum])
-        live = out_FM[momentum + 1 : momentum + 8]
-        np.multiply(_TIE_SCALE, tie_RM.sum(0), out=live[0])
-        np.multiply(_TIE_SCALE, tie_RM.max(0, initial=0.0), out=live[1])
-        np.multiply(_TIE_SCALE, tie_RM[:1].sum(0), out=live[2])
-        np.multiply(100.0, share_RM.sum(0), out=live[3])
-        np.multiply(100.0, share_RM.max(0, initial=0.0), out=live[4])
-        np.divide(np.maximum(time_ms - items.last_ms_M, 0), _HOUR_MS, out=live[5])
-        np.divide(np.maximum(time_ms - birth_M, 0), _DAY_MS, out=live[6])
-        live[5, never_M], live[6, birth_M < 0] = 0.0, 0.0
-        np.log1p(live, out=live)
-        rest = out_FM[momentum + 8 :]
-        rest[0], rest[1] = never_M, never_M & (announced_M > 0)
-        rest[2] = cosine_RM[:1].sum(0)
-        rest[3] = cosine_RM.max(0, initial=-1.0) if len(recent_R) else 0.0
-        rest[4] = (row_M[:, None] == history_T).any(axis=1)
-        rest[5] = np.log1p(len(history_T))
-        rest[6] = np.log1p(max(time_ms - last_event_ms, 0) / _HOUR_MS) if len(history_T) else 0.0
-        return out_FM.T.astype(np.float32, order="C")
-
-    def _cosine(self, recent_R: Int64Array, row_M: Int64Array) -> Float32Array:
-        """Cosine of the (normalised) content of each recent item and each candidate, [R, M]."""
         content_NE = np.asarray(self.catalogue.content_NE)
-        cosine: Float32Array = content_NE[recent_R] @ content_NE[row_M].T
-        return cosine
+        return FeatureInputs(
+            count_MH=items.count_MH,
+            total_M=items.total_M,
+            first_ms_M=items.first_ms_M,
+            last_ms_M=items.last_ms_M,
+            announced_ms_M=np.asarray(self.catalogue.announced_ms_N)[row_M],
+            tie_RM=tie_RM,
+            share_RM=share_RM,
+            cosine_RM=content_NE[recent_R] @ content_NE[row_M].T,
+            row_M=np.array(row_M, dtype=np.int64),
+            history_T=np.array(history_T, dtype=np.int64),
+            last_event_ms=last_event_ms,
+            time_ms=time_ms,
+        )

@@ -1,0 +1,177 @@
+"""The columns of the feature table, compiled: each writes one number for every candidate.
+
+All have one signature, so that they can be called one after the other or by one compiled caller. What stands
+in the table, and under which name, is `models/ranking/features.py`'s.
+
+Shapes: M candidates, R recent items (newest first), H half-lives, T history.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from models.arrays import Float32Array, Float64Array, Int64Array
+from models.kernels.compiled import compiled
+
+_HOUR_MS = 3_600_000.0
+_DAY_MS = 86_400_000.0
+# Ties are fractions of an event: without this, log1p would leave them all near 0.
+_TIE_SCALE = 4.0
+_SHARE_SCALE = 100.0
+
+
+class FeatureInputs(NamedTuple):
+    """What the columns read of M candidates, one user and one moment.
+
+    `count_MH`, `total_M`, `first_ms_M`, `last_ms_M` as in `ItemStatistics` (times -1 without events);
+    `announced_ms_M` int64, 0 where unknown; `tie_RM` and `share_RM` as `LiveStatistics.ties` gives them;
+    `cosine_RM` float32, of the content of each recent item and each candidate; `row_M` and `history_T` int64
+    catalogue rows; `last_event_ms` of the user and `time_ms`, milliseconds since the Unix epoch.
+    """
+
+    count_MH: Float64Array
+    total_M: Float64Array
+    first_ms_M: Int64Array
+    last_ms_M: Int64Array
+    announced_ms_M: Int64Array
+    tie_RM: Float64Array
+    share_RM: Float64Array
+    cosine_RM: Float32Array
+    row_M: Int64Array
+    history_T: Int64Array
+    last_event_ms: int
+    time_ms: int
+
+
+@compiled
+def log_count(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """Wishes decayed by one half-life."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(x.count_MH[m, half_life])
+
+
+@compiled
+def log_count_total(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """Wishes ever."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(x.total_M[m])
+
+
+@compiled
+def momentum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """By how much the count of the first half-life is above that of the given one: above 0 in fashion."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(x.count_MH[m, 0]) - np.log1p(x.count_MH[m, half_life])
+
+
+@compiled
+def tie_sum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """The ties to all recent items."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[:, m].sum())
+
+
+@compiled
+def tie_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """The strongest tie to a recent item."""
+    for m in range(len(out_M)):
+        strongest = 0.0
+        for r in range(len(x.tie_RM)):
+            strongest = max(strongest, x.tie_RM[r, m])
+        out_M[m] = np.log1p(_TIE_SCALE * strongest)
+
+
+@compiled
+def tie_to_last(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """The tie to the last item."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[0, m]) if len(x.tie_RM) else 0.0
+
+
+@compiled
+def tie_share_sum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """The ties to all recent items, each as a share of that item's ties."""
+    for m in range(len(out_M)):
+        out_M[m] = np.log1p(_SHARE_SCALE * x.share_RM[:, m].sum())
+
+
+@compiled
+def tie_share_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """The largest share of a recent item's ties."""
+    for m in range(len(out_M)):
+        largest = 0.0
+        for r in range(len(x.share_RM)):
+            largest = max(largest, x.share_RM[r, m])
+        out_M[m] = np.log1p(_SHARE_SCALE * largest)
+
+
+@compiled
+def log_hours_since_event(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """Since anybody wished for the item; 0 where nobody has."""
+    for m in range(len(out_M)):
+        elapsed_ms = max(x.time_ms - x.last_ms_M[m], 0) if x.last_ms_M[m] >= 0 else 0
+        out_M[m] = np.log1p(elapsed_ms / _HOUR_MS)
+
+
+@compiled
+def log_days_since_announced(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """Since the item was announced, or first wished for where that is not known; 0 where neither was."""
+    for m in range(len(out_M)):
+        birth_ms = x.announced_ms_M[m] if x.announced_ms_M[m] > 0 else x.first_ms_M[m]
+        elapsed_ms = max(x.time_ms - birth_ms, 0) if birth_ms >= 0 else 0
+        out_M[m] = np.log1p(elapsed_ms / _DAY_MS)
+
+
+@compiled
+def no_event_yet(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """1 where nobody has wished for the item."""
+    for m in range(len(out_M)):
+        out_M[m] = x.last_ms_M[m] < 0
+
+
+@compiled
+def announced_no_event_yet(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """1 where nobody has, and its announcement is known."""
+    for m in range(len(out_M)):
+        out_M[m] = x.last_ms_M[m] < 0 and x.announced_ms_M[m] > 0
+
+
+@compiled
+def cosine_to_last(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """How like the user's last item it is."""
+    for m in range(len(out_M)):
+        out_M[m] = x.cosine_RM[0, m] if len(x.cosine_RM) else 0.0
+
+
+@compiled
+def cosine_to_recent_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """How like the recent item that is most like it; 0 without one."""
+    for m in range(len(out_M)):
+        nearest = np.float32(-1.0) if len(x.cosine_RM) else np.float32(0.0)
+        for r in range(len(x.cosine_RM)):
+            nearest = max(nearest, x.cosine_RM[r, m])
+        out_M[m] = nearest
+
+
+@compiled
+def in_history(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """1 where the user had the item."""
+    for m in range(len(out_M)):
+        out_M[m] = 0.0
+        for t in range(len(x.history_T)):
+            if x.history_T[t] == x.row_M[m]:
+                out_M[m] = 1.0
+                break
+
+
+@compiled
+def log_history_length(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """How many events the user has."""
+    out_M[:] = np.log1p(float(len(x.history_T)))
+
+
+@compiled
+def log_hours_since_user_event(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
+    """Since the user's last event; 0 without one."""
+    elapsed_ms = max(x.time_ms - x.last_event_ms, 0) if len(x.history_T) else 0
+    out_M[:] = np.log1p(elapsed_ms / _HOUR_MS)
