@@ -8,7 +8,7 @@ Shapes: B windows or cases, T history, N items, E content width, U users, W wind
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,11 @@ from models.batch import EventBatch
 from models.device import autocast, compute_dtype
 from models.errors import NonFiniteLoss
 from models.measures.ranking_metrics import Ranks, ranking_metrics, ranks_in_lists
+from models.progress import Progress, quietly
 from models.sequences.holdout import HoldoutCases
 from models.sequences.user_sequences import UserSequences
 from models.sequences.windows import LENGTH_BLUR, TrainingWindows
 from models.tokenizers.rq_vae import RqVaeConfig, fit_rq_vae, with_last_code
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 NUM_ANSWERS = 10
 _CPU = torch.device("cpu")
@@ -42,7 +41,7 @@ class TrainedTiger:
     num_epochs: float
     best_step: int
 
-    def ranks(self, cases: HoldoutCases, progress: Progress | None = None) -> Ranks:
+    def ranks(self, cases: HoldoutCases, progress: Progress = quietly) -> Ranks:
         """The 0-based place of each case's item among the first ten of the beam search, -1 past them.
 
         Items of the case's own history are left out.
@@ -61,8 +60,7 @@ class TrainedTiger:
                 )
             rank_B[chosen] = ranks_in_lists(found.row_BK.numpy(), part.target_B)
             done += len(chosen)
-            if progress is not None:
-                progress("TIGER answers", done, len(cases), {})
+            progress("TIGER answers", done, len(cases))
         return rank_B
 
 
@@ -102,7 +100,7 @@ def train_tiger(
     codes: RqVaeConfig,
     *,
     minutes: float,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
 ) -> TrainedTiger:
     """Fits tokens to the items' content, then trains for at most `minutes` or `max_epochs`.
 
@@ -110,12 +108,11 @@ def train_tiger(
     sample of the validation events stays. The global random state is left as it was.
     Raises NonFiniteLoss when the loss stops being a number.
     """
-    said = progress or _nobody
-    rq_vae = fit_rq_vae(content_NE, codes, lambda done, total: said("RQ-VAE", done, total, {}))
+    rq_vae = fit_rq_vae(content_NE, codes, progress)
     codes_NC = with_last_code(rq_vae.encode(content_NE), seed=codes.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        run = _Run(Tiger(config, codes_NC), events, validation, config, minutes, said)
+        run = _Run(Tiger(config, codes_NC), events, validation, config, minutes, progress)
         run.train()
     return TrainedTiger(network=run.network.eval(), num_epochs=run.epochs_done, best_step=run.best_step)
 

@@ -9,7 +9,6 @@ Shapes: B cases, C codes of an item, K list positions.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,7 @@ from models.errors import NothingToTest
 from models.measures.ranking_metrics import Ranks, hierarchical_recall, ranking_metrics, ranks_in_lists
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
+from models.progress import Progress, quietly
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
@@ -36,9 +36,6 @@ from models.sequences.holdout import HoldoutCases
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
 from models.training.ranker_fitting import fit_ranker
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""`progress(stage, done, total, metrics)`."""
 
 NUM_ANSWERS = 10
 BATCH_CASES = 64
@@ -115,7 +112,7 @@ def evaluate_leave_one_out(
     train: TrainConfig,
     search: SearchConfig,
     statistics: StatisticsConfig,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
 ) -> EvaluationReport:
     """Trains everything and reports the test figures of the three systems, in one go.
 
@@ -163,7 +160,7 @@ def fit_pipeline(
     train: TrainConfig,
     search: SearchConfig,
     statistics: StatisticsConfig,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
 ) -> tuple[Pipeline, dict[str, float]]:
     """The whole path, trained on `train`, chosen by `validation`, and the ranker's figures there."""
     recommender = train_recommender(
@@ -185,7 +182,7 @@ def fit_pipeline(
 
 
 def rank_by_every_system(
-    pipeline: Pipeline, cases: HoldoutCases, known: EventBatch, progress: Progress | None = None
+    pipeline: Pipeline, cases: HoldoutCases, known: EventBatch, progress: Progress = quietly
 ) -> SystemRanks:
     """Ranks each case's target by the dense head, the beam search and the whole path.
 
@@ -216,8 +213,7 @@ def rank_by_every_system(
             found_C += _prefixes_found(found.search, catalogue.codes_NC.numpy()[part.target_B])
         for case, answer in zip(chosen, _answer(scorer, follower, part, history, found), strict=True):
             answered_BK[case, : len(answer.row_K)] = answer.row_K
-        if progress is not None:
-            progress("test", begin + len(chosen), len(cases), {})
+        progress("test", begin + len(chosen), len(cases))
     return SystemRanks(
         recommend=ranks_in_lists(answered_BK, cases.target_B),
         generator=ranks_in_lists(beamed_BK, cases.target_B),

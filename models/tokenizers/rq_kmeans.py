@@ -7,14 +7,13 @@ section 2.1; RQ-VAE's residual quantisation without the network). What a codeboo
 Shape letters: N items, L levels, V codebook size, E content width, K seeds, U unused codes.
 """
 
-from collections.abc import Callable
-
 import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.progress import Progress, quietly
 from models.tokenizers.codebook import Codebook
 from models.tokenizers.config import CodebookConfig
 
@@ -24,14 +23,12 @@ _MAX_POINTS_PER_CENTROID = 256
 _FloatArray = npt.NDArray[np.float32]
 
 
-def fit_codebook(
-    content_NE: Tensor, config: CodebookConfig, progress: Callable[[int, int], None] | None = None
-) -> Codebook:
+def fit_codebook(content_NE: Tensor, config: CodebookConfig, progress: Progress = quietly) -> Codebook:
     """Fits L levels of residual k-means to float32 [N, E]; the same seed gives the same codebook.
 
     Needs at least one vector. With fewer distinct vectors than codes each has a centroid of its own,
-    and the codes left over are scattered at random, where later items find them. `progress(done,
-    total)` is called after every level.
+    and the codes left over are scattered at random, where later items find them. `progress` is
+    called after every level.
     """
     if content_NE.dim() != 2 or not len(content_NE):
         raise ValueError("a codebook needs at least one content vector")
@@ -47,8 +44,7 @@ def fit_codebook(
         centroids_LVE[level] = _fit_level(residual_NE, config, random, by_direction=level > 0)
         one_level = Codebook(torch.from_numpy(centroids_LVE[level : level + 1]))
         residual_NE = one_level._quantise(torch.from_numpy(residual_NE))[1].numpy()
-        if progress is not None:
-            progress(level + 1, config.num_levels)
+        progress("fit codebook", level + 1, config.num_levels)
     return Codebook(torch.from_numpy(centroids_LVE))
 
 

@@ -11,7 +11,6 @@ It knows vectors and codes. Headrace's own tokens (`models/tokenizers/rq_kmeans.
 Shapes: N items, B batch, L levels, V codes of a level, E content width, Z latent width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +18,8 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from models.progress import Progress, quietly
 
 _CHUNK = 8_192
 _KMEANS_ITERATIONS = 10
@@ -150,9 +151,7 @@ class RqVae(nn.Module):
             self.code_LVZ[level] = self.sum_LVZ[level] / self.count_LV[level][:, None]
 
 
-def fit_rq_vae(
-    content_NE: Tensor, config: RqVaeConfig, progress: Callable[[int, int], None] | None = None
-) -> RqVae:
+def fit_rq_vae(content_NE: Tensor, config: RqVaeConfig, progress: Progress = quietly) -> RqVae:
     """Trains on float32 [N, E]; the same seed and thread count give the same codes.
 
     The global random state is left as it was. Raises ValueError without vectors.
@@ -182,8 +181,7 @@ def fit_rq_vae(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             model.follow(codes_BL, residual_LBZ, generator)
-        if progress is not None:
-            progress(step + 1, config.num_steps)
+        progress("fit RQ-VAE", step + 1, config.num_steps)
     return model.eval()
 
 

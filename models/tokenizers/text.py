@@ -4,7 +4,7 @@ all-MiniLM-L6-v2 as sentence-transformers runs it: at most 256 word pieces, mean
 It knows strings; which text describes an item is `item_text`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.device import autocast, compute_dtype
+from models.progress import Progress, quietly
 
 TEXT_DIM = 384
 _MAX_WORD_PIECES = 256
@@ -49,16 +50,15 @@ class TextEmbedder:
         model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._model = model.to(self._device).eval()
 
-    def embed_many(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """L2-normalised vectors, float32 [N, 384] on the CPU; `progress(done, total)` after each batch."""
+    def embed_many(self, texts: Sequence[str], progress: Progress = quietly) -> Tensor:
+        """L2-normalised vectors, float32 [N, 384] on the CPU; `progress` after each batch."""
         vector_NE = torch.empty(len(texts), TEXT_DIM)
         # of like length together: a batch is as slow as its longest text
         order_N = np.argsort([len(text) for text in texts], kind="stable")
         for begin in range(0, len(texts), _BATCH_SIZE):
             index_n = order_N[begin : begin + _BATCH_SIZE]
             vector_NE[torch.from_numpy(index_n)] = self._embed([texts[n] for n in index_n])
-            if progress is not None:
-                progress(begin + len(index_n), len(texts))
+            progress("embed items", begin + len(index_n), len(texts))
         return vector_NE
 
     @torch.inference_mode()

@@ -22,14 +22,12 @@ from models.measures.ranking_metrics import ranking_metrics
 from models.networks.config import ModelConfig
 from models.networks.item_identities import room_for
 from models.networks.recommender import GenerativeRecommender
+from models.progress import Progress, quietly
 from models.sequences.holdout import HoldoutCases
 from models.sequences.user_sequences import UserSequences
 from models.sequences.windows import TrainingBatch, TrainingWindows
 from models.training.config import TrainConfig
 from models.training.objective import GeneratorLoss, Objective
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""`progress(stage, steps done, steps in all, metrics)`; the validation figures stand after each epoch."""
 
 CPU = torch.device("cpu")
 WARMUP_STEPS = 100
@@ -44,7 +42,7 @@ def train_recommender(
     config_train: TrainConfig,
     *,
     validation: EventBatch,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
     time_share: Callable[[], float] | None = None,
     make_recommender: Callable[[ModelConfig], GenerativeRecommender] = GenerativeRecommender,
 ) -> GenerativeRecommender:
@@ -82,7 +80,7 @@ class _Run:
         events: EventBatch,
         validation: EventBatch,
         config: TrainConfig,
-        progress: Progress | None,
+        progress: Progress,
         time_share: Callable[[], float] | None,
     ) -> None:
         self.recommender = recommender
@@ -182,8 +180,7 @@ class _Run:
         return loss
 
     def _report(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total, dict(self.metrics))
+        self.progress(f"{stage} recommender", done, total, dict(self.metrics))
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -26,6 +26,7 @@ from models.decoding.generation import generate
 from models.device import autocast, compute_dtype
 from models.measures.ranking_metrics import ranking_metrics
 from models.networks.ranker import Ranker, RankingBatch, RankingTargets, action_labels, ranking_loss
+from models.progress import Progress, quietly
 from models.ranking.pipeline import Pipeline, with_live
 from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
@@ -43,9 +44,6 @@ AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
 # Under a time limit, the collecting of candidates ends at this share of it.
 _COLLECT_UNTIL = 0.7
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""`progress(stage, steps done, steps in all, metrics)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def fit_ranker(
     *,
     stream: EventBatch,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
     time_share: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """Fits `pipeline`'s ranker to predict `held_out` from `known`, in place, and returns what it reached.
@@ -108,7 +106,7 @@ def fit_examples(
     *,
     random: np.random.Generator,
     validation_share: float = VALIDATION_SHARE,
-    progress: Progress | None = None,
+    progress: Progress = quietly,
     is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """`fit_ranker` with examples that were collected before, None where nobody proposed the item."""
@@ -131,8 +129,7 @@ def fit_examples(
             break
         trained.one_round()
         reached = _validate(pipeline, trained.average, validation)
-        if progress is not None:
-            progress("fit ranker", round_ + 1, MAX_ROUNDS, reached)
+        progress("fit ranker", round_ + 1, MAX_ROUNDS, reached)
         if reached["ndcg@10"] > best["ndcg@10"]:
             best, best_weights, num_worse = reached, copy.deepcopy(trained.average.state_dict()), 0
             continue
@@ -148,7 +145,7 @@ def collect_examples(
     cases: HoldoutCases,
     events: EventBatch,
     follower: StatisticsFollower,
-    progress: Progress | None,
+    progress: Progress,
     *,
     is_over: Callable[[], bool] = lambda: False,
 ) -> list[Example | None]:
@@ -188,8 +185,7 @@ def collect_examples(
                     action_1A=label_BA[b : b + 1],
                 )
             )
-        if progress is not None:
-            progress("collect candidates", int(part[-1]) + 1, len(cases), {})
+        progress("collect candidates", int(part[-1]) + 1, len(cases))
     return examples
 
 

@@ -10,7 +10,7 @@ from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceServicer
 from services.errors import NotReady
 from services.generator.serving import GeneratorServing
 from services.model_host.micro_batches import MicroBatcher
-from services.wire.validation import MAX_K, Violations
+from services.wire.validation import MAX_K, RequestCheck
 
 
 class GeneratorServicer(GeneratorServiceServicer):
@@ -37,10 +37,10 @@ class GeneratorServicer(GeneratorServiceServicer):
 
 
 def _validate(request: GenerateRequest) -> None:
-    found = Violations()
-    found.size(request.num_candidates, "num_candidates", MAX_K)
-    found.size(request.beam, "beam", MAX_K)
-    found.history(request.history)
-    found.ids(request.exclude_item_ids, "exclude_item_ids")
-    found.sources(request.disabled_sources)
-    found.done()
+    check = RequestCheck()
+    check.size(request.num_candidates, "num_candidates", MAX_K)
+    check.size(request.beam, "beam", MAX_K)
+    check.history(request.history)
+    check.ids(request.exclude_item_ids, "exclude_item_ids")
+    check.sources(request.disabled_sources)
+    check.done()

@@ -13,7 +13,7 @@ from services.errors import NotReady
 from services.model_host.micro_batches import MicroBatcher
 from services.ranker.serving import RankerServing
 from services.rpc.clients import time_left
-from services.wire.validation import Violations
+from services.wire.validation import RequestCheck
 
 # How long a request that began on a release waits for it here: loading takes about that long.
 _MAX_WAIT_S = 1.0
@@ -56,10 +56,10 @@ class RankerServicer(RankerServiceServicer):
 
 
 def _validate(request: RankRequest) -> None:
-    found = Violations()
-    found.history(request.history)
-    found.candidates(request.candidates)
-    found.ids(request.exclude_item_ids, "exclude_item_ids")
-    found.sources(request.disabled_sources)
-    found.time(request.request_time_ms, "request_time_ms")
-    found.done()
+    check = RequestCheck()
+    check.history(request.history)
+    check.candidates(request.candidates)
+    check.ids(request.exclude_item_ids, "exclude_item_ids")
+    check.sources(request.disabled_sources)
+    check.time(request.request_time_ms, "request_time_ms")
+    check.done()

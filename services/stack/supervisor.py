@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from models.progress import Progress, quietly
 from services.errors import BackendUnavailable
 from services.releases.publisher import ReleasePublisher
 from services.releases.store import open_release_store, release_store
@@ -29,7 +30,6 @@ from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
 
 _FORMER_BROKER_FILE = "kafka.json"
-Progress = Callable[[str, int, int], None]
 
 _START_TIMEOUT_S = 120.0
 _POLL_INTERVAL_S = 0.2
@@ -62,23 +62,22 @@ class Stack:
         """The services that are down at present and will be started again."""
         return sorted(self._down)
 
-    async def start(self, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
+    async def start(self, progress: Progress = quietly, say: Callable[[str], None] | None = None) -> None:
         """Returns when every service answers, or is known not to; `say` gets a line for each that does not.
 
         Raises BackendUnavailable where nothing can be served (a port is taken, the broker does not come up),
         and then nothing is left running. From then on who dies is started again, until `stop`.
         """
-        report = progress or (lambda stage, num_done, num_total: None)
         self._say = say or self._say
         open_release_store(self.settings.store.releases_url)
         check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
-            await self._start_broker(report)
+            await self._start_broker(progress)
             for name in SERVICES:
                 await self.start_service(name)
             for name in self.processes:
                 self._keepers[name] = asyncio.ensure_future(self._keep(name))
-            await self._wait_serving("services live", "liveness", SERVICES, report)
+            await self._wait_serving("services live", "liveness", SERVICES, progress)
             live = (await asyncio.to_thread(ReleasePublisher(self.settings).list)).live_id
             self.has_release = bool(live)
             if live:
@@ -91,7 +90,7 @@ class Stack:
                         "or promote one that `headrace release list` shows as loadable"
                     )
                 else:
-                    await self._wait_serving("services ready", "", SERVING, report)
+                    await self._wait_serving("services ready", "", SERVING, progress)
         except BaseException:
             await self.stop()
             raise
@@ -124,10 +123,9 @@ class Stack:
             self._say(f"{path} cannot be written: {error.strerror}")
             return Path(os.devnull).open("ab")
 
-    async def wait_ready(self, progress: Progress | None = None) -> None:
+    async def wait_ready(self, progress: Progress = quietly) -> None:
         """Returns when every serving service has loaded a live release and is warm."""
-        report = progress or (lambda stage, num_done, num_total: None)
-        await self._wait_serving("services ready", "", SERVING, report)
+        await self._wait_serving("services ready", "", SERVING, progress)
 
     async def _keep(self, name: str) -> None:
         """Starts a service again whenever it ends; never returns."""
@@ -166,8 +164,8 @@ class Stack:
     ) -> None:
         await self.stop()
 
-    async def _start_broker(self, report: Progress) -> None:
-        report("broker", 0, 1)
+    async def _start_broker(self, progress: Progress) -> None:
+        progress("broker", 0, 1)
         broker = self.settings.broker
         if self._embedded_broker:
             former = self.settings.store.broker_path / _FORMER_BROKER_FILE
@@ -184,7 +182,7 @@ class Stack:
             num_partitions=broker.num_partitions,
             replication_factor=broker.replication_factor,
         )
-        report("broker", 1, 1)
+        progress("broker", 1, 1)
 
     async def _wait_broker(self, bootstrap: str) -> None:
         deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
@@ -217,18 +215,18 @@ class Stack:
         )
 
     async def _wait_serving(
-        self, stage: str, health_name: str, names: tuple[str, ...], report: Progress
+        self, stage: str, health_name: str, names: tuple[str, ...], progress: Progress
     ) -> None:
         """Returns when all serve, or when the time is up or the others are down; says who does not."""
         loop = asyncio.get_running_loop()
         deadline, all_down_since = loop.time() + _START_TIMEOUT_S, None
         waiting = set(names)
-        report(stage, 0, len(names))
+        progress(stage, 0, len(names))
         while waiting:
             for name in sorted(waiting):
                 if await is_serving(self.settings.endpoints.address(name), health_name):
                     waiting.discard(name)
-                    report(stage, len(names) - len(waiting), len(names))
+                    progress(stage, len(names) - len(waiting), len(names))
             all_down_since = (all_down_since or loop.time()) if waiting and waiting <= self._down else None
             has_given_up = all_down_since is not None and loop.time() - all_down_since > _PATIENCE_WITH_DEAD_S
             if waiting and (has_given_up or loop.time() > deadline):

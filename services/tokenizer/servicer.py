@@ -18,7 +18,7 @@ from protos.headrace.v1.tokenizer_pb2 import (
 from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
 from services.model_host.model_thread import ModelThread
 from services.tokenizer.serving import TokenizerServing
-from services.wire.validation import Violations
+from services.wire.validation import RequestCheck
 
 _MAX_IDS = 1_000
 
@@ -34,9 +34,9 @@ class TokenizerServicer(TokenizerServiceServicer):
         self, request: TokenizeRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> TokenizeResponse:
         """The live semantic IDs of known items."""
-        found = Violations()
-        found.ids(request.item_ids, "item_ids", _MAX_IDS)
-        found.done()
+        check = RequestCheck()
+        check.ids(request.item_ids, "item_ids", _MAX_IDS)
+        check.done()
         structlog.contextvars.bind_contextvars(release_id=self._serving.release_id)
         sids = await self._thread.answer(context, partial(self._serving.tokens, request.item_ids))
         return TokenizeResponse(sids=sids)
@@ -45,11 +45,11 @@ class TokenizerServicer(TokenizerServiceServicer):
         self, request: DetokenizeRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> DetokenizeResponse:
         """The items of semantic IDs, in order."""
-        found = Violations()
-        found.check(len(request.sids) <= _MAX_IDS, "sids", f"at most {_MAX_IDS} are taken")
+        check = RequestCheck()
+        check.that(len(request.sids) <= _MAX_IDS, "sids", f"at most {_MAX_IDS} are taken")
         for i, sid in enumerate(request.sids[:_MAX_IDS]):
-            found.check(len(sid.codes) > 0, f"sids[{i}].codes", "must be given")
-        found.done()
+            check.that(len(sid.codes) > 0, f"sids[{i}].codes", "must be given")
+        check.done()
         structlog.contextvars.bind_contextvars(release_id=self._serving.release_id)
         item_ids = await self._thread.answer(context, partial(self._serving.detokenize, request.sids))
         return DetokenizeResponse(item_ids=item_ids)

@@ -13,7 +13,7 @@ ends; a row of the same system, dataset, split and seed is replaced.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,8 +25,9 @@ from quality_ablations import ABLATIONS, ablation_rows
 from quality_data import Problem, load_problem
 from quality_published import published_rows
 from quality_report import report
-from quality_systems import SYSTEMS, Budget, Progress, Row
+from quality_systems import SYSTEMS, Budget, Row
 
+from models.progress import Progress
 from services.cli import terminal
 from streaming.errors import DatasetError
 
@@ -122,11 +123,7 @@ def store(rows: list[Row], *, threads: int | None, quick: bool) -> dict[str, Any
 def shown() -> Iterator[Progress]:
     """Progress bars, or lines where there is no terminal."""
     with terminal.progress_bars() as bars:
-
-        def progress(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            bars(stage, done, total, figures)
-
-        yield progress
+        yield bars
 
 
 def _arguments() -> argparse.Namespace:

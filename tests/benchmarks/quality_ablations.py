@@ -18,7 +18,7 @@ import numpy as np
 import quality_variants as variants
 import torch
 from quality_data import Problem
-from quality_systems import Budget, Progress, Row, row
+from quality_systems import Budget, Row, row
 
 from models.catalogue.index import CatalogueIndex
 from models.decoding.cpu_engine import CpuEngine
@@ -28,6 +28,7 @@ from models.measures.ranking_metrics import ranking_metrics, ranks_in_lists
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
+from models.progress import Progress
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
@@ -194,7 +195,7 @@ def _figures(
                 beam=problem.settings.search.beam,
             )  # fmt: skip
         done += len(chosen)
-        progress("validation", done, len(cases), {})
+        progress("validation", done, len(cases))
     names = ["beam", "fused"] + (["all_codes"] if ablation.all_codes else [])
     extra = {
         f"{name}_{metric}": value

@@ -18,11 +18,11 @@ from models.baselines.tiger import TigerConfig
 from models.baselines.tiger_training import train_tiger
 from models.evaluation.leave_one_out import evaluate_leave_one_out
 from models.measures.ranking_metrics import ranking_metrics
+from models.progress import Progress
 from models.sequences.holdout import HoldoutCases
 from models.tokenizers.rq_vae import RqVaeConfig
 
 Row = dict[str, Any]
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ def _fill(root: Path, dataset: Dataset, *, num_events: int, train_s: float) -> N
         with progress() as bars:
             tasks: dict[str, Any] = {}
 
-            def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            def show(stage: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
                 task = tasks.setdefault(
                     stage, bars.add_task(stage) if stage not in tasks else tasks.get(stage)
                 )

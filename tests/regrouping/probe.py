@@ -110,7 +110,7 @@ class World:
         curve: list[str] = []
 
         def progress(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-            curve.append(f"{stage} {done}/{total} {_floats(figures)}")
+            curve.append(f"{stage.split()[0]} {done}/{total} {_floats(figures)}")
 
         train = self.find("TrainConfig")(max_epochs=2, batch_positions=256)
         self.recommender = self.find("train_recommender")(

@@ -4,9 +4,10 @@ An item that was announced, or withdrawn by a tombstone, stays as it is there: t
 last, a folder what somebody once exported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from models.progress import Progress, quietly
 from streaming.clients.follow import read_to_end
 from streaming.messages.topics import ITEMS
 
@@ -25,9 +26,7 @@ def not_announced(bootstrap: str, items: "Sequence[Item]") -> "list[Item]":
     return [item for item in items if item.item_id not in known]
 
 
-def announce_items(
-    producer: "Producer", items: "Sequence[Item]", progress: Callable[[str, int, int], None]
-) -> None:
+def announce_items(producer: "Producer", items: "Sequence[Item]", progress: Progress = quietly) -> None:
     """Returns when the broker has all of `items`. Raises BrokerUnavailable, MalformedEvent."""
     for first in range(0, len(items), _CHUNK_ITEMS):
         part = items[first : first + _CHUNK_ITEMS]

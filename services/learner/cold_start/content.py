@@ -8,7 +8,7 @@ embedded: vectors of two origins have no common space. Which vectors can be comp
 hold anything.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from models.arrays import Float32Array
+from models.progress import Progress
 from models.tokenizers.content import TEXT, common_space, unit_vectors, vector_in
 from models.tokenizers.text import TextEmbedder, item_text
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.items_pb2 import Item
 from services.wire.translate import vectors_of
-
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""`progress(stage, number done, number in all, figures)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +87,7 @@ def _unusable(items: Sequence[Item], problems: Sequence[str]) -> list[str]:
 
 def _embedded(items: Sequence[Item], progress: Progress, notes: list[str]) -> Content:
     texts = [item_text(item.title, item.brand, item.categories) for item in items]
-    content_NE = TextEmbedder().embed_many(
-        texts, lambda done, total: progress("embed items", done, total, {})
-    )
+    content_NE = TextEmbedder().embed_many(texts, progress)
     return Content(content_NE=content_NE, kept=list(range(len(items))), modality=TEXT, notes=notes)
 
 

@@ -61,7 +61,7 @@ def announce_before(settings: Settings, items: Sequence[Item]) -> str:
 
     def announce() -> str:
         with Producer(bootstrap) as producer:
-            announce_items(producer, not_announced(bootstrap, items), lambda stage, done, total: None)
+            announce_items(producer, not_announced(bootstrap, items))
         return ReleasePublisher(settings).list().live_id
 
     return _patiently(announce)

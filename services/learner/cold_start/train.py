@@ -21,6 +21,7 @@ from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.online.learner import OnlineLearner
+from models.progress import Progress
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
@@ -32,7 +33,7 @@ from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
 from services.learner.checkpoints import CheckpointStore
-from services.learner.cold_start.content import Content, Progress, item_content
+from services.learner.cold_start.content import Content, item_content
 from services.learner.cold_start.deadline import Deadline
 from services.learner.cold_start.publish import Trained, announce_before, clear_remains, publish_training
 from services.learner.release_desk import new_release_id
@@ -152,7 +153,7 @@ def watched(progress: Progress, deadline: Deadline) -> Progress:
 
     first: dict[str, tuple[float, int]] = {}
 
-    def watch(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def watch(stage: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
         progress(stage, done, total, figures)
         # counted from the first report: before it, a model was loaded
         first_s, first_done = first.setdefault(stage, (deadline.used_s, done))
@@ -207,9 +208,7 @@ def _fit_catalogue(
             f"{len(items):,} items are more than the {room:,} that {config.num_levels} levels of "
             f"{config.codebook_size} codes can name: raise HEADRACE_CODEBOOK__CODEBOOK_SIZE"
         )
-    codebook = fit_codebook(
-        content.content_NE, settings.codebook, lambda done, total: progress("fit codebook", done, total, {})
-    )
+    codebook = fit_codebook(content.content_NE, settings.codebook, progress)
     catalogue = CatalogueIndex(codebook, modality=content.modality)
     announced_ms_N = np.array([item.announced_time_ms for item in items], dtype=np.int64)
     catalogue.add_many([item.item_id for item in items], content.content_NE, announced_ms_N)
@@ -265,7 +264,7 @@ def _train(
         fitted_config(settings, catalogue),
         settings.train,
         validation=held_out,
-        progress=lambda stage, done, total, figures: progress(f"{stage} recommender", done, total, figures),
+        progress=progress,
         time_share=deadline.until(_RECOMMENDER_UNTIL, reserve_s=reserve_s),
     )
     time_share = deadline.until(_RANKER_UNTIL, reserve_s=reserve_s)
@@ -293,12 +292,12 @@ def _read_and_learn(
     """The learner reads what was trained on and learns the newest events, or reads those too without time."""
     for begin, end in _chunks(past, settings):
         learner.observe_many(past.select(np.arange(begin, end)))
-        progress("read histories", end, len(past), {})
+        progress("read histories", end, len(past))
     time_share = deadline.until(_NEWEST_UNTIL)
     for begin, end in _chunks(held_out, settings):
         take = learner.learn_many if time_share() < 1.0 else learner.observe_many
         take(held_out.select(np.arange(begin, end)))
-        progress("learn the newest events", end, len(held_out), {})
+        progress("learn the newest events", end, len(held_out))
     # The ranker had been fitted on these very events: nothing that was scored here was a prediction.
     num_codes = learner.recommender.config.num_levels + 1
     learner.memory.quality = PrequentialQuality(settings.learner.quality_window, num_codes)

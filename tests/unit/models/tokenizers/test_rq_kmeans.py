@@ -66,9 +66,9 @@ def test_prefixes_come_nearest_first_and_each_once() -> None:
 
 
 def test_progress_and_wrong_input() -> None:
-    seen: list[tuple[int, int]] = []
-    fit_codebook(clustered(), SMALL, lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+    seen: list[tuple[str, int, int]] = []
+    fit_codebook(clustered(), SMALL, lambda *report: seen.append(report[:3]))
+    assert seen == [("fit codebook", 1, 2), ("fit codebook", 2, 2)]
     with pytest.raises(ValueError, match="at least one"):
         fit_codebook(torch.zeros(0, 6), SMALL)
     with pytest.raises(ValueError, match="finite"):

@@ -28,11 +28,11 @@ def embedder() -> TextEmbedder:
 
 def test_vectors_are_unit_length_in_the_order_of_the_texts(embedder: TextEmbedder) -> None:
     texts = ["red nail polish that lasts and shines", "", "car tyre", "crimson nail lacquer"] * 20
-    seen: list[tuple[int, int]] = []
-    vectors = embedder.embed_many(texts, lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    vectors = embedder.embed_many(texts, lambda *report: seen.append(report[:3]))
     assert vectors.shape == (80, TEXT_DIM)
     assert vectors.dtype == torch.float32
-    assert seen == [(64, 80), (80, 80)]
+    assert seen == [("embed items", 64, 80), ("embed items", 80, 80)]
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(80))
     torch.testing.assert_close(vectors[:4], embedder.embed_many(texts[:4]), atol=0.01, rtol=0)
     similarity = vectors[:4] @ vectors[:4].T

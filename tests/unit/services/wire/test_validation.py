@@ -5,17 +5,17 @@ import pytest
 from protos.headrace.v1.events_pb2 import HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates
 from services.errors import InvalidRequest
-from services.wire.validation import MAX_IDS, MAX_TIME_MS, Violations
+from services.wire.validation import MAX_IDS, MAX_TIME_MS, RequestCheck
 
 
-def fields(found: Violations) -> list[str]:
+def fields(found: RequestCheck) -> list[str]:
     with pytest.raises(InvalidRequest) as caught:
         found.done()
     return [field for field, _ in caught.value.violations]
 
 
 def test_a_good_request_passes() -> None:
-    found = Violations()
+    found = RequestCheck()
     found.size(0, "k", 512)
     found.size(512, "beam", 512)
     found.history([HistoryEvent(item_id="a", action=2, event_time_ms=1)])
@@ -27,7 +27,7 @@ def test_a_good_request_passes() -> None:
 
 
 def test_all_violations_are_named() -> None:
-    found = Violations()
+    found = RequestCheck()
     found.size(-1, "k", 512)
     found.history([HistoryEvent(item_id="a" * 257, action=0, event_time_ms=-1)])
     found.candidates(Candidates(item_ids=["", "b"], source_masks=[2, 1], beam_scores=[float("inf"), 0.0]))
@@ -47,6 +47,6 @@ def test_all_violations_are_named() -> None:
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
-    found = Violations()
+    found = RequestCheck()
     found.candidates(Candidates(item_ids=["a", "b"], source_masks=[2]))
     assert fields(found) == ["candidates"]
