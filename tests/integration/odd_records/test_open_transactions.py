@@ -102,7 +102,7 @@ def test_what_an_open_transaction_hides_is_lag(kafka_container: str, tmp_path: P
             settings,
             LearnerPosition(live_release_id="r", offsets=begin),
             is_known=lambda item_id: True,
-            insert=lambda sid: None,
+            insert_many=lambda sids: None,
         )
         with stream:
             with open_transaction(kafka_container, held, commits=commits):
