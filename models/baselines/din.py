@@ -49,7 +49,7 @@ class DinRanker(nn.Module):
         self.output = nn.Linear(second, 1 + NUM_ACTIONS)
 
     def forward(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
-        """Scores all candidates; `item_ND` are the generator's item representations by row (detached)."""
+        """Scores all candidates; `item_ND` float32, the generator's item representations by row, detached."""
         history = batch.history
         event_BTD = self.item(functional.embedding(history.item_BT.clamp(min=0), item_ND))
         event_BTD = event_BTD + self.action_embedding(history.action_BT)

@@ -23,7 +23,7 @@ _ROUNDING = 1e-4
 
 
 class NearestIndex:
-    """Vectors of up to N rows, known by row; a row may be replaced, and rows be added at the end."""
+    """Vectors known by row; rows may be replaced, and added at the end."""
 
     def __init__(self, width: int) -> None:
         self._num_rows = 0
@@ -66,11 +66,12 @@ class NearestIndex:
         allowed_N: BoolArray,
         exclude: Sequence[Int64Array] | None = None,
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each query the rows with its `k` highest products and those, highest first, ties by row.
+        """For each float32 query the int64 rows with its `k` highest products and those, highest first, ties
+        by row.
 
-        `vector_ND` are the vectors that were put in, float32. Of rows that `allowed_N` forbids or a query's
-        `exclude` names (-1 is nobody) none is found, so there may be fewer than k. A query's result does
-        not depend on the others. Raises ValueError for a k below 1.
+        `vector_ND` are the vectors that were put in, float32. Rows that `allowed_N` (bool) forbids or a
+        query's `exclude` names (-1 is ignored) are never found, so there may be fewer than k. A query's
+        result does not depend on the others. Raises ValueError for a k below 1.
         """
         if k < 1:
             raise ValueError("k must be at least 1")
