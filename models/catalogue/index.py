@@ -192,7 +192,7 @@ class CatalogueIndex:
         """The index of `to_table`; raises IncompatibleCheckpoint when it does not belong to this codebook."""
         try:
             metadata = table.schema.metadata or {}
-            # releases of before did not say their modality
+            # older releases do not name their modality
             modality = metadata.get(b"modality", b"").decode()
             index = cls(codebook, int(metadata[b"num_disambiguation"]), modality=modality)
         except (KeyError, ValueError) as error:

@@ -15,7 +15,7 @@ from models.catalogue.index import CatalogueIndex
 from models.decoding.nearest import NearestIndex
 from models.networks.recommender import GenerativeRecommender
 
-# Encoded together: what is made on the way is larger than the rows themselves.
+# Rows encoded together: the intermediate results are larger than the rows themselves.
 _PART_ROWS = 8_192
 
 

@@ -16,7 +16,7 @@ from models.arrays import BoolArray, Float32Array, Int8Array, Int64Array
 from models.kernels.nearest_cpu import dot_products, upper_bounds
 
 _MAX_CODE = 127
-# So many times k products are computed at first; where the bounds leave a doubt, four times as many.
+# This many times k products are computed at first; where the bounds leave a doubt, four times as many.
 _SHORT_LIST, _LONGER = 4, 4
 # What a float32 sum of products may be off by, as a share of both lengths: enough for 800 numbers.
 _ROUNDING = 1e-4

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.arrays import Float64Array
 
 K = 10
-# A user is cold before so many events, an item new before so many engagements.
+# A user is cold before this many events, an item new before this many wishes.
 COLD_USER_EVENTS = 5
 NEW_ITEM_EVENTS = 5
 SEGMENTS = ("all", "warm_user", "cold_user", "old_item", "new_item", "repeat")

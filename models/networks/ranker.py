@@ -25,7 +25,7 @@ from models.networks.recommender import NUM_GAP_BUCKETS, gap_bucket
 from models.networks.softmax_trunk import SoftmaxTrunk
 
 RATING, LIKE = ACTION_NAMES.index("rating"), ACTION_NAMES.index("like")
-# A rating of so many stars also counts as a like.
+# A rating of this many stars or more also counts as a like.
 LIKE_FROM_STARS = 4.0
 NUM_HIDDEN = 128
 # Fixed scales: dense logits are cosines over a temperature near 0.07, log-probabilities of a SID -2 to -16.

@@ -17,7 +17,7 @@ from models.ranking.live_statistics import LiveStatistics
 NUM_COOCCURRING = 60
 NUM_TRENDING = 40
 NUM_NEW = 40
-# An item is new for so long after its announcement, and while it had fewer engagements than this.
+# An item is new for this long after its announcement, and while it has fewer wishes than this.
 NEW_FOR_MS = 14 * 86_400_000
 NEW_UNTIL_EVENTS = 5
 

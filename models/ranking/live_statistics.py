@@ -31,9 +31,9 @@ from models.ranking.hottest import COLD, Hottest
 from models.sequences.dedupe import DedupeWindow, hash_id
 
 _MS = 1000.0
-# In so many windows a user's wishes for one item count: whoever spreads them over a year is one user, too.
+# The windows in which a user's wishes for one item count: spread over a year, they are still one user's.
 _MAX_COUNTED_WINDOWS = 3
-# So many of the hottest items are kept at hand; a request asks for fewer.
+# This many of the hottest items are kept at hand; a request asks for fewer.
 _NUM_HOT = 512
 
 

@@ -2,9 +2,9 @@
 
 Rajput et al., "Recommender systems with generative retrieval" (NeurIPS 2023), section 3.1, on the residual
 quantiser of Zeghidour et al. (2021): an MLP encoder, L codebooks over the residuals of its latent, an MLP
-decoder, straight-through gradients. The codebooks follow their members by moving averages, start at
-k-means centroids, and a code that nothing uses is put onto a random residual. The first steps train the
-MLPs alone: codes that start in the latents of random weights are left behind by them.
+decoder, straight-through gradients. The codebooks follow their members by moving averages, start at k-means
+centroids, and a code that nothing uses is put onto a random residual. The first steps train the MLPs alone:
+codes placed in the latents of random weights are left behind when the weights move.
 
 It knows vectors and codes. Headrace's own tokens (`models/tokenizers/rq_kmeans.py`) need no network.
 
