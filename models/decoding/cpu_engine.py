@@ -85,8 +85,7 @@ class CpuEngine:
     def decode(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
     ) -> SearchResult:
-        """The `k` most probable available items for each state (float32 [B, D]), by beam search over the
-        trie.
+        """The `k` most probable available items for each float32 state, by beam search over the trie.
 
         Rows in `exclude` (int64, one array for each request) are not among them. Raises ValueError for a k or
         beam below 1.

@@ -46,11 +46,10 @@ class ItemTable:
     def nearest(
         self, query_BD: Tensor, k: int, *, allowed_N: BoolArray, exclude: Sequence[Int64Array] | None = None
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each float32 query the int64 rows of the `k` dense vectors with the highest products, and those
+        """For each float32 query the int64 rows with the `k` highest products with dense vectors, and the
         products.
 
-        `allowed_N` bool. See `models.decoding.nearest.NearestIndex.search`; raises ValueError for a k below
-        1.
+        As `models.decoding.nearest.NearestIndex.search`, `allowed_N` bool; raises ValueError for a k below 1.
         """
         vector_ND = self.vector_ND
         if self._nearest is None:

@@ -66,8 +66,8 @@ class NearestIndex:
         allowed_N: BoolArray,
         exclude: Sequence[Int64Array] | None = None,
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each float32 query the int64 rows with its `k` highest products and those, highest first, ties
-        by row.
+        """For each float32 query the int64 rows with its `k` highest products and those, best first, ties by
+        row.
 
         `vector_ND` are the vectors that were put in, float32. Rows that `allowed_N` (bool) forbids or a
         query's `exclude` names (-1 is ignored) are never found, so there may be fewer than k. A query's

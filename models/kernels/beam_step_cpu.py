@@ -105,8 +105,7 @@ def count_hidden(
     node_NC: npt.NDArray[np.int32],
     num_nodes_C: Int64Array,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """For each level the keys and counts of `Hidden`, int64 [C, X], and how many of them there are, int64
-    [C].
+    """For each level the keys and counts of `Hidden`, int64 [C, X], and how many there are, int64 [C].
 
     Rows that are not available are hidden anyway, and -1 is no row; a row that is named twice counts once.
     """

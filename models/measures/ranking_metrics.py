@@ -29,7 +29,8 @@ def recall_at(rank_N: Ranks, k: int) -> float:
 def ndcg_at(rank_N: Ranks, k: int) -> float:
     """Mean of 1 / log2(rank + 2) over all cases, 0 for a right item outside the first k; 0 without cases.
 
-    With one right item the ideal DCG is 1: rank 0 gives 1, rank 2 gives 1 / log2(4) = 0.5.
+    With one right item the ideal DCG (Järvelin and Kekäläinen, 2002) is 1: rank 0 gives 1, rank 2 gives 1 /
+    log2(4) = 0.5.
     """
     if not len(rank_N):
         return 0.0
@@ -50,8 +51,7 @@ def ranks_in_lists(listed_NK: Int64Array, target_N: Int64Array) -> Ranks:
 
 
 def ranks_of_targets(logits_NM: Tensor, target_N: Tensor) -> Ranks:
-    """The rank of each target column (int64 [N]) among all columns of floating logits; excluded ones hold
-    -inf.
+    """The int64 rank of each target column among all columns of floating logits; excluded ones hold -inf.
 
     Ties count half against the target (rounded down), so that a model that scores everything alike gets the
     middle of the list and not its top. An excluded target has rank -1.
