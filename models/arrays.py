@@ -1,4 +1,4 @@
-"""The names of array types; what the letters of a shape mean stands in `models.batch`."""
+"""The names of array types; `models.batch` says what the letters of a shape mean."""
 
 import numpy as np
 import numpy.typing as npt

@@ -30,7 +30,7 @@ class EventBatch:
     """N events in stream order, one column per field.
 
     `event_ids` and `user_ids` are strings; `item_N` int64 rows, all known (>= 0); `action_N` int64;
-    `time_ms_N` int64; `value_N` float64.
+    `time_ms_N` int64; `value_N` float64. Raises ValueError for columns of different lengths.
     """
 
     event_ids: Sequence[str]
@@ -52,12 +52,12 @@ class EventBatch:
 
     @property
     def is_wish_N(self) -> npt.NDArray[np.bool_]:
-        """Which events are wishes for their items."""
+        """Which events are wishes for their items, bool [N]."""
         return ~np.isin(self.action_N, list(PASSIVE_ACTIONS))
 
     @property
     def is_aversion_N(self) -> npt.NDArray[np.bool_]:
-        """Which events turn their items down."""
+        """Which events turn their items down, bool [N]."""
         is_aversion_N: npt.NDArray[np.bool_] = self.action_N == SKIP
         return is_aversion_N
 
@@ -67,7 +67,7 @@ class EventBatch:
         return [f"{user}\n{event}" for user, event in zip(self.user_ids, self.event_ids, strict=True)]
 
     def select(self, index_N: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "EventBatch":
-        """The events at `index_N` (positions or a mask), in that order."""
+        """The events at `index_N` (integer positions, or a bool mask of all N), in that order."""
         positions = np.arange(len(self))[index_N]
         return EventBatch(
             event_ids=[self.event_ids[i] for i in positions],

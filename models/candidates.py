@@ -48,7 +48,7 @@ class Candidates:
         return len(self.row_M)
 
     def select(self, keep_M: BoolArray) -> "Candidates":
-        """Those that are to be kept, in their order."""
+        """The candidates that `keep_M` (bool [M]) is true for, in their order."""
         if keep_M.all():
             return self
         return Candidates(
@@ -83,7 +83,7 @@ def unite(proposals: Sequence[Candidates]) -> Candidates:
 
 
 def proposed_by(source: Source, row_M: Int64Array) -> Candidates:
-    """Rows proposed by one source, without scores."""
+    """The int64 rows [M], proposed by one source; both float32 scores are NaN."""
     unknown_M = np.full(len(row_M), np.nan, dtype=np.float32)
     return Candidates(
         row_M=row_M,

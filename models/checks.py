@@ -1,4 +1,4 @@
-"""What settings must be, said where they are made."""
+"""What settings must be, checked where they are made."""
 
 
 def require(ok: bool, message: str) -> None:

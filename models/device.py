@@ -12,7 +12,7 @@ import torch
 
 _PROBE_SIZE = 384
 _NUM_PROBES = 20
-# of slow products so many are enough: on a busy machine one of them may only have been interrupted
+# this many slow products are enough: on a busy machine a single one may only have been interrupted
 _MIN_PROBES = 4
 
 

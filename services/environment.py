@@ -1,8 +1,8 @@
 """Which `HEADRACE_*` variables of the environment are settings, and what a misspelt one was meant to be.
 
 Kubernetes gives every container the addresses of the Services in its namespace. Those of a Service named
-headrace, or headrace-gateway, begin as settings do; they are told by their whole shape, name and value, and
-passed over.
+headrace, or headrace-gateway, begin as settings do; they are recognised by their whole shape, name and value,
+and passed over.
 """
 
 import difflib

@@ -1,7 +1,8 @@
 """How log lines look: structlog for our own, the same format for every library's.
 
-JSON on stdout; colours when stdout is a terminal. A line that cannot be written, on a full disk for one, is
-counted and lost: what it tells of was done, and must not fail for it. Knows nothing of what is logged.
+JSON on stdout; colours when stdout is a terminal. A line that cannot be written, on a full disk for example,
+is counted and lost: what it reports has been done, and must not fail because of it. Knows nothing of what is
+logged.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system: glibc keeps what it may need again, which others need now."""
+"""Gives free memory back to the system: glibc keeps it for later, and other processes need it now."""
 
 import ctypes
 

@@ -1,7 +1,8 @@
 """Header names of any bytes: both clients decode them as UTF-8 and fail on others, before we see the record.
 
 Kafka's protocol says UTF-8, and no broker checks it: librdkafka writes what it is given. A client that fails
-inside a batch never gets past it, at no start. So a name that is none is read with its bytes escaped.
+inside a batch never gets past it, not even after a restart. So a name that is not UTF-8 is read with its
+bytes escaped.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
 """Atomic directories of tensors, tables and metadata; nothing in them can execute anything.
 
-Each group of tensors is one safetensors file, each table one Arrow file; `manifest.json` names them
-all with sha256 and size, and carries the metadata and a hash of itself. What the tensors mean belongs
-to `models/artifacts/release.py` and `models/online/learner.py`.
+Each group of tensors is one safetensors file, each table one Arrow file; `manifest.json` names them all with
+sha256 and size, and carries the metadata and a hash of itself. What the tensors mean belongs to
+`models/artifacts/release.py` and `models/online/learner_state.py`.
 
-A directory appears whole or not at all: it is written under a temporary name, synced, and renamed.
-It is never written again; a checkpoint that is replaced is a new numbered directory.
+A directory appears whole or not at all: it is written under a temporary name, synced, and renamed. It is
+never written again; a checkpoint that is replaced is a new numbered directory.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ _PART_NUMBERS = 1 << 20
 class Checkpoint:
     """What was saved, verified; tensors are on the CPU.
 
-    Who takes a group or a table over may remove it: a large one need not be in memory twice.
+    Whoever takes over a group or a table may remove it here, so that a large one is not in memory twice.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -66,11 +66,12 @@ def save(
     tables: Mapping[str, pa.Table],
     meta: Mapping[str, JsonValue],
 ) -> Manifest:
-    """Writes a new directory, whole and on the disk when this returns.
+    """Writes a new directory, whole and on the disk when this returns; tensors of any shape and dtype.
 
-    Group and table names are lower-case letters, digits, _ and -. Raises FileExistsError if the
-    directory exists, IncompatibleCheckpoint("non_finite") for a NaN or infinity in a tensor or table,
-    ValueError for one in `meta`; OSError (a full disk, say) leaves nothing behind but what was there.
+    Group and table names are lower-case letters, digits, _ and -. Raises FileExistsError if the directory
+    exists, IncompatibleCheckpoint("unsafe_name") for any other name and ("non_finite") for a NaN or infinity
+    in a tensor or table, ValueError for one in `meta`; an OSError (a full disk, say) leaves nothing new
+    behind.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; a checkpoint is never written again")
@@ -135,7 +136,7 @@ def numbered(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest numbered checkpoint under `root`, verified by nobody; None when there is none."""
+    """The newest numbered checkpoint under `root`, not verified; None when there is none."""
     present = numbered(root)
     return present[-1] if present else None
 
@@ -240,7 +241,7 @@ def _written(path: Path) -> FileEntry:
 
 
 def sync_directory(directory: Path) -> None:
-    """Returns when what was made or renamed in a directory is on the disk."""
+    """Returns once everything that was made or renamed in a directory is on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

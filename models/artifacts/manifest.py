@@ -1,7 +1,7 @@
 """What a checkpoint consists of, as its `manifest.json` says: files with their hashes, and metadata.
 
-Needs no torch: who only asks what there is pays for nothing else. Writing and reading the files themselves is
-`models/artifacts/checkpoint.py`.
+Needs no torch, so a caller that only asks what is there does not pay for it. Writing and reading the files
+themselves is `models/artifacts/checkpoint.py`'s.
 """
 
 import hashlib

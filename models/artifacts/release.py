@@ -140,9 +140,10 @@ def _network(checkpoint: Checkpoint, name: str, make: Callable[[], _Network]) ->
 
 
 class _AtMost(TorchFunctionMode):
-    """Lets a network be built of so many numbers in all, and a little more: no config can ask for much.
+    """Lets a network be built of about so many numbers in all, so that no config can ask for much more.
 
-    Building it on the `meta` device first says as much, and imports 870 modules: 2 s and 75 MB a process.
+    Building it on the `meta` device first would do the same, but imports 870 modules: 2 s and 75 MB a
+    process.
     """
 
     def __init__(self, num_numbers: int) -> None:

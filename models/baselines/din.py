@@ -1,9 +1,9 @@
 """A target-attention ranker to compare with: DIN, on the very inputs of ours.
 
-Zhou et al., 2018, "Deep Interest Network for Click-Through Rate Prediction": what a candidate wakes up in
-a history is the sum of its events, each weighed by a small network that sees the event and the candidate
-(the local activation unit; no softmax, so that a strong interest stays strong). Owns the network only; the
-input batch, the labels and the losses are `models.networks.ranker`'s.
+Zhou et al., 2018, "Deep Interest Network for Click-Through Rate Prediction": the interest that a candidate
+activates in a history is the sum of its events, each weighed by a small network that sees the event and the
+candidate (the local activation unit; no softmax, so that a strong interest stays strong). Owns the network
+only; the input batch, the labels and the losses are `models.networks.ranker`'s.
 
 Shapes: B requests, T history, M candidates, A actions, F live features, D width, W width of the unit.
 """
@@ -49,7 +49,7 @@ class DinRanker(nn.Module):
         self.output = nn.Linear(second, 1 + NUM_ACTIONS)
 
     def forward(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
-        """Scores all candidates; `item_ND` are the generator's item representations by row (detached)."""
+        """Scores all candidates; `item_ND` float32, the generator's item representations by row, detached."""
         history = batch.history
         event_BTD = self.item(functional.embedding(history.item_BT.clamp(min=0), item_ND))
         event_BTD = event_BTD + self.action_embedding(history.action_BT)

@@ -53,7 +53,7 @@ def tiger_t5(num_codes: int = 4, codebook_size: int = 256, *, seed: int = 0) -> 
 
 
 def code_tokens(codes_XC: Tensor, codebook_size: int) -> Tensor:
-    """The token of each code, int64 [.., C]: every level has its own, and the pad token comes before all."""
+    """The token of each code, int64 [.., C]: every level has its own, and the pad token precedes all."""
     first_C = _FIRST_CODE_TOKEN + torch.arange(codes_XC.shape[-1]) * codebook_size
     return codes_XC + first_C
 
@@ -88,7 +88,10 @@ class HfDecoder:
 
     @torch.no_grad()
     def search(self, tokens_BS: Tensor, mask_BS: Tensor, *, k: int, beam: int) -> Decoded:
-        """The `k` best of `beam` >= k beams; a token's probability is among the whole vocabulary."""
+        """The `k` best of `beam` >= k beams; a token's probability is among the whole vocabulary.
+
+        `tokens_BS` int64 and `mask_BS` bool, as `history_tokens` gives them.
+        """
         model: Any = self.model  # generate() is typed for a protocol that T5 does not meet
         found = model.generate(
             input_ids=tokens_BS,

@@ -89,7 +89,7 @@ class Tiger(nn.Module):
         _cheap_dropout(self.t5)
 
     def forward(self, item_BT: Tensor, user_B: Tensor, target_BT: Tensor) -> Tensor:
-        """Mean over targets of -log p(codes), in nats.
+        """Mean over targets of -log p(codes), a float32 scalar in nats.
 
         `item_BT` int64 rows, right-padded with -1; `user_B` int64 user tokens; `target_BT` int64 the row that
         follows each position, -1 where there is none.
@@ -112,7 +112,10 @@ class Tiger(nn.Module):
     def search(
         self, item_BT: Tensor, user_B: Tensor, *, k: int, beam: int, exclude: list[Int64Array]
     ) -> Found:
-        """The `k` best items of each history by beam search over codes that exist."""
+        """The `k` best items of each history by beam search over codes that exist.
+
+        `item_BT` and `user_B` as in `forward`; `exclude` int64 rows (>= 0) for each history.
+        """
         encoded_BSD, _, real_BS = self._encode(item_BT, user_B)
 
         def code_logits(prefix_BKl: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ class Tiger(nn.Module):
 
 
 def additive(allowed: Tensor) -> Tensor:
-    """A boolean mask as what is added to attention logits: 0 where allowed, very low elsewhere."""
+    """A bool mask as what is added to attention logits, float32: 0 where allowed, very low elsewhere."""
     return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min / 2)
 
 

@@ -26,7 +26,10 @@ class Found:
 
 
 class CodeTable:
-    """The prefixes of N distinct code tuples: in sorted order, the children of a node stand together."""
+    """The prefixes of N distinct code tuples (int64): in sorted order, the children of a node stand together.
+
+    Raises ValueError if two items have the same codes.
+    """
 
     def __init__(self, codes_NC: Tensor) -> None:
         codes = codes_NC.numpy()
@@ -51,7 +54,7 @@ class CodeTable:
             raise ValueError("two items have the same codes")
 
     def children(self, depth: int, node_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Children [B, K, F] of nodes of `depth`, and which are there, bool; F is the most that one has."""
+        """Children int64 [B, K, F] of nodes of `depth`, and which exist, bool; F is the most that one has."""
         begin_BK, end_BK = self.begin[depth][node_BK], self.begin[depth][node_BK + 1]
         most = int((end_BK - begin_BK).max())
         child_BKF = begin_BK[..., None] + torch.arange(most)
@@ -70,7 +73,8 @@ def search_codes(
 ) -> Found:
     """The `k` best items of each request, fewer where there are fewer in the beams.
 
-    `code_logits` takes int64 prefixes [B, K, l] and gives [B, K, V]. `exclude` holds rows for each request.
+    `code_logits` takes int64 prefixes [B, K, l] and gives floating [B, K, V]. `exclude` holds int64 rows (>=
+    0) for each request.
     """
     hidden_BN = torch.zeros(batch_size, len(table.row_N), dtype=torch.bool)
     for b, rows in enumerate(exclude):

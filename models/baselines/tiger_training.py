@@ -102,11 +102,11 @@ def train_tiger(
     minutes: float,
     progress: Progress = quietly,
 ) -> TrainedTiger:
-    """Fits tokens to the items' content, then trains for at most `minutes` or `max_epochs`.
+    """Fits tokens to the items' content (float32 [N, E]), then trains for at most `minutes` or `max_epochs`.
 
     `events` and `validation` are on rows of `content_NE`. The checkpoint with the best NDCG@10 on a fixed
-    sample of the validation events stays. The global random state is left as it was.
-    Raises NonFiniteLoss when the loss stops being a number.
+    sample of the validation events stays. The global random state is left as it was. Raises ValueError
+    without content, NonFiniteLoss when the loss stops being a number.
     """
     rq_vae = fit_rq_vae(content_NE, codes, progress)
     codes_NC = with_last_code(rq_vae.encode(content_NE), seed=codes.seed)

@@ -21,7 +21,10 @@ from models.baselines.hf_decode import PAD, Decoded, code_tokens
 
 
 class DenseTrie:
-    """`child_PV[c]` int32: the number of the longer prefix (of the row, at the last level), -1 for none."""
+    """`child_PV[c]` int32: the number of the longer prefix (of the row, at the last level), -1 for none.
+
+    Raises ValueError if two items have the same codes.
+    """
 
     def __init__(self, codes_NC: Tensor, codebook_size: int) -> None:
         self.codebook_size = codebook_size
@@ -151,7 +154,7 @@ class TorchDecoder:
         return bias.to(self.dtype)
 
     def encode(self, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """The encoder's output, [B, S, D]."""
+        """The encoder's output, [B, S, D] in `dtype`, of int64 tokens and their bool mask."""
         hidden_mask = torch.zeros(mask_BS.shape, dtype=self.dtype).masked_fill(~mask_BS, -torch.inf)
         length = tokens_BS.shape[1]
         bias_BHSS = self._relative_bias("encoder", length, length) + hidden_mask[:, None, None, :]
@@ -164,7 +167,7 @@ class TorchDecoder:
         return self._norm(x_BSD, self._norm_D["encoder"])
 
     def start(self, encoded_BSD: Tensor) -> list[_Cache]:
-        """Each layer's cache before the first token."""
+        """Each layer's cache before the first token, in the decoder's `dtype`."""
         caches = []
         for layer in self._decoder:
             assert layer.cross_kv_DF2 is not None
@@ -174,7 +177,12 @@ class TorchDecoder:
         return caches
 
     def step(self, token_BK: Tensor, caches: list[_Cache], mask_B11S: Tensor) -> Tensor:
-        """Logits [B, K, W] after one more token of each beam, whose keys and values join the caches."""
+        """Logits [B, K, W] in `dtype` after one more token (int64) of each beam, whose keys and values join
+        the caches.
+
+        `mask_B11S` (in `dtype`, too) is added to the cross-attention's logits: 0 for a real token, -inf for
+        padding.
+        """
         x_BKD = self._embedding_WD[token_BK]
         num_tokens = caches[0].key_BHKlE.shape[3] + 1
         bias_1H1l = self._relative_bias("decoder", 1, num_tokens)

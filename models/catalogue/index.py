@@ -71,7 +71,7 @@ class CatalogueIndex:
 
     @property
     def available_N(self) -> npt.NDArray[np.bool_]:
-        """Which items may be recommended, bool [N]; write through `set_available` only."""
+        """Which items may be recommended, bool [N]; change it by `set_available` only."""
         return self._available_N[: len(self)]
 
     @property
@@ -92,9 +92,9 @@ class CatalogueIndex:
         return self.trie.row_of(codes)
 
     def can_answer(self, row_M: Int64Array) -> npt.NDArray[np.bool_]:
-        """Whether each row is an available item whose semantic ID leads to it, bool [M].
+        """Whether each row (int64 [M]) is an available item whose semantic ID leads to it, bool [M].
 
-        True of whatever a search returns: asked of answers, so that a fault is counted and not shown.
+        True of whatever a search returns: answers are checked so that a fault is counted instead of shown.
         """
         inside_M = (row_M >= 0) & (row_M < len(self))
         safe_M = np.where(inside_M, row_M, 0)
@@ -112,10 +112,10 @@ class CatalogueIndex:
         self._available_N[row] = available
 
     def assign(self, content_E: Tensor) -> tuple[int, ...]:
-        """The C codes that a new item with this content gets; nothing is reserved.
+        """The C codes that a new item with this content (float32 [E]) gets; nothing is reserved.
 
-        When the nearest prefix is full, the next-nearest centroid of the last level is taken (then of
-        the level before). Raises PrefixFull when there is no free code at all.
+        When the nearest prefix is full, the next-nearest centroid of the last level is taken (then of the
+        level before). Raises PrefixFull when there is no free code at all, ValueError for another E.
         """
         prefix = tuple(self.codebook.encode(content_E[None])[0].tolist())
         return self._assign_under(prefix, content_E)
@@ -131,8 +131,9 @@ class CatalogueIndex:
     ) -> int:
         """Adds an item, or updates its content and availability; returns its row.
 
-        `content_E` float32 [E]. The first known `announced_ms` stays. Raises ValueError when the codes
-        belong to another item, or the item has others: SIDs are stable inside a codebook version.
+        `content_E` float32 [E]. The first known `announced_ms` (since the Unix epoch, 0 for unknown) stays.
+        Raises ValueError when the content is of another width or not finite, when the codes are no SID or
+        belong to another item, or when the item has other codes: SIDs are stable inside a codebook version.
         """
         codes = tuple(int(code) for code in codes)
         if content_E.shape != (self.codebook.content_dim,):
@@ -155,9 +156,10 @@ class CatalogueIndex:
         return row
 
     def add_many(self, item_ids: Sequence[str], content_NE: Tensor, announced_ms_N: Int64Array) -> None:
-        """Assigns codes to new items and adds them, in this order; float32 [N, E], int64 [N].
+        """Assigns codes to new items and adds them, in this order; float32 [N, E], int64 [N] (ms).
 
-        Raises ValueError when an id is already there, PrefixFull when no code is left.
+        Raises ValueError when an id is already there or content is not finite, PrefixFull when no code is
+        left; the items before that one stay.
         """
         prefix_NL = self.codebook.encode(content_NE).tolist()
         for n, (item_id, prefix) in enumerate(zip(item_ids, prefix_NL, strict=True)):
@@ -187,10 +189,10 @@ class CatalogueIndex:
 
     @classmethod
     def from_table(cls, table: pa.Table, codebook: Codebook) -> "CatalogueIndex":
-        """The index of `to_table`; raises IncompatibleCheckpoint when it is none of this codebook."""
+        """The index of `to_table`; raises IncompatibleCheckpoint when it does not belong to this codebook."""
         try:
             metadata = table.schema.metadata or {}
-            # releases of before did not say their modality
+            # older releases do not name their modality
             modality = metadata.get(b"modality", b"").decode()
             index = cls(codebook, int(metadata[b"num_disambiguation"]), modality=modality)
         except (KeyError, ValueError) as error:

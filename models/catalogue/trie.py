@@ -44,7 +44,10 @@ class Trie:
         return self._num_rows
 
     def insert(self, codes: Sequence[int], row: int, *, available: bool = True) -> None:
-        """Adds the next row, which must be `len(self)`; raises ValueError if the codes are taken."""
+        """Adds the next row, which must be `len(self)`.
+
+        Raises ValueError for another row, codes that are no SID, or codes that are taken.
+        """
         if row != self._num_rows:
             raise ValueError(f"row {row} is not the next, {self._num_rows}")
         if len(codes) != self.num_codes or not all(0 <= code < self.codebook_size for code in codes):

@@ -17,7 +17,8 @@ MAX_TAIL = 1_024
 
 
 def grown(buffer: np.ndarray, size: int) -> np.ndarray:
-    """The buffer, or one a quarter longer with the same beginning, that holds `size` rows."""
+    """The buffer, or a longer one (by a quarter at least) with the same beginning and zeros behind it, that
+    holds `size` rows; dtype and further dimensions stay."""
     if size <= len(buffer):
         return buffer
     longer = np.zeros((max(size, len(buffer) + len(buffer) // 4, 16), *buffer.shape[1:]), buffer.dtype)
@@ -40,7 +41,7 @@ class SparseLevel:
         return self._num_children
 
     def descend(self, parent: int, code: int) -> int:
-        """The child, made when it is new."""
+        """The child; it is made if it is new."""
         child = self.find(parent, code)
         if child is None:
             child = self._num_children
@@ -82,7 +83,7 @@ class SparseLevel:
         return int(self._child_N[at]) if at < end and self._code_N[at] == code else None
 
     def level(self, live_N: Int32Array) -> Level:
-        """The edges as they are now, sharing this level's memory."""
+        """The edges as they are now, sharing this level's memory; `live_N` int32 counts by child."""
         return Level(self._offset_P, self._code_N, self._child_N, *self._sorted_tail(), live_N)
 
     def copy(self) -> "SparseLevel":

@@ -18,7 +18,7 @@ from models.ranking.features import feature_table
 
 
 def precompile() -> None:
-    """One search of each kind among three items, training's mask, the features of one item."""
+    """Runs one search of each kind among three items, training's mask, and the features of one item."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(

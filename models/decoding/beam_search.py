@@ -35,7 +35,10 @@ _NOTHING = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Beams:
-    """At most K prefixes of each request; padding has the score -inf, and comes last."""
+    """At most K prefixes of each request; padding has the score -inf, and comes last.
+
+    `prefix_BKl` and `node_BK` int64, `score_BK` float32 log-probabilities.
+    """
 
     prefix_BKl: Int64Array
     node_BK: Int64Array
@@ -78,13 +81,14 @@ def beam_search(
     """The k best items of each request, or all that there are when they are fewer.
 
     `code_logits` takes int64 prefixes [Q, l] (l from 0 to C - 1) and the requests [Q] they are of, and gives
-    logits [Q, V]; it is asked only about prefixes with more than one child. `beam` prefixes are kept after
-    every code but the last. `exclude` holds int64 rows for each request that must not be returned; -1
-    and repeats are ignored. A subtree with nothing left to return takes no beam; what is excluded keeps
+    floating logits [Q, V]; it is asked only about prefixes with more than one open child. `beam` prefixes are
+    kept after every code but the last. `exclude` holds int64 rows for each request that must not be returned;
+    -1 and repeats are ignored. A subtree with nothing left to return takes no beam; what is excluded keeps
     its share of the probability.
 
-    With a beam as large as the catalogue the result is exact. A request's result does not depend on
-    the rest of its batch, as far as `code_logits` does not. Raises ValueError for a k or beam below 1.
+    With a beam as large as the catalogue the result is exact. A request's result does not depend on the rest
+    of its batch, as far as `code_logits` does not. Raises ValueError for a k or beam below 1, or where
+    `exclude` has not one entry for each request.
     """
     if k < 1 or beam < 1:
         raise ValueError("k and beam must be at least 1")

@@ -103,8 +103,9 @@ class CapturedDecode:
     def __call__(self, state_BD: Tensor, exclude: Sequence[Int64Array] = ()) -> tuple[Tensor, Tensor]:
         """Rows (int64 [B, k], -1 where fewer were found) and scores (float32 [B, k], -inf there), best first.
 
-        `exclude` holds rows for each request, or is empty; -1 and repeats are ignored. Raises ValueError
-        for more requests, or more rows excluded from one, than this was made for.
+        `exclude` holds int64 rows for each request, or is empty; -1 and repeats are ignored. Raises
+        ValueError for more requests, or more rows excluded from one, than this was made for, and where
+        `exclude` has not one entry for each request.
         """
         batch_size = len(state_BD)
         if batch_size > self.sizes.batch_size:

@@ -85,7 +85,11 @@ class CpuEngine:
     def decode(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
     ) -> SearchResult:
-        """The `k` most probable available items for each state, by beam search over the trie."""
+        """The `k` most probable available items for each float32 state, by beam search over the trie.
+
+        Rows in `exclude` (int64, one array for each request) are not among them. Raises ValueError for a k or
+        beam below 1.
+        """
         with self._inference.precision():
             decoding = self._inference.tables.start(state_BD)
             return beam_search(
@@ -101,20 +105,23 @@ class CpuEngine:
     def nearest(
         self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """The `k` available items with the highest dense logit for each state, exact."""
+        """The `k` available items with the highest dense logit for each state (float32 [B, D]), exact.
+
+        Int64 rows and float32 logits, highest first, for each request. Raises ValueError for a k below 1.
+        """
         query_BD = self._recommender.dense_queries(state_BD).float()
         return self._table.nearest(query_BD, k, allowed_N=self.catalogue.available_N, exclude=exclude)
 
     @torch.no_grad()
     def dense_logits(self, state_BD: Tensor, row_BM: Tensor | None = None) -> Tensor:
-        """The dense logits of rows for each state, [B, M], or of all rows, [B, N]."""
+        """Dense logits, float32 [B, M], of rows (int64, each >= 0) for each state; [B, N] of all rows."""
         query_BD = self._recommender.dense_queries(state_BD).float()
         if row_BM is None:
             return query_BD @ self._table.vector_ND.T
         return (self._table.vector_ND[row_BM] @ query_BD[:, :, None])[:, :, 0]
 
     def rank(self, batch: RankingBatch) -> RankerOutput:
-        """Scores all candidates of all requests in one pass."""
+        """Scores all candidates of all requests in one pass; raises ValueError if loaded without a ranker."""
         if self._ranker is None:
             raise ValueError("this engine was loaded without a ranker")
         item_ND = self._table.item_ND  # outside: what is encoded here is also learned from

@@ -55,12 +55,11 @@ class Engine(Protocol):
         ...
 
     def put_items(self, row_M: Sequence[int]) -> None:
-        """These rows of the catalogue have another content than before. New rows need no word."""
+        """Tells it that the content of these catalogue rows changed. New rows need no announcement."""
         ...
 
     def states(self, history: HistoryBatch) -> UserStates:
-        """The users' states now, ready to be extended by their next events; without events the empty
-        state."""
+        """The users' states now, ready to be extended; without events the empty state."""
         ...
 
     def extend(self, states: UserStates, new: HistoryBatch) -> UserStates:
@@ -72,8 +71,8 @@ class Engine(Protocol):
     ) -> SearchResult:
         """The `k` most probable available items for each state (float32 [B, D]), with `beam` prefixes kept.
 
-        Rows in `exclude` (one int64 array for each request, -1 is nobody) are not among them.
-        Raises ValueError for a k or beam below 1.
+        Rows in `exclude` (one int64 array for each request, -1 ignored) are not among them. Raises ValueError
+        for a k or beam below 1.
         """
         ...
 
@@ -82,15 +81,18 @@ class Engine(Protocol):
     ) -> list[tuple[Int64Array, Float32Array]]:
         """The `k` available items with the highest dense logit for each state, and those logits, exact.
 
-        Highest first, ties by row; fewer where there are no more. Raises ValueError for a k below 1.
+        Int64 rows and float32 logits for each request, highest first, ties by row; fewer where there are no
+        more. Raises ValueError for a k below 1.
         """
         ...
 
     def dense_logits(self, state_BD: Tensor, row_BM: Tensor | None = None) -> Tensor:
-        """The dense logits of rows (int64 [B, M], each >= 0) for each state, float32 [B, M]; [B, N] of
-        all."""
+        """Dense logits, float32 [B, M], of rows (int64, each >= 0) for each state; [B, N] of all rows."""
         ...
 
     def rank(self, batch: RankingBatch) -> RankerOutput:
-        """Scores all candidates of all requests in one pass, without gradients."""
+        """Scores all candidates of all requests in one pass, without gradients.
+
+        Raises ValueError if it was loaded without a ranker.
+        """
         ...

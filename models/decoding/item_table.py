@@ -15,7 +15,7 @@ from models.catalogue.index import CatalogueIndex
 from models.decoding.nearest import NearestIndex
 from models.networks.recommender import GenerativeRecommender
 
-# Encoded together: what is made on the way is larger than the rows themselves.
+# Rows encoded together: the intermediate results are larger than the rows themselves.
 _PART_ROWS = 8_192
 
 
@@ -33,22 +33,23 @@ class ItemTable:
 
     @property
     def item_ND(self) -> Tensor:
-        """Representations of all rows, float32 without gradient."""
+        """Representations of all rows, float32 [N, D] without gradient."""
         self._sync()
         return self._item_ND[: self._num_encoded]
 
     @property
     def vector_ND(self) -> Tensor:
-        """Dense vectors of all rows, float32 without gradient."""
+        """Dense vectors of all rows, float32 [N, D] without gradient."""
         self._sync()
         return self._vector_ND[: self._num_encoded]
 
     def nearest(
         self, query_BD: Tensor, k: int, *, allowed_N: BoolArray, exclude: Sequence[Int64Array] | None = None
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each query the rows of the `k` dense vectors with the highest products, and those products.
+        """For each float32 query the int64 rows with the `k` highest products with dense vectors, and the
+        products.
 
-        See `models.decoding.nearest.NearestIndex.search`.
+        As `models.decoding.nearest.NearestIndex.search`, `allowed_N` bool; raises ValueError for a k below 1.
         """
         vector_ND = self.vector_ND
         if self._nearest is None:

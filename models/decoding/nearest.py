@@ -16,14 +16,14 @@ from models.arrays import BoolArray, Float32Array, Int8Array, Int64Array
 from models.kernels.nearest_cpu import dot_products, upper_bounds
 
 _MAX_CODE = 127
-# So many times k products are computed at first; where the bounds leave a doubt, four times as many.
+# This many times k products are computed at first; where the bounds leave a doubt, four times as many.
 _SHORT_LIST, _LONGER = 4, 4
 # What a float32 sum of products may be off by, as a share of both lengths: enough for 800 numbers.
 _ROUNDING = 1e-4
 
 
 class NearestIndex:
-    """Vectors of up to N rows, known by row; a row may be replaced, and rows be added at the end."""
+    """Vectors known by row; rows may be replaced, and added at the end."""
 
     def __init__(self, width: int) -> None:
         self._num_rows = 0
@@ -66,11 +66,12 @@ class NearestIndex:
         allowed_N: BoolArray,
         exclude: Sequence[Int64Array] | None = None,
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each query the rows with its `k` highest products and those, highest first, ties by row.
+        """For each float32 query the int64 rows with its `k` highest products and those, best first, ties by
+        row.
 
-        `vector_ND` are the vectors that were put in, float32. Of rows that `allowed_N` forbids or a query's
-        `exclude` names (-1 is nobody) none is found, so there may be fewer than k. A query's result does
-        not depend on the others. Raises ValueError for a k below 1.
+        `vector_ND` are the vectors that were put in, float32. Rows that `allowed_N` (bool) forbids or a
+        query's `exclude` names (-1 is ignored) are never found, so there may be fewer than k. A query's
+        result does not depend on the others. Raises ValueError for a k below 1.
         """
         if k < 1:
             raise ValueError("k must be at least 1")

@@ -1,7 +1,7 @@
 """The leave-one-out protocol: train, then rank each user's last item, once, by every system.
 
 Owns the split, the order of the work and the report. Ranking the whole catalogue is
-`models/sequences/holdout.py`'s, training `models/training/offline.py`'s and
+`models/decoding/dense_ranks.py`'s, training `models/training/offline.py`'s and
 `models/training/ranker_fitting.py`'s; the whole path is answered by the functions that serve
 (`models/ranking/pipeline.py`).
 

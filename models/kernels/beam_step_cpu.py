@@ -68,7 +68,7 @@ def _open_children(
 
 @compiled
 def open_children(level: Level, node: int, codebook_size: int) -> tuple[Int64Array, Int64Array]:
-    """Codes and nodes of the children of one node that lead to an available item, by code."""
+    """Codes and nodes (int64) of the children of one node that lead to an available item, by code."""
     code_V = np.empty(codebook_size, np.int64)
     child_V = np.empty(codebook_size, np.int64)
     found = _open_children(level, node, codebook_size, code_V, child_V)
@@ -79,8 +79,8 @@ def open_children(level: Level, node: int, codebook_size: int) -> tuple[Int64Arr
 def branching_beams(
     level: Level, codebook_size: int, node_BK: Int64Array, score_BK: Float32Array
 ) -> tuple[Int64Array, Int64Array]:
-    """Which beams have a choice: flat positions [Q] of those with over one open child, and for every beam
-    its place among them, or -1: [B, K]."""
+    """Which beams have a choice: flat int64 positions [Q] of those with more than one open child, and for
+    every beam its place among them, or -1: int64 [B, K]. A beam with the score -inf is none."""
     code_V = np.empty(codebook_size, np.int64)
     child_V = np.empty(codebook_size, np.int64)
     place_BK = np.full(node_BK.shape, -1, np.int64)
@@ -105,9 +105,9 @@ def count_hidden(
     node_NC: npt.NDArray[np.int32],
     num_nodes_C: Int64Array,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """For each level the keys and counts of `Hidden`, [C, X], and how many of them there are, [C].
+    """For each level the keys and counts of `Hidden`, int64 [C, X], and how many there are, int64 [C].
 
-    Rows that are not available are hidden anyway, and -1 is no row; one that is named twice counts once.
+    Rows that are not available are hidden anyway, and -1 is no row; a row that is named twice counts once.
     """
     num_items, num_levels = len(available_N), len(num_nodes_C)
     pair_X = np.empty(len(row_X), np.int64)
@@ -240,7 +240,8 @@ def _child(level: Level, node: int, code: int, codebook_size: int) -> int:
 def mark_valid_codes(
     level: Level, codebook_size: int, node_X: Int64Array, code_X: Int64Array, valid_XV: npt.NDArray[np.bool_]
 ) -> None:
-    """Sets which codes may follow each node: those of open children, and `code_X` in any case."""
+    """Sets which codes may follow each node, in `valid_XV` (bool): those of open children, and `code_X`
+    (int64) in any case."""
     code_V = np.empty(codebook_size, np.int64)
     child_V = np.empty(codebook_size, np.int64)
     for x in range(len(node_X)):

@@ -66,7 +66,7 @@ def beam_step_reference(
     width: int,
     excluded: Excluded | None = None,
 ) -> BeamStep:
-    """`beam_step` in torch, on any device: all K x F places of a request, sorted."""
+    """`beam_step` in torch, on any device, with its dtypes: all K x F places of a request, sorted."""
     edge_BKF, live_BKF = _live_edges(node_BK, children)
     code_BKF, child_BKF = children.code_R[edge_BKF].long(), children.child_R[edge_BKF].long()
     logit_BKF = logits_BKV.float().gather(2, code_BKF)

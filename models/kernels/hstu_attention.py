@@ -70,7 +70,7 @@ def hstu_attention_reference(
     position_table_PH: Tensor,
     time_table_RH: Tensor,
 ) -> Tensor:
-    """`hstu_attention` in torch, one sequence after the other, every pair written down."""
+    """`hstu_attention` in torch, sequence by sequence and pair by pair: [N, H, E], of `q_NHE`'s dtype."""
     outs = [q_NHE[:0]]
     bounds = zip(offset_B1[:-1].tolist(), offset_B1[1:].tolist(), num_candidates_B.tolist(), strict=True)
     for begin, end, num_candidates in bounds:

@@ -32,7 +32,7 @@ def embed_items(
 def embed_items_reference(
     codes_NC: Tensor, content_NE: Tensor, code_embedding_CVD: Tensor, weight_DE: Tensor, bias_D: Tensor
 ) -> Tensor:
-    """`embed_items` in torch, on any device."""
+    """`embed_items` in torch, on any device: [N, D], of the weights' dtype."""
     item_ND = functional.linear(content_NE.to(weight_DE.dtype), weight_DE, bias_D)
     for level, table_VD in enumerate(code_embedding_CVD):
         item_ND = item_ND + table_VD[codes_NC[:, level]]

@@ -20,9 +20,10 @@ def upper_bounds(
     residual_N: Float32Array,
     allowed_N: BoolArray,
 ) -> Float32Array:
-    """What each dot product is at most, -inf for a row that is not allowed: float32 [B, N].
+    """An upper bound of each dot product, -inf for a row that is not allowed: float32 [B, N].
 
-    A row is `code * scale` and something of length `residual` that is left over (Cauchy-Schwarz).
+    A row is `code * scale` plus a remainder of length `residual`, whose product is at most both lengths
+    (Cauchy-Schwarz).
     """
     num_queries, width = query_BD.shape
     bound_BN = np.empty((num_queries, len(code_ND)), np.float32)
@@ -46,7 +47,7 @@ def upper_bounds(
 
 @compiled_fast
 def dot_products(query_D: Float32Array, vector_ND: Float32Array, row_S: Int64Array) -> Float32Array:
-    """Those of one query with some rows: float32 [S]."""
+    """The dot products of one query with some rows of a table: float32 [S]."""
     product_S = np.empty(len(row_S), np.float32)
     for s in range(len(row_S)):
         total = np.float32(0.0)

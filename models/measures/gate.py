@@ -24,9 +24,9 @@ def gate(
 ) -> GateDecision:
     """Passes a candidate that is not significantly worse than the live release by more than `tolerance`.
 
-    Both arrays hold one figure per event (1 for a hit), in the same order. Pairing removes what is hard
-    or easy about an event for both: with 1,000 events, 30 won and 20 lost, the difference is +.010 with a
-    standard error of .007. Fewer than `min_events` decide nothing, and do not pass. Raises ValueError
+    Both arrays (float64 [N]) hold one figure per event (1 for a hit), in the same order. Pairing removes what
+    is hard or easy about an event for both: with 1,000 events, 30 won and 20 lost, the difference is +.010
+    with a standard error of .007. Fewer than `min_events` decide nothing, and do not pass. Raises ValueError
     when the arrays differ in length.
     """
     if len(candidate_hits) != len(live_hits):

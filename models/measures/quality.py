@@ -17,7 +17,7 @@ from torch import Tensor
 from models.arrays import Float64Array
 
 K = 10
-# A user is cold before so many events, an item new before so many engagements.
+# A user is cold before this many events, an item new before this many wishes.
 COLD_USER_EVENTS = 5
 NEW_ITEM_EVENTS = 5
 SEGMENTS = ("all", "warm_user", "cold_user", "old_item", "new_item", "repeat")
@@ -151,7 +151,7 @@ class PrequentialQuality:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """All of it."""
+        """Windows, curve and open point as float64 tensors, for a checkpoint."""
         tensors = {segment: _tensor(rows, _FIGURES) for segment, rows in self._recent.items()}
         return tensors | {
             "prefix_hits": _tensor(self._prefix_hits, self.num_codes),
@@ -161,7 +161,7 @@ class PrequentialQuality:
 
     @classmethod
     def from_state(cls, window: int, num_codes: int, tensors: dict[str, Tensor]) -> "PrequentialQuality":
-        """The figures that `state` described."""
+        """The figures that `state` described (float64 tensors); raises KeyError where one is missing."""
         quality = cls(window, num_codes)
         quality._recent = {segment: tensors[segment].tolist() for segment in SEGMENTS}
         quality._prefix_hits = tensors["prefix_hits"].tolist()
@@ -188,21 +188,21 @@ class PairedHits:
         del self._pairs[: -self.window]
 
     def clear(self) -> None:
-        """Another release is live."""
+        """Forgets all pairs: another release went live."""
         self._pairs = []
 
     def columns(self) -> tuple[Float64Array, Float64Array]:
-        """Hits of the learner and of the live release."""
+        """Hits of the learner and of the live release, 0 or 1, each float64 [N]."""
         pairs = np.asarray(self._pairs, dtype=np.float64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
     def state(self) -> dict[str, Tensor]:
-        """All of it."""
+        """All pairs, float64 [N, 2]."""
         return {"pairs": _tensor(self._pairs, 2)}
 
     @classmethod
     def from_state(cls, window: int, tensors: dict[str, Tensor]) -> "PairedHits":
-        """The pairs that `state` described."""
+        """The pairs that `state` described (float64 [N, 2])."""
         paired = cls(window)
         paired._pairs = tensors["pairs"].tolist()
         return paired

@@ -17,7 +17,7 @@ Ranks = Int64Array
 
 
 def hits(rank_N: Ranks, k: int) -> BoolArray:
-    """Whether each right item is among the first k."""
+    """Whether each right item is among the first k, bool [N]."""
     return np.asarray((rank_N >= 0) & (rank_N < k))
 
 
@@ -29,7 +29,8 @@ def recall_at(rank_N: Ranks, k: int) -> float:
 def ndcg_at(rank_N: Ranks, k: int) -> float:
     """Mean of 1 / log2(rank + 2) over all cases, 0 for a right item outside the first k; 0 without cases.
 
-    With one right item the ideal DCG is 1: rank 0 gives 1, rank 2 gives 1 / log2(4) = 0.5.
+    With one right item the ideal DCG (Järvelin and Kekäläinen, 2002) is 1: rank 0 gives 1, rank 2 gives 1 /
+    log2(4) = 0.5.
     """
     if not len(rank_N):
         return 0.0
@@ -44,16 +45,16 @@ def ranking_metrics(rank_N: Ranks, ks: Sequence[int] = (5, 10)) -> dict[str, flo
 
 
 def ranks_in_lists(listed_NK: Int64Array, target_N: Int64Array) -> Ranks:
-    """The position of each target row in its list (padded with -1), -1 where it is missing."""
+    """Where each target row (int64 [N]) is in its list (int64 [N, K], padded with -1); -1 if missing."""
     match_NK = (listed_NK == target_N[:, None]) & (target_N >= 0)[:, None]
     return np.where(match_NK.any(axis=1), match_NK.argmax(axis=1), -1)
 
 
 def ranks_of_targets(logits_NM: Tensor, target_N: Tensor) -> Ranks:
-    """The rank of each target column among all columns; excluded columns hold -inf.
+    """The int64 rank of each target column among all columns of floating logits; excluded ones hold -inf.
 
-    Ties count half against the target (rounded down), so that a model that scores everything alike
-    gets the middle of the list and not its top. An excluded target has rank -1.
+    Ties count half against the target (rounded down), so that a model that scores everything alike gets the
+    middle of the list and not its top. An excluded target has rank -1.
     """
     target_logit_N1 = logits_NM.gather(1, target_N[:, None])
     better_N = (logits_NM > target_logit_N1).sum(1)
@@ -63,7 +64,7 @@ def ranks_of_targets(logits_NM: Tensor, target_N: Tensor) -> Ranks:
 
 
 def hierarchical_recall(prefix_NKl: Int64Array, codes_NC: Int64Array) -> float:
-    """The share of cases where a beam holds the right first l codes; beams padded with -1 never match."""
+    """The share of cases where a beam holds the right first l codes (int64); beams of -1 never match."""
     length = prefix_NKl.shape[2]
     if not len(prefix_NKl):
         return 0.0

@@ -14,13 +14,14 @@ from models.networks.trunk_cache import TrunkCache
 class Trunk(Protocol):
     """A causal network over the positions of a history, one for each event; an `nn.Module`.
 
-    Positions come in as vectors, right-padded, with the times of their events (int64, ms); what stands in the
-    padding has no influence. The three ways to a state agree: `extend` of a `prefill` equals the `prefill` of
-    the longer history, which equals the last state of the whole pass.
+    Positions come in as float vectors, right-padded, with the times of their events (int64, ms) and the
+    lengths of the histories (int64 [B]); what stands in the padding has no influence. There are three ways to
+    a state, and they agree: `extend` of a `prefill` equals the `prefill` of the longer history, which equals
+    the last state of the whole pass.
     """
 
     def __call__(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
-        """The state after each event, float [B, T, D]; zero past a history's length (int64 [B])."""
+        """The state after each event, floating, [B, T, D]; zero past the end of a history."""
         ...
 
     def forward_candidates(
@@ -31,24 +32,24 @@ class Trunk(Protocol):
         candidate_BMD: Tensor,
         candidate_time_ms_B: Tensor,
     ) -> Tensor:
-        """The output of each candidate as if it alone were the next event, float [B, M, D].
+        """The output of each candidate as if it alone were the next event, floating, [B, M, D].
 
         Candidates see the whole valid history, which may be empty, and themselves, never each other (the
-        M-FALCON mask of Zhai et al., 2024, "Actions speak louder than words").
+        M-FALCON mask of Zhai et al., 2024, "Actions speak louder than words"). `candidate_time_ms_B` int64.
         """
         ...
 
     def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
-        """The state after the last event of each history, float [B, D], and what `extend` goes on from.
+        """The state after the last event of each history, floating, [B, D], and the cache for `extend`.
 
         T >= 1; for an empty history the state means nothing.
         """
         ...
 
     def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
-        """One more event for each history: the state after it, float [B, D], and the longer cache.
+        """One more event for each history: the state after it, floating, [B, D], and the longer cache.
 
-        `cache` stays as it was.
+        `time_ms_B` int64. `cache` stays as it was.
         """
         ...
 

@@ -26,7 +26,7 @@ class ByteDropout(nn.Module):
         self.num_kept_of_256 = 256 - round(256 * rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of any shape: itself in evaluation, elements dropped and the rest scaled up in training."""
+        """`x` (floating, any shape) in evaluation; in training, elements dropped and the rest scaled up."""
         if not self.training or self.num_kept_of_256 == 256:
             return x
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
@@ -36,7 +36,10 @@ class ByteDropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Softmax attention with an additive bias, over positions or from candidates to positions."""
+    """Softmax attention with an additive bias, over positions or from candidates to positions.
+
+    All tensors are floating; outputs have the dtype that the projections run in.
+    """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class Attention(nn.Module):
         self.project_out = nn.Linear(d_model, d_model)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [B, H, T, E] of `x` [B, T, D]."""
+        """Query, key and value, each [B, H, T, E], of `x` [B, T, D]; T may be M candidates."""
         batch, width, d_model = x.shape
         split = self.project_in(x).view(batch, width, 3, self.num_heads, d_model // self.num_heads)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
@@ -56,12 +59,17 @@ class Attention(nn.Module):
         return merged
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias_HTT: Tensor) -> Tensor:
-        """Each position attends to all, `bias_HTT` (-inf where it must not) being added to the logits."""
+        """The output [B, T, D] of each position attending to all: `q`, `k`, `v` [B, H, T, E], `bias_HTT`
+        (-inf where a position must not look) is added to the logits."""
         bias = bias_HTT.to(q.dtype).expand(q.shape[0], -1, -1, -1)
         return self._merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
     def append(self, own: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, bias_BHT: Tensor) -> Tensor:
-        """Each candidate attends to T >= 0 positions, with `bias_BHT`, and to itself: [B, M, D]."""
+        """Each candidate attends to T >= 0 positions and to itself: [B, M, D].
+
+        `own` are the candidates' query, key and value [B, H, M, E], `k` and `v` those of the positions [B, H,
+        T, E]; `bias_BHT` is added to the logits of the positions.
+        """
         q_c, k_c, v_c = own
         scale = q_c.shape[-1] ** -0.5
         to_history = (q_c @ k.transpose(2, 3)) * scale + bias_BHT[:, :, None, :]
@@ -71,7 +79,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: attention, then a feed-forward `ffn_ratio` times as wide."""
+    """One pre-norm transformer block: attention, then a feed-forward `ffn_ratio` times as wide.
+
+    All tensors are floating; the residual stream keeps the dtype of the input.
+    """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, ffn_ratio: int = FFN_RATIO) -> None:
         super().__init__()
@@ -84,21 +95,21 @@ class Block(nn.Module):
         self.dropout = ByteDropout(dropout)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of what this block gets."""
+        """Query, key and value [B, H, T, E] of the normed input `x` [B, T, D]."""
         projected: tuple[Tensor, Tensor, Tensor] = self.attention.project(self.attention_norm(x))
         return projected
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The second half of the block, its residual included."""
+        """The second half of the block with its residual; `x` [..., D], and so is the result."""
         out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return out
 
     def forward(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
-        """Positions in, positions out."""
+        """Positions [B, T, D] in, positions [B, T, D] out; `bias_HTT` is added to the attention logits."""
         return self.attend(x_BTD, self.project(x_BTD), bias_HTT)
 
     def attend(self, x_BTD: Tensor, projected: tuple[Tensor, Tensor, Tensor], bias_HTT: Tensor) -> Tensor:
-        """`forward` with the positions' own query, key and value at hand."""
+        """`forward` for a caller that has `project(x_BTD)` already: [B, T, D]."""
         return self.feed_forward(x_BTD + self.dropout(self.attention(*projected, bias_HTT)))
 
     def append(
@@ -109,5 +120,6 @@ class Block(nn.Module):
         v: Tensor,
         bias_BHT: Tensor,
     ) -> Tensor:
-        """Candidates in, candidates out; `own` is their projection, `k` and `v` are the history's."""
+        """Candidates [B, M, D] in, candidates [B, M, D] out; `own` is their projection, `k` and `v` [B, H, T,
+        E] are the history's."""
         return self.feed_forward(candidate_BMD + self.dropout(self.attention.append(own, k, v, bias_BHT)))

@@ -64,7 +64,8 @@ class DepthDecoder(nn.Module):
         return dropped
 
     def forward(self, state_ND: Tensor, codes_NC: Tensor) -> Tensor:
-        """Teacher-forced logits [N, C, V] for `codes_NC` int64; code c is predicted from those before it."""
+        """Teacher-forced logits [N, C, V], in the dtype of matrix products, for `codes_NC` int64 and
+        `state_ND` floating; code c is predicted from those before it."""
         token_NCD = self._tokens(self.start(state_ND), codes_NC[:, :-1])
         hidden_CND = self.norm(self.block(token_NCD, self.causal_CC[None])).transpose(0, 1)
         logits_CNV = torch.baddbmm(self.output_bias[:, None], hidden_CND, self.output_weight)
@@ -90,7 +91,7 @@ class DecoderTables:
 
     @cached_property
     def arrays(self) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Query, key and value as `attend_prefix` takes them."""
+        """Query, key and value as `attend_prefix` takes them: contiguous float32 [C - 1, V, D]."""
         query, key, value = (
             np.ascontiguousarray(table.numpy()) for table in (self.query_lVD, self.key_lVD, self.value_lVD)
         )
@@ -98,7 +99,7 @@ class DecoderTables:
 
     @torch.no_grad()
     def start(self, state_BD: Tensor) -> "Decoding":
-        """Begins the decoding of B requests."""
+        """Begins the decoding of B requests from their states, floating, [B, D]."""
         decoder = self.decoder
         start_BD = decoder.start(state_BD) + decoder.level_embedding[0]
         # a token that sees itself alone attends with weight 1: its query is never needed
@@ -113,7 +114,10 @@ class DecoderTables:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """B requests in the middle of a search: the first token of each, and the tables for all others."""
+    """B requests in the middle of a search: the first token of each, and the tables for all others.
+
+    `start_BD`, `key_BD` and `value_BD` are float32.
+    """
 
     tables: DecoderTables
     start_BD: Tensor
@@ -122,7 +126,8 @@ class Decoding:
 
     @torch.no_grad()
     def logits(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
-        """Logits [Q, V] of the code after each prefix of l < C codes (int64), of requests `request_Q`."""
+        """Logits [Q, V], in the dtype of matrix products, of the code after each prefix of l < C codes
+        (int64), of requests `request_Q` (int64)."""
         depth = prefix_Ql.shape[1]
         decoder = self.tables.decoder
         if depth == 0:
@@ -136,7 +141,7 @@ class Decoding:
         return torch.addmm(bias_V, hidden_QD, weight_DV)
 
     def attend(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
-        """What the last of l >= 1 codes sees of the first token and the codes, float32 [Q, D]."""
+        """What the last of l >= 1 codes (int64) sees of the first token and the codes, float32 [Q, D]."""
         if self.key_BD.device.type != "cpu" or type(self.key_BD) is not Tensor:
             return self.attend_in_torch(prefix_Ql, request_Q)
         seen_QD = attend_prefix(
@@ -150,7 +155,7 @@ class Decoding:
         return torch.from_numpy(seen_QD)
 
     def attend_in_torch(self, prefix_Ql: Tensor, request_Q: Tensor) -> Tensor:
-        """`attend` on any device, in static shapes."""
+        """`attend` on any device, in shapes that do not depend on values: float32 [Q, D]."""
         tables, num_heads = self.tables, self.tables.decoder.block.attention.num_heads
         query_QD = tables.query_lVD[prefix_Ql.shape[1] - 1][prefix_Ql[:, -1]]
         keys, values = [self.key_BD[request_Q]], [self.value_BD[request_Q]]

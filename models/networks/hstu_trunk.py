@@ -37,7 +37,8 @@ class RelativeBias(nn.Module):
         self.time_table = nn.Parameter(torch.randn(NUM_TIME_BUCKETS, num_layers * num_heads) * 0.02)
 
     def forward(self, distance: Tensor, elapsed_ms: Tensor) -> Tensor:
-        """[Z, B, H, T, S] of int64 `distance` [1 or B, T, S] and `elapsed_ms` [B, T, S]; below 0 is 0."""
+        """Float32 [Z, B, H, T, S] of int64 `distance` [1 or B, T, S], in events, and int64 `elapsed_ms` [B,
+        T, S]; below 0 counts as 0."""
         position = functional.embedding(distance.clamp(0, NUM_DISTANCES - 1), self.position_table)
         bias = position + functional.embedding(time_bucket(elapsed_ms), self.time_table)
         split = bias.view(*bias.shape[:3], self.num_layers, self.num_heads)
@@ -45,7 +46,10 @@ class RelativeBias(nn.Module):
 
 
 class HstuBlock(nn.Module):
-    """One HSTU layer. Its two norms have no weights of their own: the projections after them do."""
+    """One HSTU layer. Its two norms have no weights of their own: the projections after them do.
+
+    All tensors are floating, except masks (bool) and lengths (int64).
+    """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -75,12 +79,16 @@ class HstuBlock(nn.Module):
         return out
 
     def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value of each position, each [B, H, T, E]."""
+        """Key and value of each position, each floating [B, H, T, E]."""
         k_BHTE, v_BHTE = self._project(x_BTD, 2, 4)
         return k_BHTE, v_BHTE
 
     def forward(self, x_BTD: Tensor, bias: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions in; positions, and the keys and values of those that came in, out."""
+        """Positions [B, T, D] in; positions [B, T, D] out, with the keys and values [B, H, T, E] of those
+        that came in.
+
+        `bias` [B, H, T, T] is added to the scores; `mask` bool [T, T] is true where a position may look.
+        """
         gate, q_BHTE, k_BHTE, v_BHTE = self._project(x_BTD, 0, 4)
         attended_BHTE = hstu_attention(q_BHTE, k_BHTE, v_BHTE, bias, mask)
         return self._finish(x_BTD, attended_BHTE, gate), k_BHTE, v_BHTE
@@ -88,9 +96,11 @@ class HstuBlock(nn.Module):
     def append(
         self, x_BMD: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, bias_BH1S: Tensor, length_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each candidate sees the first `length_B` keys and, with the last of S = T + 1 biases, itself.
+        """Each candidate sees the first `length_B` (int64) keys and, with the last of S = T + 1 biases,
+        itself.
 
-        Candidates in; candidates out, and their own keys and values [B, H, M, E].
+        Candidates [B, M, D] in; candidates [B, M, D] out, with their own keys and values, floating [B, H, M,
+        E].
         """
         gate, q, k_own, v_own = self._project(x_BMD, 0, 4)
         position_T = torch.arange(k_BHTE.shape[2], device=length_B.device)
@@ -136,9 +146,9 @@ class HstuTrunk(nn.Module):
         return bias
 
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
-        """The state after each event, [B, T, D]; zero past a history's length.
+        """The state after each event, floating [B, T, D]; zero past a history's length (int64).
 
-        `x_BTD` is right-padded; what stands in its padding has no influence.
+        `x_BTD` is right-padded; its padding has no influence.
         """
         bias_ZBHTT, mask_TT = self._pairs(time_ms_BT)
         state_BTD = self.input_dropout(x_BTD)
@@ -156,7 +166,8 @@ class HstuTrunk(nn.Module):
         candidate_BMD: Tensor,
         candidate_time_ms_B: Tensor,
     ) -> Tensor:
-        """The output of each candidate as if it alone were the next event, at its request's time: [B, M, D].
+        """The output of each candidate as if it alone were the next event, at its request's time: floating
+        [B, M, D].
 
         The M-FALCON mask: candidates see the whole valid history and themselves, never each other. Equals
         `forward` on the history with one candidate appended. A history may be empty.
@@ -174,7 +185,8 @@ class HstuTrunk(nn.Module):
         return normed
 
     def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
-        """The state after the last event of each history, [B, D], and what `extend` goes on from; T >= 1.
+        """The state after the last event of each history, floating [B, D], and the cache for `extend`; T >=
+        1.
 
         The last layer computes that position alone. For an empty history the state means nothing.
         """
@@ -199,7 +211,7 @@ class HstuTrunk(nn.Module):
         return self.norm(state_B1D[:, 0]), cache
 
     def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
-        """One more event for each history: the state after it, [B, D], and the longer cache.
+        """One more event for each history: the state after it, floating [B, D], and the longer cache.
 
         Equals `prefill` of the longer histories; `cache` stays as it was.
         """

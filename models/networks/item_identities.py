@@ -42,9 +42,10 @@ class ItemIdentities(nn.Module):
         return int((self.key_S != _FREE).sum())
 
     def add(self, codes_NC: Tensor) -> int:
-        """Gives a slot, a zero vector, to those of N items that have none, as long as there are free ones.
+        """Gives a slot, with a zero vector, to those of N items (int64 [N, C]) that have none, while slots
+        are free.
 
-        Returns how many got one; the first of them come first.
+        Returns how many got one; earlier items are served first.
         """
         key_N = _keys(codes_NC)
         missing_N = key_N[self._find(key_N) < 0]
@@ -60,7 +61,7 @@ class ItemIdentities(nn.Module):
         return len(new_keys)
 
     def forward(self, codes_NC: Tensor) -> Tensor:
-        """The items' vectors, [N, D]; zero for an item without one."""
+        """The items' vectors, float32 [N, D], of int64 codes; zero for an item without one."""
         slot_N = self._find(_keys(codes_NC))
         shown_N = slot_N >= 0
         if self.training and self.dropout:

@@ -25,7 +25,7 @@ from models.networks.recommender import NUM_GAP_BUCKETS, gap_bucket
 from models.networks.softmax_trunk import SoftmaxTrunk
 
 RATING, LIKE = ACTION_NAMES.index("rating"), ACTION_NAMES.index("like")
-# A rating of so many stars also counts as a like.
+# A rating of this many stars or more also counts as a like.
 LIKE_FROM_STARS = 4.0
 NUM_HIDDEN = 128
 # Fixed scales: dense logits are cosines over a temperature near 0.07, log-probabilities of a SID -2 to -16.
@@ -69,8 +69,8 @@ class RankingTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class RankerOutput:
-    """`relevance_BM` logits (higher is better, padding at -1e9) and `action_logit_BMA`: given an event on
-    the item, the logit of each action."""
+    """`relevance_BM` float32 logits (higher is better, padding at -1e9) and `action_logit_BMA` float32: given
+    an event on the item, the logit of each action."""
 
     relevance_BM: Tensor
     action_logit_BMA: Tensor
@@ -108,7 +108,7 @@ class Ranker(nn.Module):
         self.beam_weight = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
-        """Scores all candidates; `item_ND` are the generator's item representations by row (detached)."""
+        """Scores all candidates; `item_ND` float32, the generator's item representations by row, detached."""
         history = batch.history
         x_BTD = self.history_item(functional.embedding(history.item_BT.clamp(min=0), item_ND))
         x_BTD = x_BTD + self.action_embedding(history.action_BT)
@@ -128,12 +128,13 @@ class Ranker(nn.Module):
 
 
 def scaled_beam(batch: RankingBatch) -> Tensor:
-    """The beam scores within 0 to 2, [B, M]: 0 where the beam did not propose the candidate."""
+    """The beam scores, brought within 0 to 2, float32 [B, M]: 0 where the beam did not propose it."""
     return ((batch.beam_BM.nan_to_num(_BEAM_FLOOR) - _BEAM_FLOOR) / _BEAM_SCALE).clamp(min=0.0)
 
 
 def candidate_inputs(batch: RankingBatch) -> Tensor:
-    """What is known of each candidate without its item: features, scores and sources, [B, M, F + 3 + S]."""
+    """What is known of each candidate without its item: features, scores and sources, float32 [B, M, F + 3 +
+    S], S being the number of sources."""
     by_beam_BM = ~batch.beam_BM.isnan()
     scores_BM3 = torch.stack([batch.dense_BM / _DENSE_SCALE, scaled_beam(batch), by_beam_BM.float()], dim=2)
     bit_S = torch.tensor([source.bit for source in Source], device=batch.source_BM.device)
@@ -142,17 +143,18 @@ def candidate_inputs(batch: RankingBatch) -> Tensor:
 
 
 def action_labels(action_B: Tensor, value_B: Tensor) -> Tensor:
-    """Float32 [B, A]: 1 for the event's action; a rating of 4 stars or more counts as a like as well."""
+    """Float32 [B, A]: 1 for the event's action (int64); 4 stars or more (float64) also count as a like."""
     label_BA = functional.one_hot(action_B, NUM_ACTIONS).float()
     label_BA[(action_B == RATING) & (value_B >= LIKE_FROM_STARS), LIKE] = 1.0
     return label_BA
 
 
 def ranking_loss(output: RankerOutput, targets: RankingTargets) -> Tensor:
-    """Listwise softmax cross entropy of the chosen item + binary cross entropy of its actions, in nats.
+    """Listwise softmax cross entropy of the chosen item + binary cross entropy of its actions: a float32
+    scalar, in nats.
 
-    Requests whose item is not among the candidates teach nothing; one that nobody chose (an impression,
-    a skip) teaches only the actions. Zero where nothing is to be learned.
+    Requests whose item is not among the candidates teach nothing; one that nobody chose (an impression, a
+    skip) teaches only the actions. Zero where there is nothing to learn.
     """
     known = (targets.target_B >= 0).nonzero()[:, 0]
     if not len(known):

@@ -37,7 +37,11 @@ def gap_bucket(time_ms_BT: Tensor) -> Tensor:
 
 
 class GenerativeRecommender(nn.Module):
-    """Item-level trunk with a depth decoder (generation) and a dense head (retrieval) on its states."""
+    """Item-level trunk with a depth decoder (generation) and a dense head (retrieval) on its states.
+
+    Under autocast, states and item representations stay float32; logits, dense queries and item vectors come
+    in the dtype of matrix products.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -66,7 +70,8 @@ class GenerativeRecommender(nn.Module):
         )
 
     def encode_items(self, codes_NC: Tensor, content_NE: Tensor) -> Tensor:
-        """Item representations [N, D]: the sum of the code embeddings + the projected content + their own."""
+        """Item representations float32 [N, D]: the sum of the code embeddings + the projected content + their
+        own vectors. `codes_NC` int64, `content_NE` float32."""
         num_codes, codebook_size, _ = self.code_embedding.shape
         first_C = torch.arange(num_codes, device=codes_NC.device) * codebook_size
         table = self.code_embedding.flatten(0, 1)
@@ -75,7 +80,7 @@ class GenerativeRecommender(nn.Module):
         return item_ND
 
     def embed_history(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
-        """What the trunk reads, [B, T, D]: item + action + time gap. `item_ND` is indexed by row."""
+        """What the trunk reads, float32 [B, T, D]: item (`item_ND` float32, by row) + action + time gap."""
         item_BTD = functional.embedding(history.item_BT.clamp(min=0), item_ND)
         action_BTD = self.action_embedding(history.action_BT)
         gap_BTD = self.gap_embedding(gap_bucket(history.time_ms_BT))
@@ -83,17 +88,17 @@ class GenerativeRecommender(nn.Module):
         return normed
 
     def user_states(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
-        """The user's state after each event, [B, T, D]; zero in the padding."""
+        """The user's state after each event, float32 [B, T, D]; zero in the padding."""
         x_BTD = self.embed_history(history, item_ND)
         states: Tensor = self.trunk(x_BTD, history.length_B, history.time_ms_BT)
         return states
 
     def last_state(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
-        """The user's state now, [B, D]: after the last event, or the learned empty state without any."""
+        """The user's state now, float32 [B, D]: after the last event, or the learned empty state."""
         return self.prefill(history, item_ND).state_BD
 
     def prefill(self, history: HistoryBatch, item_ND: Tensor) -> UserStates:
-        """The states of B users now, with what `extend` needs."""
+        """The states of B users now, with the cache that `extend` needs; `item_ND` float32, by row."""
         x_BTD = self.embed_history(history, item_ND)
         state_BD, cache = self.trunk.prefill(x_BTD, history.length_B, history.time_ms_BT)
         empty_B1 = (history.length_B == 0)[:, None]
@@ -103,7 +108,7 @@ class GenerativeRecommender(nn.Module):
     def extend(self, states: UserStates, new: HistoryBatch, item_ND: Tensor) -> UserStates:
         """The states after `new` events of the same B users, oldest first; some may have none.
 
-        Costs the new positions alone, and equals `prefill` of the whole histories.
+        Costs the new positions alone, and equals `prefill` of the whole histories. `item_ND` float32, by row.
         """
         state_BD, cache = states.state_BD, states.cache
         for t in range(int(new.length_B.amax())):
@@ -131,15 +136,15 @@ class GenerativeRecommender(nn.Module):
         return normed
 
     def item_vectors(self, item_ND: Tensor) -> Tensor:
-        """What the dense head compares states with, [N, D], L2-normalised."""
+        """What the dense head compares states with: floating [N, D], L2-normalised, of `item_ND` float32."""
         vector_ND: Tensor = functional.normalize(self.dense_item(item_ND), dim=-1)
         return vector_ND
 
     def dense_logits(self, state_XD: Tensor, vector_ND: Tensor) -> Tensor:
-        """Cosine of each projected state and each item vector over the learned temperature: [X, N]."""
+        """Cosine of each projected state and item vector over the learned temperature: floating [X, N]."""
         return self.dense_queries(state_XD) @ vector_ND.T
 
     def dense_queries(self, state_XD: Tensor) -> Tensor:
-        """The projected states, scaled so that a dot product with an item vector is its logit: [X, D]."""
+        """The projected states, floating [X, D], scaled: a dot product with an item vector is its logit."""
         temperature = self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
         return functional.normalize(self.dense_state(state_XD), dim=-1) / temperature

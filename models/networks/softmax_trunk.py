@@ -20,8 +20,9 @@ _BIAS_ROOM = 64
 class SoftmaxTrunk(nn.Module):
     """Causal blocks over event positions, with ALiBi distances (Press et al., 2022) for order.
 
-    ALiBi has no table of positions, so a history longer than those of the training is no special case. Times
-    are taken for the sake of the other trunk (`models/networks/hstu_trunk.py`); this one leaves them unread.
+    A `models.networks.base.Trunk`: shapes and dtypes are given there. ALiBi has no table of positions, so a
+    history longer than those of the training is no special case. Times are part of the interface for the
+    other trunk (`models/networks/hstu_trunk.py`); this one ignores them.
     """
 
     slope_H: Tensor
@@ -64,9 +65,9 @@ class SoftmaxTrunk(nn.Module):
         self.causal_HTT = bias_HPT[:, :-1].masked_fill(distance_PT[:-1] < 0, -torch.inf)
 
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
-        """The state after each event, [B, T, D]; zero past a history's length.
+        """The state after each event, floating [B, T, D]; zero past a history's length.
 
-        `x_BTD` is right-padded; what stands in its padding has no influence.
+        `x_BTD` is right-padded; its padding has no influence.
         """
         bias_HTT = self._causal_bias(x_BTD.shape[1])
         state_BTD = self.input_dropout(x_BTD)
@@ -84,11 +85,11 @@ class SoftmaxTrunk(nn.Module):
         candidate_BMD: Tensor,
         candidate_time_ms_B: Tensor,
     ) -> Tensor:
-        """The output of each candidate as if it alone were the next event: [B, M, D].
+        """The output of each candidate as if it alone were the next event: floating [B, M, D].
 
-        The M-FALCON mask (Zhai et al., 2024, "Actions speak louder than words"): candidates see the
-        whole valid history and themselves, never each other, so one pass scores all of them. Equals
-        `forward` on the history with one candidate appended. A history may be empty.
+        The M-FALCON mask (Zhai et al., 2024, "Actions speak louder than words"): candidates see the whole
+        valid history and themselves, never each other, so one pass scores all of them. Equals `forward` on
+        the history with one candidate appended. A history may be empty.
         """
         bias_BHT = self._append_bias(length_B, x_BTD.shape[1])
         bias_HTT = self._causal_bias(x_BTD.shape[1])
@@ -102,7 +103,8 @@ class SoftmaxTrunk(nn.Module):
         return normed
 
     def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
-        """The state after the last event of each history, [B, D], and what `extend` goes on from.
+        """The state after the last event of each history, floating [B, D], and the cache for `extend`; T >=
+        1.
 
         The last block computes that position alone. For an empty history the state means nothing.
         """
@@ -129,7 +131,7 @@ class SoftmaxTrunk(nn.Module):
         return self.norm(state_BMD[:, 0]), cache
 
     def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
-        """One more event for each history: the state after it, [B, D], and the longer cache.
+        """One more event for each history: the state after it, floating [B, D], and the longer cache.
 
         Equals `prefill` of the longer history (Pope et al., 2022, keys and values kept).
         """

@@ -17,7 +17,8 @@ from torch.nn import functional
 class TrunkCache:
     """What B histories leave behind for the events that follow: keys and values of every block.
 
-    `key_ZBHTE` and `value_ZBHTE` float32, right-padded; `time_ms_BT` and `length_B` int64.
+    `key_ZBHTE` and `value_ZBHTE` right-padded, in the dtype that matrix products ran in (float32, or bfloat16
+    where that is faster); `time_ms_BT` and `length_B` int64.
     """
 
     key_ZBHTE: Tensor
@@ -26,7 +27,7 @@ class TrunkCache:
     length_B: Tensor
 
     def select(self, index_B: Tensor) -> "TrunkCache":
-        """The histories at these positions, without padding that none of them needs."""
+        """The histories at these positions (int64 [B]), without padding that none of them needs."""
         length_B = self.length_B[index_B]
         width = int(length_B.amax()) if len(length_B) else 0
         return TrunkCache(
@@ -53,7 +54,7 @@ class TrunkCache:
         )
 
     def appended(self, key_ZBHE: Tensor, value_ZBHE: Tensor, time_ms_B: Tensor) -> "TrunkCache":
-        """One more position for each history."""
+        """One more position for each history, at `time_ms_B` (int64); keys and values of the kept dtype."""
         width = max(self.time_ms_BT.shape[1], int(self.length_B.amax()) + 1)
         batch_B = torch.arange(len(self.length_B), device=self.length_B.device)
 

@@ -26,7 +26,7 @@ class _Circumstance:
 
 
 class BatchForecasts:
-    """Questions about the wishes `events`, of which there must be one, put to both models."""
+    """Questions about the wishes `events`, at least one, put to both models."""
 
     def __init__(
         self, events: EventBatch, questions: list[Question], ours: Pipeline, live: Pipeline, live_every: int
@@ -60,7 +60,8 @@ class BatchForecasts:
         )
 
     def score(self, memory: Memory) -> Tensor:
-        """Ranks all answers, writes down the figures, and returns the ranker's loss with its graph."""
+        """Ranks all answers, records the figures, returns the ranker's loss (float32, nats) with its
+        graph."""
         output = self._ours.learn_from(self._ranker)
         ranks = self._ours.target_ranks(output.relevance_BM.detach())
         live_ranks = self._live.target_ranks(self._live.rank_all().relevance_BM)

@@ -35,8 +35,8 @@ _NOTHING = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Question:
-    """One wish to predict: its place among the batch's, what the user wished for and turned down before,
-    and whether that may be answered."""
+    """One wish to predict: its place among those of the batch, what the user wished for and turned down
+    before (int64 rows), and whether that may be answered."""
 
     position: int
     past: Past
@@ -45,7 +45,7 @@ class Question:
 
     @property
     def exclude(self) -> Int64Array:
-        """Rows that must not be answered."""
+        """Rows that must not be answered, ascending int64."""
         if self.include_seen:
             return _NOTHING
         return np.unique(np.concatenate([self.past.item_T, self.averse_A]))
@@ -77,7 +77,7 @@ def choose(
 
 
 class Forecast:
-    """What one model answers to the questions of a batch, which must not be empty."""
+    """What one model answers to the questions of a batch; there must be at least one."""
 
     def __init__(self, pipeline: Pipeline, questions: list[Question]) -> None:
         self.scorer = pipeline.scorer
@@ -97,8 +97,9 @@ class Forecast:
     def reach(self, row: int, time_ms: int) -> None:
         """The stream stands right before the next question's event, on item `row`.
 
-        An item that nobody proposed is a miss, and no example: put among the candidates it would be known
-        by what it lacks (offline that cost a tenth of the NDCG, `models/training/ranker_fitting.py`).
+        An item that nobody proposed is a miss, and no example: put among the candidates, it would be
+        recognised by what it lacks (offline that cost a tenth of the NDCG,
+        `models/training/ranker_fitting.py`).
         """
         s = len(self.candidates)
         found = with_live(
@@ -124,7 +125,7 @@ class Forecast:
     def target_ranks(self, relevance_BM: Tensor) -> list[int]:
         """For each question the 0-based rank of the event's item (ties by item id), -1 if not proposed.
 
-        As served: with what the user turned down taken off.
+        As served: with the penalty for what the user turned down taken off `relevance_BM` (float32 logits).
         """
         ranks = []
         for s, candidates in enumerate(self.candidates):

@@ -60,7 +60,7 @@ class LearnReport:
 
     @property
     def num_learned(self) -> int:
-        """Events that changed histories, statistics and weights."""
+        """Events that were new. Impressions count too, though they move no history, statistic or weight."""
         return int(np.count_nonzero(self.learned_N))
 
     @property
@@ -83,7 +83,8 @@ class OnlineLearner:
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Goes on from these (owned from now on); the present weights count as the live release's.
+        """Continues from these parts, and owns them from now on; the present weights count as the live
+        release's.
 
         `dtype` of matrix products; by default what this machine is fastest in.
         """
@@ -114,11 +115,11 @@ class OnlineLearner:
 
     @property
     def num_learned(self) -> int:
-        """Events that changed the weights (or were observed), since the beginning."""
+        """New events taken in since the beginning, learned or only observed, impressions included."""
         return self.memory.num_learned
 
     def use_anchor_as_live(self) -> None:
-        """The trainer's anchor changed: the live release's forecasts come from it."""
+        """Makes the live release's forecasts from the trainer's anchor, which has just changed."""
         self._live = Pipeline.build(
             self.trainer.anchor_recommender,
             self.trainer.anchor_ranker,
@@ -128,14 +129,16 @@ class OnlineLearner:
         )
 
     def set_live(self, bundle: ReleaseBundle) -> None:
-        """This release went live: the anchor, and what `gate` compares with, from now on."""
+        """This release went live: from now on it is the anchor, and what `gate` compares with. Raises
+        IncompatibleCheckpoint unless `is_kin`."""
         self._require_kinship(bundle)
         self.trainer.anchor_to(bundle.recommender, bundle.ranker)
         self.use_anchor_as_live()
         self.memory.paired.clear()
 
     def restore_weights(self, bundle: ReleaseBundle) -> None:
-        """Goes on from the weights of a release, which is live; histories and statistics stay."""
+        """Continues from the weights of a release, which is live; histories and statistics stay. Raises
+        IncompatibleCheckpoint unless `is_kin`."""
         self._require_kinship(bundle)
         self.recommender.load_state_dict(bundle.recommender.state_dict())
         self.ranker.load_state_dict(bundle.ranker.state_dict())
@@ -225,7 +228,7 @@ class OnlineLearner:
         return gate(learner_hits, live_hits, self.config.gate_tolerance)
 
     def put_items(self, row_M: Sequence[int]) -> None:
-        """These rows of the catalogue have another content than before. New rows need no word."""
+        """Tells it that the content of these catalogue rows changed. New rows need no announcement."""
         for pipeline in (self.pipeline, self._live):
             pipeline.engine.put_items(row_M)
 
@@ -262,9 +265,9 @@ class OnlineLearner:
     def learn_many(self, events: EventBatch) -> LearnReport:
         """Predicts, then learns a micro-batch in stream order; duplicates are left out.
 
-        Wishes are predicted and learned. What was turned down is remembered, what was only shown is not.
-        Raises ValueError, before anything changed, for a row that is not in the catalogue. Whatever else it
-        raises, none of the events is known then: the batch may be learned again.
+        Wishes are predicted and learned. What was turned down is remembered; what was only shown is not.
+        Raises ValueError, before anything changed, for a row that is not in the catalogue. After any other
+        error, none of the events counts as known: the batch may be learned again.
         """
         learned_N, events = self._fresh(events)
         if not len(events):

@@ -37,7 +37,7 @@ class Memory:
 
     @classmethod
     def blank(cls, config: LearnerConfig, num_codes: int) -> "Memory":
-        """The memory of a learner that saw nothing; items have `num_codes` codes."""
+        """The memory of a learner that has seen nothing; items have `num_codes` codes."""
         return cls(
             dedupe=DedupeWindow(config.dedupe_window),
             histories=UserHistories(config.max_seen_events),
@@ -50,7 +50,7 @@ class Memory:
         )
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, int | str]]:
-        """Groups of tensors, and the counters and random state as JSON values."""
+        """Groups of tensors, each of the dtype its owner names, and counters and random state as JSON."""
         tensors = {
             "dedupe": self.dedupe.state(),
             "histories": self.histories.state(),
@@ -75,7 +75,7 @@ class Memory:
         tensors: dict[str, dict[str, Tensor]],
         values: dict[str, int | str],
     ) -> "Memory":
-        """The memory that `state` described; raises KeyError or ValueError where something is missing."""
+        """The memory that `state` described, same dtypes; KeyError or ValueError if something is missing."""
         random = np.random.Generator(np.random.PCG64())
         random.bit_generator.state = json.loads(str(values["random"]))
         return cls(

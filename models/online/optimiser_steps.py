@@ -1,8 +1,8 @@
 """One optimiser step for the generator and one for the ranker, for each micro-batch of the stream.
 
 Owns the optimisers, the anchor (a pull back to the live release) and what happens to a step that is not
-finite: it is dropped, and the weights stay. There is no dropout online: each event comes once. Knows
-nothing of histories, statistics or quality.
+finite: it is dropped, and nothing but the anchor moves the weights. There is no dropout online: each event
+comes once. Knows nothing of histories, statistics or quality.
 """
 
 import copy
@@ -54,7 +54,7 @@ class OnlineTrainer:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the optimisers' memory and anchors to the present weights: they were just loaded."""
+        """Forgets the optimisers' memory and anchors to the present weights, which were just loaded."""
         self.generator_optimiser = torch.optim.AdamW(
             self.recommender.parameters(), lr=self.config.learning_rate, weight_decay=0.0
         )
@@ -72,7 +72,8 @@ class OnlineTrainer:
     def step(
         self, batches: Sequence[TrainingBatch], ranker_loss: Tensor | None, catalogue: CatalogueIndex
     ) -> StepReport:
-        """One generator step on all batches together, and one ranker step on a loss with its graph.
+        """One generator step on all batches together, and one ranker step on `ranker_loss`, a float32 scalar
+        in nats with its graph.
 
         A batch without a target, and a missing loss, teach nothing.
         """
@@ -130,7 +131,8 @@ class OnlineTrainer:
             parameter.lerp_(home, self.config.anchor_strength)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Groups of tensors: weights, anchors and the optimisers' memory."""
+        """Groups of tensors: weights, anchors and the optimisers' memory, in the dtypes that they have
+        (float32; slots int64)."""
         return {
             "recommender": dict(self.recommender.state_dict()),
             "ranker": dict(self.ranker.state_dict()),
@@ -141,9 +143,9 @@ class OnlineTrainer:
         }
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], num_steps: int) -> None:
-        """Takes over what `state` described, and removes it from `tensors`.
+        """Takes over what `state` described, dtypes included, and removes it from `tensors`.
 
-        Raises RuntimeError or KeyError where the shapes do not fit.
+        Raises KeyError where a group is missing, RuntimeError where names or shapes do not fit.
         """
         self.recommender.load_state_dict(tensors.pop("recommender"))
         self.ranker.load_state_dict(tensors.pop("ranker"))

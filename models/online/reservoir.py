@@ -23,7 +23,7 @@ class Reservoir:
         return len(self._kept)
 
     def offer(self, past: Past, random: np.random.Generator) -> None:
-        """Takes the sequence, or not."""
+        """Keeps the sequence, or not: Algorithm R decides."""
         self.num_offered += 1
         if len(self._kept) < self.size:
             self._kept.append(past)
@@ -41,7 +41,7 @@ class Reservoir:
         return drawn
 
     def state(self) -> dict[str, Tensor]:
-        """All of it."""
+        """`num_offered` int64 [1], `length` int64 by sequence, and the `flat_columns` of all sequences."""
         return {
             "num_offered": torch.tensor([self.num_offered], dtype=torch.int64),
             "length": torch.tensor([len(past) for past in self._kept], dtype=torch.int64),
@@ -50,7 +50,7 @@ class Reservoir:
 
     @classmethod
     def from_state(cls, size: int, tensors: dict[str, Tensor]) -> "Reservoir":
-        """The reservoir that `state` described."""
+        """The reservoir that `state` described (same names and dtypes), cut to its first `size` sequences."""
         reservoir = cls(size)
         reservoir.num_offered = int(tensors["num_offered"][0])
         reservoir._kept = split_columns(tensors, tensors["length"].tolist())[:size]

@@ -1,7 +1,8 @@
 """The columns of the feature table, compiled: each writes one number for every candidate.
 
-All have one signature, so that they can be called one after the other or by one compiled caller. What stands
-in the table, and under which name, is `models/ranking/features.py`'s.
+All have one signature, so that they can be called one after another or by one compiled caller:
+`column(inputs, half_life, out_M)` fills `out_M`, float32 [M]. Which columns are in the table, and under which
+names, is `models/ranking/features.py`'s.
 
 Shapes: M candidates, R recent items (newest first), H half-lives, T history.
 """
@@ -23,10 +24,11 @@ _SHARE_SCALE = 100.0
 class FeatureInputs(NamedTuple):
     """What the columns read of M candidates, one user and one moment.
 
-    `count_MH`, `total_M`, `first_ms_M`, `last_ms_M` as in `ItemStatistics` (times -1 without events);
-    `announced_ms_M` int64, 0 where unknown; `tie_RM` and `share_RM` as `LiveStatistics.ties` gives them;
-    `cosine_RM` float32, of the content of each recent item and each candidate; `row_M` and `history_T` int64
-    catalogue rows; `last_event_ms` of the user and `time_ms`, milliseconds since the Unix epoch.
+    `count_MH` and `total_M` (float64), `first_ms_M` and `last_ms_M` (int64, -1 without events) as in
+    `ItemStatistics`; `announced_ms_M` int64, 0 where unknown; `tie_RM` and `share_RM` float64, as
+    `LiveStatistics.ties` gives them; `cosine_RM` float32, of the content of each recent item and each
+    candidate; `row_M` and `history_T` int64 catalogue rows; `last_event_ms` of the user and `time_ms`. Times
+    are milliseconds since the Unix epoch.
     """
 
     count_MH: Float64Array
@@ -45,35 +47,35 @@ class FeatureInputs(NamedTuple):
 
 @compiled
 def log_count(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """Wishes decayed by one half-life."""
+    """log1p of the wishes decayed by one half-life."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(x.count_MH[m, half_life])
 
 
 @compiled
 def log_count_total(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """Wishes ever."""
+    """log1p of the wishes ever."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(x.total_M[m])
 
 
 @compiled
 def momentum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """By how much the count of the first half-life is above that of the given one: above 0 in fashion."""
+    """log1p of the first half-life's count less that of the given one's: above 0 for what is in fashion."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(x.count_MH[m, 0]) - np.log1p(x.count_MH[m, half_life])
 
 
 @compiled
 def tie_sum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """The ties to all recent items."""
+    """log1p of the scaled ties to all recent items."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[:, m].sum())
 
 
 @compiled
 def tie_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """The strongest tie to a recent item."""
+    """log1p of the scaled strongest tie to a recent item."""
     for m in range(len(out_M)):
         strongest = 0.0
         for r in range(len(x.tie_RM)):
@@ -83,21 +85,21 @@ def tie_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
 
 @compiled
 def tie_to_last(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """The tie to the last item."""
+    """log1p of the scaled tie to the last item; 0 without one."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[0, m]) if len(x.tie_RM) else 0.0
 
 
 @compiled
 def tie_share_sum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """The ties to all recent items, each as a share of that item's ties."""
+    """log1p of the scaled ties to all recent items, each as a share of that item's ties."""
     for m in range(len(out_M)):
         out_M[m] = np.log1p(_SHARE_SCALE * x.share_RM[:, m].sum())
 
 
 @compiled
 def tie_share_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """The largest share of a recent item's ties."""
+    """log1p of the scaled largest share of a recent item's ties."""
     for m in range(len(out_M)):
         largest = 0.0
         for r in range(len(x.share_RM)):
@@ -107,7 +109,7 @@ def tie_share_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None
 
 @compiled
 def log_hours_since_event(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """Since anybody wished for the item; 0 where nobody has."""
+    """log1p of the hours since anybody wished for the item; 0 where nobody has."""
     for m in range(len(out_M)):
         elapsed_ms = max(x.time_ms - x.last_ms_M[m], 0) if x.last_ms_M[m] >= 0 else 0
         out_M[m] = np.log1p(elapsed_ms / _HOUR_MS)
@@ -115,7 +117,8 @@ def log_hours_since_event(x: FeatureInputs, half_life: int, out_M: Float32Array)
 
 @compiled
 def log_days_since_announced(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """Since the item was announced, or first wished for where that is not known; 0 where neither was."""
+    """log1p of the days since the item was announced, or first wished for where that is not known; 0 where
+    neither is."""
     for m in range(len(out_M)):
         birth_ms = x.announced_ms_M[m] if x.announced_ms_M[m] > 0 else x.first_ms_M[m]
         elapsed_ms = max(x.time_ms - birth_ms, 0) if birth_ms >= 0 else 0
@@ -131,21 +134,21 @@ def no_event_yet(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
 
 @compiled
 def announced_no_event_yet(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """1 where nobody has, and its announcement is known."""
+    """1 where nobody has wished for the item, and its announcement is known."""
     for m in range(len(out_M)):
         out_M[m] = x.last_ms_M[m] < 0 and x.announced_ms_M[m] > 0
 
 
 @compiled
 def cosine_to_last(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """How like the user's last item it is."""
+    """The cosine to the user's last item, by content; 0 without one."""
     for m in range(len(out_M)):
         out_M[m] = x.cosine_RM[0, m] if len(x.cosine_RM) else 0.0
 
 
 @compiled
 def cosine_to_recent_max(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """How like the recent item that is most like it; 0 without one."""
+    """The highest cosine to a recent item, by content; 0 without one."""
     for m in range(len(out_M)):
         nearest = np.float32(-1.0) if len(x.cosine_RM) else np.float32(0.0)
         for r in range(len(x.cosine_RM)):
@@ -166,12 +169,12 @@ def in_history(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
 
 @compiled
 def log_history_length(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """How many events the user has."""
+    """log1p of the number of the user's events."""
     out_M[:] = np.log1p(float(len(x.history_T)))
 
 
 @compiled
 def log_hours_since_user_event(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
-    """Since the user's last event; 0 without one."""
+    """log1p of the hours since the user's last event; 0 without one."""
     elapsed_ms = max(x.time_ms - x.last_event_ms, 0) if len(x.history_T) else 0
     out_M[:] = np.log1p(elapsed_ms / _HOUR_MS)

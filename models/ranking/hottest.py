@@ -1,7 +1,7 @@
-"""The hottest rows at hand, so that asking for them does not look at all the others.
+"""The hottest rows at hand, so that asking for them does not mean looking at all the others.
 
-Owns which rows can still be among the hottest. It rests on heats that only rise: whoever is among the
-hottest now reached at some time what was then the least of them. Does not know what heat is.
+Owns which rows can still be among the hottest. It relies on heats that only rise: whatever is among the
+hottest now once reached what was then the least of them. Does not know what heat is.
 
 Shapes: N items.
 """
@@ -24,21 +24,23 @@ class Hottest:
         self._limit = 2 * size
 
     def note(self, row: int, heat_N: Float64Array) -> None:
-        """The heat of one row rose to `heat_N[row]`."""
+        """Tells it that the heat of one row rose to `heat_N[row]` (float64)."""
         if heat_N[row] >= self._least:
             self._rows.add(row)
             if len(self._rows) > self._limit:
                 self.begin(heat_N)
 
     def begin(self, heat_N: Float64Array) -> None:
-        """Looks at all rows once. Many of one heat may be kept; then so many more until the next time."""
+        """Looks at all rows (float64 heats) once. Many rows of one heat may be kept; then as many more fit
+        before the next look."""
         self._rows = set(_hottest(heat_N, self.size).tolist())
         is_all = len(self._rows) < self.size
         self._least = COLD if is_all else float(heat_N[list(self._rows)].min())
         self._limit = 2 * max(self.size, len(self._rows))
 
     def best(self, k: int, heat_N: Float64Array) -> Int64Array:
-        """The at most `k` hottest rows, best first, ties by row; looks at all rows only if `k` > `size`."""
+        """The at most `k` hottest rows, int64, best first, ties by row; looks at all (float64) heats only if
+        `k` > `size`."""
         hot = _hottest(heat_N, k) if k > self.size else np.asarray(list(self._rows), dtype=np.int64)
         return hot[np.lexsort((hot, -heat_N[hot]))][:k]
 

@@ -17,7 +17,7 @@ from models.ranking.live_statistics import LiveStatistics
 NUM_COOCCURRING = 60
 NUM_TRENDING = 40
 NUM_NEW = 40
-# An item is new for so long after its announcement, and while it had fewer engagements than this.
+# An item is new for this long after its announcement, and while it has fewer wishes than this.
 NEW_FOR_MS = 14 * 86_400_000
 NEW_UNTIL_EVENTS = 5
 
@@ -34,8 +34,8 @@ def add_live_candidates(
 ) -> Candidates:
     """`candidates` and those of the live sources: co-occurrence, trending and newly announced items.
 
-    `recent_rows` are the user's rows, oldest first. Rows in `exclude` and items that are not available
-    are not in the result, wherever they came from.
+    `recent_rows` (int64) are the user's rows, oldest first; `time_ms` is since the Unix epoch. Rows in
+    `exclude` (int64, -1 ignored) and items that are not available are left out, whatever proposed them.
     """
     allowed_N = np.array(catalogue.available_N)
     if exclude is not None:
@@ -58,10 +58,10 @@ def add_live_candidates(
 
 
 def newly_announced(statistics: LiveStatistics, catalogue: CatalogueIndex, time_ms: int) -> Int64Array:
-    """Rows announced in the last `NEW_FOR_MS` that had few engagements, the newest first.
+    """Int64 rows announced in the last `NEW_FOR_MS` that had few engagements, the newest first.
 
-    "Now" is `time_ms`, but no later than the newest event or announcement: what is not streamed does not
-    age, as in the features. Items that are announced later than `time_ms` are not known yet.
+    "Now" is `time_ms`, but no later than the newest event or announcement: as in the features, nothing ages
+    while nothing is streamed. Items that are announced later than `time_ms` are not known yet.
     """
     announced_N = np.asarray(catalogue.announced_ms_N)
     announced_N = np.where(announced_N <= time_ms, announced_N, 0)

@@ -31,9 +31,9 @@ from models.ranking.hottest import COLD, Hottest
 from models.sequences.dedupe import DedupeWindow, hash_id
 
 _MS = 1000.0
-# In so many windows a user's wishes for one item count: whoever spreads them over a year is one user, too.
+# The windows in which a user's wishes for one item count: spread over a year, they are still one user's.
 _MAX_COUNTED_WINDOWS = 3
-# So many of the hottest items are kept at hand; a request asks for fewer.
+# This many of the hottest items are kept at hand; a request asks for fewer.
 _NUM_HOT = 512
 
 
@@ -41,8 +41,8 @@ _NUM_HOT = 512
 class ItemStatistics:
     """What is known of M items at one moment; an item without any event has zeros and -1 times.
 
-    `count_MH` wishes decayed by each half-life, `total_M` wishes ever, `first_ms_M` and `last_ms_M` the
-    times of the first and the last one.
+    `count_MH` wishes decayed by each half-life, `total_M` wishes ever, both float64; `first_ms_M` and
+    `last_ms_M` the times of the first and the last one, int64, ms since the Unix epoch.
     """
 
     count_MH: Float64Array
@@ -103,7 +103,7 @@ class LiveStatistics:
         return self._item_ids
 
     def rows(self, item_ids: Iterable[str]) -> Int64Array:
-        """The statistics' own row of each item, -1 for one without any event."""
+        """The statistics' own row of each item, int64, -1 for one without any event."""
         get = self._row_of.get
         return np.fromiter((get(item_id, -1) for item_id in item_ids), dtype=np.int64)
 
@@ -134,9 +134,9 @@ class LiveStatistics:
     def update(self, user_id: str, item_id: str, action: int, time_ms: int) -> bool:
         """Takes in one event and says whether it counted.
 
-        A late one counts as decayed, and ties the same items, as if it had come in time. One that is no
-        wish, or whose user had the item in the same window or in three others, does not count; the latter is
-        still the user's last item, so that the next one is tied to it.
+        A late one counts as decayed, and ties the same items, as if it had come in time. An event that is no
+        wish, or whose user had the item in the same window or in three others, does not count; in the second
+        case the item is still the user's last, so that the next one is tied to it.
         """
         self.num_events += 1
         self.newest_ms = max(self.newest_ms, time_ms)
@@ -228,7 +228,7 @@ class LiveStatistics:
         return weight_RJ
 
     def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
-        """The statistics of own rows `row_M` (-1: an item without events) at `time_ms`."""
+        """The statistics of own rows `row_M` (int64; -1: an item without events) at `time_ms`."""
         known_M = row_M >= 0
         row_M = np.where(known_M, row_M, 0)
         lag_M = np.maximum(time_ms - self._reference_N[row_M], 0)
@@ -241,14 +241,15 @@ class LiveStatistics:
         )
 
     def totals(self, row_M: Int64Array) -> Float64Array:
-        """Wishes ever for own rows, 0 for -1."""
+        """Wishes ever, float64 [M], for own rows (int64); 0 for -1."""
         total_M: Float64Array = self._total_N[row_M] * (row_M >= 0)
         return total_M
 
     def ties(
         self, recent_R: Int64Array, row_M: Int64Array, time_ms: int
     ) -> tuple[Float64Array, Float64Array]:
-        """Decayed weight of the ties of distinct own rows, and its share of the recent one's, both [R, M]."""
+        """The decayed weight of the ties between distinct own rows (int64), and its share of the recent one's
+        ties, both float64 [R, M]."""
         known_R = recent_R >= 0
         recent_R = np.where(known_R, recent_R, 0)
         lag_R = np.maximum(time_ms - self._paired_N[recent_R], 0)
@@ -289,7 +290,8 @@ class LiveStatistics:
         return [self._item_ids[row] for row in best.tolist()]
 
     def state(self) -> tuple[dict[str, Tensor], pa.Table]:
-        """All of it, for `models.artifacts.checkpoint`: tensors, and the table of item ids by row."""
+        """All of it, for `models.artifacts.checkpoint`: tensors (counts, weights and heat float64, all else
+        int64), and the table of item ids by row."""
         num_items, num_users = len(self._item_ids), len(self._recent_of)
         recent_UR2 = np.full((num_users, self.config.num_recent_items, 2), -1, dtype=np.int64)
         for u, recent in enumerate(self._recent_of.values()):
@@ -307,7 +309,10 @@ class LiveStatistics:
     def from_state(
         cls, config: StatisticsConfig, tensors: dict[str, Tensor], table: pa.Table
     ) -> "LiveStatistics":
-        """The instance that `state` described; ValueError if it was kept with other settings."""
+        """The instance that `state` described, same dtypes.
+
+        Raises ValueError where shapes are those of other settings, KeyError where a tensor is missing.
+        """
         statistics = cls(config)
         statistics._item_ids = table.column("item_id").to_pylist()
         statistics._row_of = {item_id: row for row, item_id in enumerate(statistics._item_ids)}

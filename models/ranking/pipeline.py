@@ -28,7 +28,7 @@ from models.ranking.scorer import RankResult, Scorer, order_by_score
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """At most K distinct items, best first: int64 rows, relevance logits and int64 source masks."""
+    """At most K distinct items, best first: int64 rows, float32 relevance logits and int64 source masks."""
 
     row_K: Int64Array
     score_K: Float32Array
@@ -79,11 +79,11 @@ def recommend_many(
     averse: Sequence[Int64Array] | None = None,
     disabled: Collection[Source] = (),
 ) -> list[Answer]:
-    """The `k` best items for each of B histories at its time; rows in `exclude` are never answered.
+    """The `k` best items for each of B histories at its time (ms); fewer only where the sources propose
+    fewer.
 
-    What is like the rows that a user turned down (`averse`) loses places.
-
-    Fewer only where the sources propose fewer. All other sizes are `pipeline.search`'s.
+    Rows in `exclude` (int64, one array for each request) are never answered; items like the rows that a user
+    turned down (`averse`, int64) lose places. All other sizes are `pipeline.search`'s.
     """
     scorer, search = pipeline.scorer, pipeline.search
     found = generate(
@@ -124,7 +124,7 @@ def with_live(
     exclude: Int64Array,
     disabled: Collection[Source] = (),
 ) -> Candidates:
-    """`add_live_candidates` for request `b` of a batch of histories."""
+    """`add_live_candidates` for request `b` of a batch of histories; `exclude` int64 rows."""
     rows = np.asarray(history.item_BT[b, : int(history.length_B[b])])
     return add_live_candidates(
         candidates, scorer.statistics, scorer.catalogue, rows, time_ms, disabled=disabled, exclude=exclude

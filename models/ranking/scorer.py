@@ -27,8 +27,8 @@ from models.ranking.live_statistics import LiveStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """Of one request, in the candidates' order: `score_M` (relevance logits), `action_probability_MA`
-    (given an event on the item), `feature_MF` (the live features, named by `Scorer.feature_names`)."""
+    """Of one request, in the candidates' order: `score_M` (relevance logits), `action_probability_MA` (given
+    an event on the item), `feature_MF` (the live features, named by `Scorer.feature_names`); all float32."""
 
     score_M: Float32Array
     action_probability_MA: Float32Array
@@ -38,7 +38,7 @@ class RankResult:
 class Scorer:
     """The ranker as it is served: an engine with a ranker, and the live statistics.
 
-    Raises ValueError where the ranker takes other features than the statistics make.
+    Raises ValueError where the ranker takes another number of features than the statistics make.
     """
 
     def __init__(self, engine: Engine, statistics: LiveStatistics, *, aversion_weight: float = 0.0) -> None:
@@ -63,20 +63,22 @@ class Scorer:
         return self.feature_source.names
 
     def features(self, history: HistoryBatch, b: int, row_M: Int64Array, time_ms: int) -> Float32Array:
-        """The live features of distinct rows for request `b` at the statistics' present position."""
+        """The live features of distinct int64 rows for request `b`, at the stream position: float32 [M,
+        F]."""
         length = int(history.length_B[b])
         last_ms = int(history.time_ms_BT[b, length - 1]) if length else 0
         return self.feature_source.features(row_M, history.item_BT[b, :length].numpy(), last_ms, time_ms)
 
     def penalty(self, history: HistoryBatch, b: int, row_M: Int64Array, averse_A: Int64Array) -> Float32Array:
-        """What request `b`'s user, who turned down the rows `averse_A`, makes each candidate's score lose."""
+        """What each candidate's score loses, float32 [M], as the user of request `b` turned down the int64
+        rows `averse_A`."""
         wished_W = history.item_BT[b, : int(history.length_B[b])].numpy()
         return aversion_penalty(self.catalogue, row_M, averse_A, wished_W, self.aversion_weight)
 
     def rank(
         self, history: HistoryBatch, candidates: Candidates, time_ms: int, state_1D: Tensor | None = None
     ) -> RankResult:
-        """Scores the candidates of one history (a batch of one) at `time_ms`."""
+        """Scores the candidates of one history (a batch of one); `state_1D` float32, where known."""
         return self.rank_many(history, [candidates], [time_ms], state_1D)[0]
 
     def rank_many(
@@ -87,9 +89,10 @@ class Scorer:
         state_BD: Tensor | None = None,
         averse: Sequence[Int64Array] | None = None,
     ) -> list[RankResult]:
-        """Scores the candidates of B histories. `state_BD`: the user states, where already known.
+        """Scores the candidates of B histories, each at its time (ms).
 
-        `averse`: the rows that each user turned down.
+        `state_BD`: the user states (float32), where already known. `averse`: the int64 rows that each user
+        turned down.
         """
         feature_BMF = [
             self.features(history, b, one.row_M, time_ms)
@@ -105,7 +108,7 @@ class Scorer:
         state_BD: Tensor | None = None,
         averse: Sequence[Int64Array] | None = None,
     ) -> list[RankResult]:
-        """`rank_many` with features that were taken before, each at a stream position of its own."""
+        """`rank_many` with features (float32 [M, F] each) taken before, each at its own stream position."""
         output = self.engine.rank(self.batch(history, candidates, feature_BMF, state_BD))
         probability_BMA = output.action_logit_BMA.sigmoid().numpy()
         relevance_BM = output.relevance_BM.numpy()
@@ -128,7 +131,10 @@ class Scorer:
         feature_BMF: Sequence[Float32Array],
         state_BD: Tensor | None = None,
     ) -> RankingBatch:
-        """The ranker's input: candidates padded to the longest list, each with its dense logit."""
+        """The ranker's input: candidates padded to the longest list, each with its dense logit.
+
+        `feature_BMF` float32 [M, F] for each request; `state_BD` float32, computed where missing.
+        """
         if state_BD is None:
             state_BD = self.engine.states(history).state_BD
         row_BM = _pad([one.row_M for one in candidates], -1, np.int64)
@@ -143,7 +149,7 @@ class Scorer:
 
 
 def order_by_score(score_M: Float32Array, item_ids: Sequence[str]) -> Int64Array:
-    """Positions from the best score to the worst, ties by item id."""
+    """Int64 positions from the best score (float32) to the worst, ties by item id."""
     order_M = np.argsort(-score_M, kind="stable")
     ordered_M = score_M[order_M]
     if (ordered_M[1:] == ordered_M[:-1]).any():

@@ -31,7 +31,7 @@ class DedupeWindow:
         return len(self._known)
 
     def fresh(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Which of the ids are neither in the window nor earlier in `ids`; remembers nothing."""
+        """Which of the N ids are neither in the window nor earlier in `ids`, bool [N]; remembers nothing."""
         seen_now: set[int] = set()
         fresh_N = np.zeros(len(ids), dtype=np.bool_)
         for n, hashed in enumerate(map(hash_id, ids)):
@@ -40,7 +40,7 @@ class DedupeWindow:
         return fresh_N
 
     def admit(self, text: str) -> bool:
-        """Whether it is not in the window; then it is from now on."""
+        """Whether the text is new to the window; it is in it from now on."""
         is_fresh = bool(self.fresh([text])[0])
         if is_fresh:
             self.add_many([text])
@@ -60,12 +60,12 @@ class DedupeWindow:
             self._known.add(hashed)
 
     def state(self) -> dict[str, Tensor]:
-        """The hashes, oldest first."""
+        """The hashes, int64, oldest first."""
         return {"hash": torch.from_numpy(np.roll(self._ring[: len(self)], -self._next))}
 
     @classmethod
     def from_state(cls, size: int, tensors: dict[str, Tensor]) -> "DedupeWindow":
-        """The window that `state` described, cut to its newest `size`."""
+        """The window that `state` described (int64 hashes), cut to its newest `size`."""
         window = cls(size)
         window._ring = tensors["hash"].numpy()[-size:].copy() if size else np.empty(0, dtype=np.int64)
         window._known = set(window._ring.tolist())

@@ -20,12 +20,12 @@ Window = tuple[Past, npt.NDArray[np.bool_]]
 
 
 def cut_windows(past: Past, is_new_T: npt.NDArray[np.bool_], max_history: int) -> list[Window]:
-    """Windows in which each new event is predicted once.
+    """Windows in which each new event (`is_new_T` bool) is predicted once.
 
-    A window has at most `max_history` inputs and predicts within half as many events (at least one), so
-    that each has the other half as context where the user has as many. With `max_history` 4, known
-    a b c and new d e f: [a b c d e] predicting d e, then [b c d e f] predicting f. If b and f alone are
-    new: [a b] predicting b, then [b c d e f] predicting f.
+    A window has at most `max_history` inputs and predicts within half as many events (at least one), so that
+    each has the other half as context where the user has as many. With `max_history` 4, known a b c and new d
+    e f: [a b c d e] predicting d e, then [b c d e f] predicting f. If b and f alone are new: [a b] predicting
+    b, then [b c d e f] predicting f.
     """
     num_targets = max(1, max_history // 2)
     new = np.nonzero(is_new_T)[0]

@@ -21,7 +21,7 @@ from models.batch import HistoryBatch
 
 @dataclass(frozen=True)
 class Past:
-    """Events of one user, oldest first: int64 rows, actions and times."""
+    """Events of one user, oldest first: rows, actions and times (ms), each int64 [T]."""
 
     item_T: Int64Array
     action_T: Int64Array
@@ -35,9 +35,9 @@ class Past:
         return Past(self.item_T[begin:end], self.action_T[begin:end], self.time_ms_T[begin:end])
 
     def with_new(self, new: "Past") -> "tuple[Past, npt.NDArray[np.bool_]]":
-        """These events and `new` ones by time, and which of them are the new ones.
+        """These events and `new` ones by time, and which of them are the new ones, bool.
 
-        Of equal times these come first, then `new` in its order.
+        Where times are equal, these come first, then `new` in its order.
         """
         time_ms_T = np.concatenate([self.time_ms_T, new.time_ms_T])
         order_T = np.argsort(time_ms_T, kind="stable")
@@ -107,7 +107,7 @@ class UserHistories:
                 del column[:surplus]
 
     def state(self) -> dict[str, Tensor]:
-        """Hashes and lengths by user, and all events one user after the other."""
+        """Hashes and lengths by user, int64, and the `flat_columns` of all events, user by user."""
         pasts = [self.get(user) for user in self._logs]
         return {
             "user": torch.tensor(list(self._logs), dtype=torch.int64),
@@ -117,7 +117,7 @@ class UserHistories:
 
     @classmethod
     def from_state(cls, max_events: int, tensors: dict[str, Tensor]) -> "UserHistories":
-        """The histories that `state` described."""
+        """The histories that `state` described (same names and dtypes)."""
         histories = cls(max_events)
         pasts = split_columns(tensors, tensors["length"].tolist())
         for user, past in zip(tensors["user"].tolist(), pasts, strict=True):
@@ -126,7 +126,7 @@ class UserHistories:
 
 
 def flat_columns(pasts: Sequence[Past]) -> dict[str, Tensor]:
-    """Pasts one after the other: item int32, action int8, time_ms int64, each [N]."""
+    """Pasts one after another: item int32, action int8, time_ms int64, each [N]."""
     none = [np.empty(0, dtype=np.int64)]
     return {
         "item": torch.from_numpy(np.concatenate([past.item_T for past in pasts] or none).astype(np.int32)),
@@ -136,7 +136,7 @@ def flat_columns(pasts: Sequence[Past]) -> dict[str, Tensor]:
 
 
 def split_columns(tensors: dict[str, Tensor], lengths: Sequence[int]) -> list[Past]:
-    """The pasts that `flat_columns` put one after the other."""
+    """The pasts that `flat_columns` put one after another, as int64 columns."""
     whole = Past(*(tensors[name].numpy().astype(np.int64) for name in ("item", "action", "time_ms")))
     ends = np.cumsum(lengths, dtype=np.int64)
     return [whole.cut(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]

@@ -15,7 +15,10 @@ from models.sequences.user_sequences import UserSequences
 
 @dataclass(frozen=True, kw_only=True)
 class HoldoutCases:
-    """B held-out events of users whose known events are in `sequences` (`user_B` -1: no known event)."""
+    """B held-out events of users whose known events are in `sequences` (`user_B` -1: no known event).
+
+    `user_B`, `target_B` (catalogue rows) and `time_ms_B` are int64.
+    """
 
     sequences: UserSequences
     user_B: Int64Array
@@ -37,7 +40,7 @@ class HoldoutCases:
         return len(self.target_B)
 
     def select(self, case_B: Int64Array) -> "HoldoutCases":
-        """The cases of these indices."""
+        """The cases at these positions (int64)."""
         return HoldoutCases(
             sequences=self.sequences,
             user_B=self.user_B[case_B],
@@ -50,20 +53,20 @@ class HoldoutCases:
         return self.sequences.latest(self.user_B, max_history)
 
     def of_distinct_users(self) -> tuple["HoldoutCases", Int64Array]:
-        """The first case of each user, and for every case the index of its user's.
+        """The first case of each user, and for every case the position (int64 [B]) of its user's in that.
 
-        Cases of one user share a history, and so a state that need be computed once.
+        Cases of one user share a history, and so a state that need be computed only once.
         """
         _, first, inverse = np.unique(self.user_B, return_index=True, return_inverse=True)
         return self.select(first), inverse
 
     def known_rows(self) -> list[Int64Array]:
-        """Every item in each case's history, also those older than what the model reads."""
+        """Every item in each case's history, int64 rows, also those older than what the model reads."""
         begin_B, end_B = self.sequences.span(self.user_B)
         return [self.sequences.item_N[begin:end] for begin, end in zip(begin_B, end_B, strict=True)]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Int64Array, "HoldoutCases"]]:
-        """(indices, cases) in batches of similar history lengths."""
+        """(positions int64, cases) in batches of similar history lengths."""
         begin_B, end_B = self.sequences.span(self.user_B)
         order_B = np.argsort(end_B - begin_B, kind="stable")
         for start in range(0, len(order_B), batch_size):

@@ -18,7 +18,10 @@ from models.batch import EventBatch, HistoryBatch
 
 @dataclass(frozen=True, kw_only=True)
 class UserSequences:
-    """N wishes sorted by user, each user's oldest first; user u owns [`begin_U[u]`, `begin_U[u + 1]`)."""
+    """N wishes sorted by user, each user's oldest first; user u owns [`begin_U[u]`, `begin_U[u + 1]`).
+
+    All columns are int64, times in ms; `begin_U` has one entry more than there are users.
+    """
 
     user_ids: Sequence[str]
     begin_U: Int64Array
@@ -48,17 +51,17 @@ class UserSequences:
         return len(self.user_ids)
 
     def lookup(self, user_ids: Sequence[str]) -> Int64Array:
-        """The index of each user, -1 for one without events."""
+        """The index of each user, int64 [B], -1 for one without events."""
         index = {user_id: u for u, user_id in enumerate(self.user_ids)}
         return np.array([index.get(user_id, -1) for user_id in user_ids], dtype=np.int64)
 
     def span(self, user_B: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Begin and end of each user's events; an empty span for user -1."""
+        """Begin and end of each user's events, int64 [B] each; an empty span for user -1."""
         end_B = np.where(user_B >= 0, self.begin_U[user_B + 1], 0)
         return np.where(user_B >= 0, self.begin_U[user_B], 0), end_B
 
     def histories(self, begin_B: Int64Array, end_B: Int64Array) -> HistoryBatch:
-        """The events of B spans as a padded batch."""
+        """The events of B spans (int64 [B] each) as a padded batch."""
         length_B = end_B - begin_B
         step_T = np.arange(max(1, int(length_B.max(initial=0))))
         valid_BT = step_T < length_B[:, None]
@@ -77,6 +80,6 @@ class UserSequences:
         )
 
     def latest(self, user_B: Int64Array, max_history: int) -> HistoryBatch:
-        """The newest `max_history` events of each user (index -1: none)."""
+        """The newest `max_history` events of each user (int64 index, -1: none)."""
         begin_B, end_B = self.span(user_B)
         return self.histories(np.maximum(begin_B, end_B - max_history), end_B)

@@ -21,10 +21,10 @@ LENGTH_BLUR = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """B windows: `target_BT` is the row that follows each position, -1 where none is supervised.
+    """B windows: `target_BT` int64 is the row that follows each position, -1 where none is supervised.
 
-    `first_B` int64: the user's very first item, to be predicted from the empty history; -1 in windows that
-    do not begin a user's sequence.
+    `first_B` int64: the user's very first item, to be predicted from the empty history; -1 in windows that do
+    not begin a user's sequence.
     """
 
     history: HistoryBatch
@@ -63,7 +63,7 @@ class TrainingWindows:
         return len(self.begin_W)
 
     def batch(self, window_B: Int64Array) -> TrainingBatch:
-        """The windows of these indices."""
+        """The windows at these positions (int64 [B])."""
         begin_B, end_B = self.begin_W[window_B], self.end_W[window_B]
         history = self._sequences.histories(begin_B, end_B)
         at_BT = begin_B[:, None] + np.arange(history.item_BT.shape[1])

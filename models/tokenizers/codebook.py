@@ -19,7 +19,10 @@ _CHUNK = 16_384
 
 @dataclass(frozen=True)
 class Codebook:
-    """L levels of V centroids: `centroids_LVE` float32. A `models.tokenizers.base.Tokenizer`."""
+    """L levels of V centroids: `centroids_LVE` float32. A `models.tokenizers.base.Tokenizer`.
+
+    Raises ValueError for another dtype or number of dimensions.
+    """
 
     centroids_LVE: Tensor
 
@@ -50,17 +53,22 @@ class Codebook:
         return digest.hexdigest()[:12]
 
     def encode(self, content_NE: Tensor) -> Tensor:
-        """The nearest code of each level, int64 [N, L], for float32 [N, E]; ties go to the lowest code."""
+        """The nearest code of each level, int64 [N, L], for float32 [N, E]; ties go to the lowest code.
+
+        Raises ValueError for another E.
+        """
         return self._quantise(content_NE)[0]
 
     def quantisation_error(self, content_NE: Tensor) -> float:
-        """The mean squared distance between vectors and what their codes stand for; 0 for none."""
+        """The mean squared distance between float32 vectors [N, E] and what their codes stand for; 0 for
+        none. Raises ValueError for another E."""
         if not len(content_NE):
             return 0.0
         return float(self._quantise(content_NE)[1].square().sum(dim=1).mean())
 
     def nearest_prefixes(self, content_E: Tensor) -> Iterator[tuple[int, ...]]:
-        """Every tuple of L codes, the last level nearest first, then the level before it, and so on.
+        """Every tuple of L codes for float32 [E], the last level nearest first, then the level before it, and
+        so on.
 
         The first is `encode`'s; a caller that finds it full takes the next.
         """
@@ -99,11 +107,12 @@ class Codebook:
 
 
 def content_codebook(codes_NL: Tensor, content_NE: Tensor, codebook_size: int) -> Codebook:
-    """The codebook in content space that explains given codes best, level by level.
+    """The codebook in content space (float32 [N, E]) that best explains given codes (int64 [N, L]), level by
+    level.
 
-    A code's centroid is the mean of what its members' earlier levels left over; one without members is
-    zero. It lets a `CatalogueIndex` hold items with the codes of any other tokenizer; codes of new items
-    would have to come from that tokenizer itself.
+    A code's centroid is the mean of what its members' earlier levels left over; one without members is zero.
+    It lets a `CatalogueIndex` hold items with the codes of any other tokenizer; codes of new items would have
+    to come from that tokenizer itself.
     """
     num_levels = codes_NL.shape[1]
     centroids_LVE = torch.zeros(num_levels, codebook_size, content_NE.shape[1])

@@ -67,7 +67,7 @@ def vector_in(space: Space, vectors: Vectors) -> tuple[Float32Array | None, str]
 
 
 def problem_of(vector_E: Sequence[float] | Float32Array) -> str | None:
-    """Why a vector says nothing of an item; None where it does."""
+    """Why a vector (float32 [E], or numbers) says nothing about an item; None where it does."""
     if not np.isfinite(vector_E).all():
         return "with values that are not finite"
     return None if np.any(vector_E) else "of zeros"

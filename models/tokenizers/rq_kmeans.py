@@ -26,9 +26,9 @@ _FloatArray = npt.NDArray[np.float32]
 def fit_codebook(content_NE: Tensor, config: CodebookConfig, progress: Progress = quietly) -> Codebook:
     """Fits L levels of residual k-means to float32 [N, E]; the same seed gives the same codebook.
 
-    Needs at least one vector. With fewer distinct vectors than codes each has a centroid of its own,
-    and the codes left over are scattered at random, where later items find them. `progress` is
-    called after every level.
+    Raises ValueError without a vector, or for one that is not finite. With fewer distinct vectors than codes
+    each has a centroid of its own, and the codes left over are scattered at random, where later items find
+    them. `progress` is called after every level.
     """
     if content_NE.dim() != 2 or not len(content_NE):
         raise ValueError("a codebook needs at least one content vector")

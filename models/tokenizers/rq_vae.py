@@ -2,9 +2,9 @@
 
 Rajput et al., "Recommender systems with generative retrieval" (NeurIPS 2023), section 3.1, on the residual
 quantiser of Zeghidour et al. (2021): an MLP encoder, L codebooks over the residuals of its latent, an MLP
-decoder, straight-through gradients. The codebooks follow their members by moving averages, start at
-k-means centroids, and a code that nothing uses is put onto a random residual. The first steps train the
-MLPs alone: codes that start in the latents of random weights are left behind by them.
+decoder, straight-through gradients. The codebooks follow their members by moving averages, start at k-means
+centroids, and a code that nothing uses is put onto a random residual. The first steps train the MLPs alone:
+codes placed in the latents of random weights are left behind when the weights move.
 
 It knows vectors and codes. Headrace's own tokens (`models/tokenizers/rq_kmeans.py`) need no network.
 
@@ -85,7 +85,7 @@ class RqVae(nn.Module):
 
     @torch.no_grad()
     def quantise(self, latent_BZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes int64 [B, L], and what each level was given to quantise, [L, B, Z]."""
+        """Codes int64 [B, L] of float32 latents, and what each level quantised, float32 [L, B, Z]."""
         residual_BZ, codes, residuals = latent_BZ.detach(), [], []
         for code_VZ in self.code_LVZ:
             residuals.append(residual_BZ)
@@ -95,15 +95,15 @@ class RqVae(nn.Module):
         return torch.stack(codes, dim=1), torch.stack(residuals)
 
     def quantised(self, codes_BL: Tensor) -> Tensor:
-        """The latent that stands for codes: the sum over the levels, [B, Z]."""
+        """The latent that int64 codes stand for: the sum over the levels, float32 [B, Z]."""
         levels_L = torch.arange(self.config.num_levels)
         return self.code_LVZ[levels_L, codes_BL].sum(1)
 
     def loss(self, content_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared error of reconstruction + commitment (mean over B), and what `quantise` gave.
+        """Squared error of reconstruction + commitment (a mean over B, float32), and what `quantise` gave.
 
-        Gradients pass the quantiser as if it were not there; the commitment draws each level's residual
-        to its code.
+        Of float32 content. Gradients pass the quantiser as if it were not there; the commitment draws each
+        level's residual to its code.
         """
         latent_BZ = self.encoder(content_BE)
         codes_BL, residual_LBZ = self.quantise(latent_BZ)
@@ -119,7 +119,7 @@ class RqVae(nn.Module):
 
     @torch.no_grad()
     def start_codes(self, content_NE: Tensor) -> None:
-        """Puts each level's codes at the k-means centroids of what that level is given."""
+        """Puts each level's codes at the k-means centroids of what that level is given of float32 [N, E]."""
         residual_NZ = self._latent(content_NE)
         for level in range(self.config.num_levels):
             code_VZ = _kmeans(residual_NZ, self.config.codebook_size, self.config.seed)
@@ -136,7 +136,10 @@ class RqVae(nn.Module):
 
     @torch.no_grad()
     def follow(self, codes_BL: Tensor, residual_LBZ: Tensor, generator: torch.Generator) -> None:
-        """Moves each code to the moving average of its members, and dead codes onto random residuals."""
+        """Moves each code to the moving average of its members, and dead codes onto random residuals.
+
+        Takes what `quantise` gave: codes int64 [B, L], residuals float32 [L, B, Z].
+        """
         decay = self.config.ema_decay
         for level, residual_BZ in enumerate(residual_LBZ):
             code_B = codes_BL[:, level]

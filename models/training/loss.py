@@ -17,10 +17,10 @@ CHUNK_STATES = 512
 
 
 def code_loss(logits_XCV: Tensor, codes_XC: Tensor, valid_XCV: Tensor) -> Tensor:
-    """Mean over X targets of -log p(codes), the sum of the C levels' cross entropies in nats.
+    """Mean over X targets of -log p(codes), the sum of the C levels' cross entropies: float32, in nats.
 
-    At each level the target's code competes with the `valid_XCV` (bool) codes alone: those that lead from
-    its prefix to an item, as in the search. With one valid code there is nothing to learn.
+    At each level the target's code (int64) competes with the `valid_XCV` (bool) codes alone: those that lead
+    from its prefix to an item, as in the search. With one valid code there is nothing to learn.
     """
     num_levels = codes_XC.shape[1]
     logits_XCV = logits_XCV.float().masked_fill(~valid_XCV, -torch.inf)
@@ -66,7 +66,8 @@ class _CatalogueCrossEntropy(Function):
 
 
 def catalogue_loss(query_XD: Tensor, vector_ND: Tensor, target_X: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Mean cross entropy of each query's target row among all N vectors, by dot product, in nats.
+    """Mean cross entropy of each query's target row (int64) among all N vectors, by dot product: float32, in
+    nats.
 
     Matrix products run in `dtype`, sums in float32; gradients reach both queries and vectors.
     """
@@ -77,11 +78,12 @@ def catalogue_loss(query_XD: Tensor, vector_ND: Tensor, target_X: Tensor, *, dty
 def sampled_loss(
     query_XD: Tensor, target_vector_XD: Tensor, negative_SD: Tensor, log_expected_S: Tensor, same_XS: Tensor
 ) -> Tensor:
-    """Mean cross entropy of each query's target against S shared negatives drawn with replacement, in nats.
+    """Mean cross entropy of each query's target against S shared negatives drawn with replacement: float32,
+    nats.
 
-    `log_expected_S` is the log of how often each negative was expected in the sample: taken from its logit
-    (Bengio & Senecal, 2008), it makes the sum over the sample estimate the sum over the catalogue.
-    `same_XS` bool marks negatives that are the target itself; they do not count.
+    `log_expected_S` (float32) is the log of how often each negative was expected in the sample: subtracted
+    from its logit (Bengio & Senecal, 2008), it makes the sum over the sample estimate the sum over the
+    catalogue. `same_XS` bool marks negatives that are the target itself; they do not count.
     """
     target_X1 = (query_XD * target_vector_XD).sum(1, keepdim=True).float()
     negative_XS = (query_XD @ negative_SD.T).float() - log_expected_S

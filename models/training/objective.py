@@ -26,7 +26,7 @@ EMPTY_STATE_SHARE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorLoss:
-    """Nats per target, with gradients: `dense` over items, `code` over the C codes together."""
+    """Nats per target, float32 scalars with gradients: `dense` over items, `code` over all C codes."""
 
     dense: Tensor
     code: Tensor
@@ -34,7 +34,7 @@ class GeneratorLoss:
 
     @property
     def total(self) -> Tensor:
-        """What the optimiser minimises."""
+        """What the optimiser minimises, a float32 scalar."""
         return self.dense + self.code
 
 

@@ -192,5 +192,5 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
 
 
 def annealed(position: float) -> float:
-    """A half cosine from 1 at position 0 to `FINAL_LEARNING_RATE` at 1."""
+    """A half cosine (Loshchilov and Hutter, 2017) from 1 at position 0 to `FINAL_LEARNING_RATE` at 1."""
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * position))

@@ -70,16 +70,17 @@ def fit_ranker(
 ) -> dict[str, float]:
     """Fits `pipeline`'s ranker to predict `held_out` from `known`, in place, and returns what it reached.
 
-    `stream` are the events, in stream order, that `pipeline`'s statistics do not hold yet: they take them in
-    as far as to right before each held-out event. On Beauty's leave-one-out validation items this gave
-    Recall@10 .111, and statistics of the whole of `known` for every example, later events included, .098.
+    `stream` are the events, in stream order, that `pipeline`'s statistics do not hold yet: the statistics
+    take them in up to the moment right before each held-out event. On Beauty's leave-one-out validation items
+    this gave Recall@10 .111; statistics of the whole of `known` for every example, later events included,
+    gave .098.
 
-    `held_out` holds events that are wishes for their items, of items that the user did not have in `known`
-    (others are left out); at most `MAX_EXAMPLES` of them are drawn. Every seventh or so is kept for
-    validation; the averaged weights of the round with the best NDCG@10 there stay. The metrics are that
-    round's recall and NDCG, `blank_ndcg@10` before any fitting, and `candidate_recall`: how often the
-    sources together proposed the right item. `time_share()` says how much of the time is used up, 0 to 1,
-    where there is a limit: fewer examples are collected then, and no round begins at 1.
+    `held_out` must hold wishes only; those for items that the user already had in `known` are left out, and
+    at most `MAX_EXAMPLES` are drawn. `VALIDATION_SHARE` of the examples is kept for validation; the averaged
+    weights of the round with the best NDCG@10 there stay. The metrics are that round's recall and NDCG,
+    `blank_ndcg@10` before any fitting, and `candidate_recall`: how often the sources together proposed the
+    right item; none where there are too few examples to validate. `time_share()` says how much of the time is
+    used up, 0 to 1, where there is a limit: fewer examples are collected then, and no round begins at 1.
     """
     time_share = time_share or (lambda: 0.0)
     random = np.random.default_rng(seed)

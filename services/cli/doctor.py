@@ -154,7 +154,7 @@ def _release_store(settings: Settings) -> Check:
 
 
 def run_checks(settings: Settings) -> list[Check]:
-    """Every check, in the order in which a person would mend what fails."""
+    """Every check, in the order in which a person would fix what fails."""
     state, settings = _state(settings)
     singles: list[Callable[[], Check]] = [
         _python,

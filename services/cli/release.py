@@ -28,7 +28,7 @@ def _all_releases() -> "list[Release]":
     from streaming.clients.topic_admin import existing_topics
 
     settings = find_state(load_settings()).settings
-    # says at once that nobody is there; a reader would wait for somebody to come
+    # fails at once if there is no broker; a reader would wait for one to come up
     existing_topics(settings.broker.bootstrap_servers, timeout_s=_BROKER_TIMEOUT_S)
 
     from services.releases.publisher import ReleasePublisher

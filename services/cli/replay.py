@@ -111,7 +111,7 @@ class Taken:
 
     @classmethod
     def now(cls, settings: Settings) -> "Taken | None":
-        """Its counts since it began; None if no learner learns."""
+        """The learner's counts since it started; None if none is learning."""
         from protos.headrace.v1.learner_pb2 import StatusRequest
 
         try:
@@ -124,7 +124,7 @@ class Taken:
         return cls(status.num_events_learned, status.num_events_duplicate, status.num_events_dead_lettered)
 
     def since(self, before: "Taken") -> "Taken":
-        """What was added."""
+        """The events taken since `before`."""
         return Taken(
             self.num_learned - before.num_learned,
             self.num_known - before.num_known,
@@ -140,8 +140,8 @@ class Taken:
 def wait_idle(settings: Settings, bars: "Stages") -> Taken | None:
     """The learner's counts once it has read what was sent before; None if no learner learns.
 
-    Else what it reads of others, as after a training that it has just taken over, would be among ours. Waits
-    for a while only: traffic may never end.
+    Otherwise events of others, such as those it reads after taking over a training, would count among ours.
+    Waits only for a while: traffic may never end.
     """
     from protos.headrace.v1.learner_pb2 import StatusRequest
 
@@ -161,7 +161,7 @@ def wait_idle(settings: Settings, bars: "Stages") -> Taken | None:
 
 
 def stalled_stream(settings: Settings) -> str:
-    """What the learner says of records that it cannot reach; empty where there are none, or none answers."""
+    """The learner's word on records that it cannot reach; empty if there are none, or no learner answers."""
     from protos.headrace.v1.learner_pb2 import StatusRequest
 
     try:
@@ -214,7 +214,7 @@ def _report(
 
 
 def _why_unread(settings: Settings) -> str:
-    """What to expect where no learner reads what was sent."""
+    """What to expect if no learner reads what was sent."""
     if has_live_release(settings):
         return "no learner is at work now; the next one to start reads them"
     return "no learner reads them yet; `headrace train --from-topic` makes the first release"

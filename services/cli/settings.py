@@ -25,7 +25,7 @@ from services.settings import Settings, load_settings
 
 HIDDEN = "(hidden)"
 
-# Settings that stand in no group, so that no docstring has them.
+# Settings outside every group: no docstring describes them.
 _UNGROUPED = {
     "torch_threads": "how many threads torch uses in each service.",
     "log_level": "log lines below this level are not written.",
@@ -135,7 +135,7 @@ def _is_secret(variable: str, hint: Any) -> bool:
 
 
 def _value_text(value: Any, is_secret: bool) -> str:
-    """As it would stand in the environment; a secret, and a login inside a URL, hidden."""
+    """The value as the environment would hold it; a secret, and a login inside a URL, hidden."""
     if is_secret:
         return HIDDEN if value else ""
     if isinstance(value, str | Path):

@@ -1,4 +1,4 @@
-"""The entry point: the command, also where it is interrupted while it is still being imported."""
+"""The entry point: the command, with one word for an interruption even while it is still being imported."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """`services.cli.main.main`; one word for Ctrl-C whenever it comes, one line without a folder."""
+    """`services.cli.main.main`; one word for Ctrl-C whenever it comes, one line if the folder is gone."""
     try:
         os.getcwd()
     except OSError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 15
 _BROKER_TIMEOUT_S = 2.0
 _LEARNER_TIMEOUT_S = 2.0
-# So often a checkpoint may go, pruned by a running learner, while it is looked at.
+# How often a checkpoint may vanish while it is looked at: a running learner prunes them.
 _MAX_LOOKS = 3
 
 
@@ -163,7 +163,7 @@ def rows_of(facts: StateFacts) -> list[tuple[str, str]]:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """What the files under a folder take; holes and what goes meanwhile do not count, 0 without a folder."""
+    """Bytes that the files under a folder take, without holes or files that vanish; 0 without a folder."""
     num_bytes = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -43,7 +43,7 @@ UnmatchedOption = Annotated[
 
 if not os.environ.get("COLUMNS", "1").strip("0"):
     del os.environ["COLUMNS"]  # a terminal of no width would show nothing
-# Text is data: brackets in a title or an id are no markup.
+# Text is data: brackets in a title or an id are not markup.
 out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 _LINE_INTERVAL_S = 10.0
@@ -117,14 +117,14 @@ def progress_bars() -> Iterator[Stages]:
 
 
 def take_any_text() -> None:
-    """Characters that a terminal's encoding does not have are shown escaped, and end no command."""
+    """Characters that a terminal's encoding lacks are shown escaped, and end no command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def shown(text: str) -> str:
-    """The text with its control characters escaped: data moves no cursor."""
+    """The text with its control characters escaped, so that data cannot move the cursor."""
     if text.isprintable():
         return text
     return "".join(
@@ -166,9 +166,9 @@ def print_table(
     numbers: Sequence[str] = (),
     ids: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; the columns in `numbers` are set to the right, those in `ids` never broken.
+    """A table on stdout; the columns in `numbers` are right-aligned, those in `ids` never broken.
 
-    Text is data: only a cell that is a `Text` has a style, brackets in others are brackets.
+    Text is data: only a cell that is a `Text` has a style; brackets in others are brackets.
     """
     table = Table(title=Text(title), title_justify="left")
     for column in columns:

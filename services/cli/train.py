@@ -129,7 +129,7 @@ def _report(first: "FirstRelease", json: bool) -> None:
 
 
 def _wait_for_learner(settings: Settings, release_id: str) -> None:
-    """Says when a running learner goes on from the release; without one, the next to start does."""
+    """Reports when a running learner continues from the release; if none runs, the next to start will."""
     import grpc
 
     from protos.headrace.v1.learner_pb2 import StatusRequest

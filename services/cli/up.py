@@ -150,7 +150,7 @@ def running_up(root: Path) -> int | None:
     try:
         with (root / _PID_FILE).open() as handle:
             try:
-                # held for no time: shared, so that two who ask do not see each other
+                # shared and released at once, so that two callers do not take each other for an `up`
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(handle.read().strip() or 0) or None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TimeLeft = Callable[[], float]
 
 log = structlog.get_logger(__name__)
-# A release goes live here and there at slightly different moments: the second try meets both in step.
+# A release goes live in generator and ranker at slightly different moments: a second try finds both on it.
 _PAIR_ATTEMPTS = 2
 
 
@@ -163,7 +163,7 @@ def _failure(
 
 
 def generate_request(ask: Ask) -> GenerateRequest:
-    """What the generator is asked."""
+    """The request to the generator."""
     return GenerateRequest(
         history=ask.history,
         num_candidates=ask.num_candidates,
@@ -175,7 +175,7 @@ def generate_request(ask: Ask) -> GenerateRequest:
 
 
 def rank_request(ask: Ask, generated: GenerateResponse) -> RankRequest:
-    """What the ranker of the same release is asked then."""
+    """The request to the ranker of the same release, for the generator's candidates."""
     return RankRequest(
         history=ask.history,
         candidates=generated.candidates,

@@ -39,7 +39,7 @@ from streaming.messages.meaning import Meaning
 MAX_CANDIDATES = 512
 # Popularity is read this deep: filters and unannounced items take some; then come the newest items.
 _FALLBACK_DEPTH = 1_000
-# Nothing is down: there is nothing to go by.
+# Nothing is down: these users just give the model nothing to go by.
 _NOT_DEGRADED = (
     FallbackReason.FALLBACK_REASON_UNKNOWN_USER,
     FallbackReason.FALLBACK_REASON_NO_USABLE_EVENTS,
@@ -125,8 +125,8 @@ class RecommendationEngine:
     ) -> tuple[Ranking | None, "FallbackReason.ValueType"]:
         """What the model says, or None and why it was not used.
 
-        Of a user who only turned things down the model knows no wish; its answer is that for a stranger, with
-        what is like those things at the end, and says so.
+        Of a user who has only turned things down the model knows no wish: it answers as for a stranger, puts
+        items like those at the end, and the answer says so.
         """
         may_fall_back = CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources
         told = [self._meaning.of(event.action, event.value) for event in events]
@@ -210,12 +210,12 @@ class RecommendationEngine:
 
 
 def _had(events: Sequence[HistoryEvent]) -> set[str]:
-    """Items the user had: to be shown one is not to have it."""
+    """Items the user had; being shown one does not count."""
     return {event.item_id for event in events if event.action != Action.ACTION_IMPRESSION}
 
 
 def _unusable(meanings: Collection[Meaning], *, is_known: bool) -> "FallbackReason.ValueType":
-    """Why nothing can be told from events of these meanings; UNSPECIFIED where something can.
+    """Why events of these meanings hold no wish to go by; UNSPECIFIED where they do.
 
     A user who is known without any of them was only shown things.
     """

@@ -101,7 +101,7 @@ def fill_event(event: Event) -> None:
 
 
 def check_event(event: Event) -> Violations:
-    """What is wrong with an event. A time after now, which a fast clock made, becomes now, as for readers."""
+    """What is wrong with an event. A time in the future, from a fast clock, becomes now, as for readers."""
     now_ms = _now_ms()
     violations = validate_event(event, now_ms=now_ms)
     event.event_time_ms = min(event.event_time_ms, now_ms)

@@ -65,7 +65,7 @@ class ItemView:
             insort(self._available, (item.announced_time_ms, item.item_id))
 
     def withdraw(self, item_id: str) -> None:
-        """The item's record was deleted (a tombstone): it is recommended no more, whatever a release says."""
+        """The item's record was deleted (a tombstone): no longer recommended, whatever a release says."""
         self._remove(item_id)
         self._items[item_id] = _WITHDRAWN
 

@@ -16,7 +16,7 @@ from services.gateway.item_view import ItemInfo, ItemView
 from services.gateway.ranking import RankedItem
 from services.wire.source_masks import mask_of, sources_of
 
-# Of so many places of an answer one is for an item that was announced lately and has few events.
+# One in this many places of an answer is for an item that was announced lately and has few events.
 EXPLORE_EVERY = 10
 _NEW = mask_of(CandidateSource.CANDIDATE_SOURCE_NEW)
 _FALLBACK = mask_of(CandidateSource.CANDIDATE_SOURCE_FALLBACK)
@@ -50,9 +50,9 @@ class Policy:
 def choose(ranked: Iterable[RankedItem], policy: Policy, items: ItemView, k: int) -> list[Recommendation]:
     """k distinct allowed items of `ranked`, in order, with their titles.
 
-    The first k, but of every `EXPLORE_EVERY` places one is for a new item. What nobody has been shown
-    nobody chooses, and what nobody chooses no ranker puts first: the last places of the answer go to
-    the best new items further down, unless so many are in it already.
+    The first k, except that one place in `EXPLORE_EVERY` is for a new item. An item that is never shown is
+    never chosen, and a ranker never puts first what nobody chooses: so the last places of the answer go to
+    the best new items further down, unless it already has enough of them.
     """
     first: list[RankedItem] = []
     later_new: list[RankedItem] = []

@@ -1,7 +1,7 @@
 """Which items were shown to whom, written to the topic `recommendations` behind the answers.
 
-No answer waits for it: the queue is bounded, and what does not fit, or the broker does not take, is
-dropped and counted. The log feeds off-policy evaluation, which bears gaps.
+No answer waits for it: the queue is bounded, and what does not fit, or the broker does not take, is dropped
+and counted. The log feeds off-policy evaluation, which tolerates gaps.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from streaming.messages.topics import RECOMMENDATIONS
 _MAX_QUEUED = 10_000
 _MAX_BATCH = 500
 _BACK_OFF_S = 1.0
-# So long the first of a batch waits for others: one write for each answer cost the broker and this process
-# more than a millisecond of CPU each.
+# How long the first record of a batch waits for others: one write for each answer cost the broker and this
+# process more than a millisecond of CPU each.
 _LINGER_S = 0.1
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class RecommendationLogWriter:
                 await asyncio.sleep(_BACK_OFF_S)
 
     async def flush(self) -> None:
-        """Writes what is left when no more answers come and `run` has ended."""
+        """Writes what is left once `run` has ended and no more answers come."""
         while self._queue:
             await self._write()
 

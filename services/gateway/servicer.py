@@ -35,7 +35,7 @@ from streaming.histories.fresh_history import FreshHistory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# How often an open RecommendStream looks whether anybody's history changed, and then at its user's.
+# How often an open RecommendStream checks whether any history changed, and if so its own user's.
 _POLL_S = 0.05
 
 
@@ -89,7 +89,7 @@ class RecommenderServicer(recommend_pb2_grpc.RecommenderServiceServicer):
         """One answer under the unary call's deadline: the stream itself may stay open for hours."""
         loop = asyncio.get_running_loop()
         async with working_turn():
-            # from here: who waits for a turn among a thousand streams has not been answered too slowly
+            # timed from here: waiting for a turn among a thousand streams is not a slow answer
             until = loop.time() + self._settings.default_deadline_s
             return await self._engine.recommend(ask, lambda: min(until - loop.time(), remaining(context)))
 

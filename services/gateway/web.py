@@ -126,7 +126,7 @@ class Console:
         return web.json_response(answer)
 
     async def _track(self, request: web.Request) -> web.Response:
-        # Only JSON by name: a foreign page cannot send that here without the browser asking first.
+        # JSON only, by its content type: a foreign page cannot send that without the browser asking us first.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send application/json")
         try:

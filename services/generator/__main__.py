@@ -20,7 +20,7 @@ from streaming.messages.records import Record
 from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 
 NAME = "generator"
-# A request waits for so many at most; what it finds not done yet, it does itself.
+# At most this many events delay a request; whatever of its own history is not done yet, it does itself.
 _EVENTS_A_TURN = 8
 
 

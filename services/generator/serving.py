@@ -32,7 +32,7 @@ from streaming.messages.meaning import EventMeaning, Meaning
 
 log = structlog.get_logger()
 
-# Its state is kept while a release warms up.
+# The user whose state is kept while a release warms up.
 _NOBODY = 1
 
 
@@ -85,7 +85,7 @@ class GeneratorRelease:
         self.user_states.clear()
 
     def put_items(self, row_M: Sequence[int]) -> None:
-        """The content of these rows changed, and with it the states of those who had them."""
+        """The content of these rows changed, and with it the states of the users who had them."""
         if row_M:
             self.engine.put_items(row_M)
             self.user_states.clear()

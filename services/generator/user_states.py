@@ -87,8 +87,8 @@ class UserStateCache:
     def append(self, events: Mapping[int, Sequence[PastEvent]]) -> None:
         """Wishes that have just happened, by user: the states of kept users come to cover them too.
 
-        Those that a state covers already (a request was faster, or they came twice) change nothing. One that
-        is older than what a state covers has its place before that: such a state is computed anew.
+        Events that a state already covers (a request was faster, or they came twice) change nothing. One that
+        is older than what a state covers belongs before that: such a state is computed anew.
         """
         extended: list[tuple[int, _Kept, list[PastEvent]]] = []
         computed: list[tuple[int, list[PastEvent]]] = []

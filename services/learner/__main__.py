@@ -24,7 +24,7 @@ _READY_INTERVAL_S = 0.2
 # Learning can wait, an answer cannot: where both want a core, those who serve get it.
 _NICENESS = 10
 # oneDNN, which multiplies for torch, keeps a prepared product for each of the last 1,024 shapes, and no two
-# batches have one shape: 400 MB and more that nobody comes back to. Read at the first product.
+# batches have the same shape: 400 MB and more that is never used again. It reads this at the first product.
 _KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 

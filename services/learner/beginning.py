@@ -1,4 +1,4 @@
-"""From what the learner begins: its own checkpoint, a training's, or a release and the events behind it.
+"""What the learner begins from: its own checkpoint, a training's, or a release and the events behind it.
 
 What is live decides. Its own newest checkpoint where that belongs to the live release; else the one that the
 training of the live release staged; else its own, anchored to the live release, where both have one codebook
@@ -38,14 +38,14 @@ class Interrupted(ServiceError):
 
 
 class CannotBegin(ServiceError):
-    """Nothing that is there can be gone on from; the text names the cure."""
+    """There is nothing to continue from; the text names the cure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
     """A learner, its place in the stream, and what an operator should know, empty where all is well.
 
-    `problem` says how it came to begin from there, `live_problem` why it does not follow what is live.
+    `problem` says why it begins from there, `live_problem` why it does not follow what is live.
     """
 
     learner: OnlineLearner
@@ -57,7 +57,7 @@ class Beginning:
 def find_beginning(
     settings: Settings, store: CheckpointStore, desk: ReleaseDesk, stopping: threading.Event
 ) -> Beginning | None:
-    """What to go on from; None where there is neither a release nor a checkpoint yet.
+    """What to continue from; None where there is neither a release nor a checkpoint yet.
 
     Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, and Interrupted if `stopping` is
     set meanwhile.

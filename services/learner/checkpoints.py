@@ -1,12 +1,12 @@
 """The learner's checkpoints: numbered folders, the newest two kept, one writer at a time.
 
-A checkpoint holds everything the learner needs to go on: weights, histories, statistics, the dedupe
-window, the offsets read and the length of the ledger. This file owns when old ones go and who may write;
-what is in one is the business of `models.online.learner`.
+A checkpoint holds everything that the learner continues from: weights, histories, statistics, the dedupe
+window, the offsets read and the length of the ledger. This file owns when old ones are removed and who may
+write; what is in one is the business of `models.online.learner`.
 
 A training never writes a numbered one. It stages its checkpoint under `trained/`, named by its release, and
-that counts only while this very release is live: the learner then makes it its newest by one rename. So the
-record on `releases` is the one moment at which a training counts, and what a killed one left is waste.
+that counts only while this very release is live: the learner then makes it its newest by one rename. So a
+training counts from its record on `releases` on, and what a killed one left is waste.
 """
 
 import os
@@ -123,7 +123,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(directory: Path) -> tuple[OnlineLearner, LearnerPosition]:
-    """The learner and its place of a checkpoint; raises IncompatibleCheckpoint."""
+    """The learner in a checkpoint, and its place in the stream; raises IncompatibleCheckpoint."""
     learner, offsets, extra = OnlineLearner.load(directory)
     try:
         return learner, LearnerPosition.from_extra(offsets, extra)

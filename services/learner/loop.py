@@ -78,7 +78,7 @@ class LearningLoop:
         self._stopping.set()
 
     def went_live(self, release_id: str) -> None:
-        """A release was announced as live: one that is not ours, or ends our trouble, is looked at soon."""
+        """Notes that a release is live: one that is not ours, or may end our trouble, is looked at soon."""
         work = self._work
         if work is None or work.position.live_release_id != release_id or self._live_problem:
             self._must_look.set()
@@ -97,7 +97,7 @@ class LearningLoop:
             self.status = StatusResponse(state="stopping")
 
     def _learn(self, work: LearnerWork) -> None:
-        """Until `stop`, or until another release is to be begun from."""
+        """Learns until `stop`, or until the learner has to begin from another release."""
         self._work, self._must_begin_again = work, False
         try:
             work.try_checkpoint()
@@ -129,7 +129,7 @@ class LearningLoop:
     def promote(self, release_id: str) -> Release:
         """Makes a release live; the learner goes on from its own weights, anchored to that release.
 
-        From the release's weights where its codebook or architecture is another.
+        Where its codebook or architecture differs, the learner goes on from the release's weights.
         """
         bundle = self._desk.find(release_id)
         release = self._desk.promote(release_id)

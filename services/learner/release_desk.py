@@ -42,7 +42,7 @@ class ReleaseDesk:
         self._store = release_store(settings)
 
     def live(self) -> Release | None:
-        """What everybody serves, or shall serve; asks the topic."""
+        """What every service serves, or is about to; asks the topic."""
         return self._publisher.list().live
 
     def load(self, release_id: str) -> ReleaseBundle:

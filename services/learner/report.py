@@ -79,7 +79,8 @@ def count_batch(records: Sequence[Record], report: LearnReport, figures: Figures
 def count_lag(lag: Mapping[str, int], hidden: Mapping[str, int], figures: Figures) -> None:
     """Records not read yet, by partition and in all, and those of them that an open transaction hides.
 
-    An empty `lag` is that of a broker that does not answer: the last numbers stay, and that is said.
+    An empty `lag` means that the broker does not answer: the last numbers stay, and `figures.stalled` says
+    so.
     """
     metrics.BROKER_ANSWERS.labels(GROUP).set(bool(lag))
     if not lag:

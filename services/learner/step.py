@@ -44,7 +44,7 @@ class BatchLearner:
         self._num_failed_in_a_row = 0
 
     def learn(self, records: Sequence[Record]) -> LearnReport | Failure:
-        """Learns records whose items are all known, trying thrice.
+        """Learns records whose items are all known, in up to three tries.
 
         Raises LearningFails after too many failed batches in a row.
         """

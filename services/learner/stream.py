@@ -1,8 +1,8 @@
 """What the learner reads: events ready to be learned, and the semantic IDs that make them so.
 
-An event on an item that has no semantic ID yet waits here for a grace time, without holding up the
-events behind it, and then goes to the dead-letter topic. Who waits is part of the checkpoint, because
-the offsets are past them. It does not learn.
+An event on an item that has no semantic ID yet waits here for a grace time, without holding up the events
+behind it, and then goes to the dead-letter topic. The waiting events are part of the checkpoint, because the
+offsets are already past them. It does not learn.
 """
 
 import time
@@ -27,7 +27,7 @@ from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 log = structlog.get_logger()
 
 STAGE = "learner"
-# Beyond so many waiting events, no more are read until some are known or given up.
+# With more events waiting than this, none are read until some are known or given up.
 _MAX_DEFERRED = 10_000
 _MAX_SIDS_PER_POLL = 500
 _CATCH_UP_POLL_S = 0.5

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 @dataclass
 class Changes:
-    """What some records did to the live catalogue; `changed_rows` have another content than before."""
+    """What some records did to the live catalogue; the content of `changed_rows` is new."""
 
     inserted: list[ItemSid] = field(default_factory=list)
     changed_rows: list[int] = field(default_factory=list)

@@ -49,7 +49,7 @@ class RankerRelease:
 class RankerServing:
     """Ranks by the live release, or by the one before it if a request began with that.
 
-    `dedupe_window`: a repeated event id among so many counts once, as in the learner.
+    `dedupe_window`: an event id that repeats within this many counts once, as in the learner.
     """
 
     def __init__(self, dedupe_window: int, *, search: SearchConfig, meaning: EventMeaning) -> None:
@@ -96,14 +96,15 @@ class RankerServing:
         return RankerRelease(bundle.meta.release_id, scorer)
 
     def swap(self, loaded: RankerRelease) -> None:
-        """Makes a loaded release the live one; the one before goes on answering those who ask for it."""
+        """Makes a loaded release the live one; the one before still answers requests that name it."""
         changes = self._catalogue.swap(loaded.scorer.catalogue)
         loaded.scorer.engine.put_items(changes.changed_rows)
         self._previous, self._live = self._live, loaded
         self._previous_until_s = time.monotonic() + _PREVIOUS_S
 
     def _forget_previous(self) -> None:
-        """Who began with the release before has his answer by now; it holds as much as the live one."""
+        """Requests that began with the release before have their answers by now, and it takes as much memory
+        as the live one."""
         if self._previous is not None and time.monotonic() > self._previous_until_s:
             self._previous = None
             give_back()

@@ -64,7 +64,7 @@ class ReleasePublisher:
     ) -> Release:
         """Puts a known release into another state; raises NotFound for an unknown one, BrokerUnavailable.
 
-        `known` is what the topic says, for who has just read it.
+        `known` is what the topic says, for a caller that has just read it.
         """
         known = self.list() if known is None else known
         release = known.get(release_id)

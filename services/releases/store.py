@@ -1,6 +1,7 @@
 """The release store: a folder or any fsspec URL, in which a release is the directory `{store}/{release_id}`.
 
-What is in a release is the business of `models.artifacts.release`. Only who saves or loads one imports torch.
+What is in a release is the business of `models.artifacts.release`. Torch is imported only to save or load
+one.
 """
 
 import re
@@ -58,7 +59,7 @@ class ReleaseStore:
     def problem(self, release_id: str) -> str:
         """Why this version cannot load a release, one line; empty if it can.
 
-        By its manifest and its files' sizes: what is in them is verified when it is loaded.
+        Judged by its manifest and the sizes of its files: their content is verified when it is loaded.
         """
         try:
             _require_safe(release_id)

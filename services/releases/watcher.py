@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FIRST_RETRY_S = 2.0
 _MAX_RETRY_S = 30.0
-# What a file that appears, or is copied to its end, mends; what is whole and does not fit stays refused.
+# Reasons that pass once a file appears or is copied whole; a whole release that does not fit stays refused.
 _MENDABLE = frozenset({UNREACHABLE, "missing_file", "size", "checksum"})
 
 log = structlog.get_logger()
@@ -123,7 +123,7 @@ class ReleaseWatcher:
             # Whatever is wrong with a release, the live one goes on.
             return self._refuse(release, "error", error)
         finally:
-            # what loading took, and the release before
+            # the memory that loading took, and the release before
             await asyncio.to_thread(give_back)
         RELEASE_LOAD_SECONDS.observe(time.perf_counter() - started)
         RELEASE_SWAPS.labels("swapped", "").inc()

@@ -85,11 +85,11 @@ class ServiceServer:
         log.info("started", address=address, metrics_port=endpoints.metrics_port(self.name))
 
     def set_ready(self, ready: bool) -> None:
-        """Says to health checks whether requests can be answered; call it on the event loop.
+        """Tells health checks whether requests can be answered; call it on the event loop.
 
-        What is there when that is first so, a catalogue and its statistics among it, is left out of garbage
-        collections from then on: to look through half a million objects took 0.27 s on a busy machine, in
-        which no thread runs.
+        The objects that exist when this is first so, a catalogue and its statistics among them, are left out
+        of garbage collections from then on: looking through half a million of them took 0.27 s on a busy
+        machine, and no thread runs meanwhile.
         """
         if ready and not self._was_ready:
             self._was_ready = True

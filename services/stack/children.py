@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.errors import BackendUnavailable
 
-# The order of starting; stopped in the other order, so that nobody calls what is already gone.
+# The order of starting; stopped in reverse, so that nobody calls what is already gone.
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
 BROKER = "broker"
 MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.stack.broker_host"}

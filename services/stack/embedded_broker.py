@@ -63,7 +63,7 @@ class EmbeddedBroker:
                 code, self._process = self._process.returncode, None
                 raise BackendUnavailable(f"the embedded broker ended ({code}): {_last_line(log_path)}")
             try:
-                # kafka-python leaves sockets open that could not connect, so it asks an open port only
+                # kafka-python leaks sockets that could not connect, so it is only given a port that is open
                 if not _listens(host, port):
                     raise BrokerUnavailable(f"nothing listens on {self.bootstrap}")
                 existing_topics(self.bootstrap, timeout_s=2.0)

@@ -23,7 +23,7 @@ def ports_of(settings: Settings) -> dict[str, tuple[int, str]]:
 
 
 def check_ports(settings: Settings, *, embedded_broker: bool = False) -> None:
-    """Raises BackendUnavailable, naming the first port that something else listens on, or that is none."""
+    """Raises BackendUnavailable, naming the first port that is taken by something else, or is none."""
     ports = ports_of(settings)
     if embedded_broker:
         port = int(settings.broker.bootstrap_servers.rpartition(":")[2])

@@ -1,8 +1,8 @@
 """The supervisor of `headrace up`: the embedded broker and every service as children of one process.
 
-Starts them, waits until each is live (and ready, where a release is live), and leaves none behind. One that
-dies takes no other with it: it is started again, after growing pauses, and that is said; meanwhile the stack
-is degraded, and whoever can answers. It knows nothing of what the services do.
+Starts them, waits until each is live (and ready, where a release is live), and leaves none behind. A service
+that dies takes no other with it: it is started again, after growing pauses, and that is reported; meanwhile
+the stack is degraded, and the other services answer what they can. It knows nothing of what the services do.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _POLL_INTERVAL_S = 0.2
 _PATIENCE_WITH_DEAD_S = 1.0
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 60.0
-# Who lived for so long is no longer held to have died before.
+# After living for this long, a service's earlier deaths are forgotten.
 _LONG_LIFE_S = 120.0
 
 
@@ -66,7 +66,7 @@ class Stack:
         """Returns when every service answers, or is known not to; `say` gets a line for each that does not.
 
         Raises BackendUnavailable where nothing can be served (a port is taken, the broker does not come up),
-        and then nothing is left running. From then on who dies is started again, until `stop`.
+        and then nothing is left running. From then on a service that dies is started again, until `stop`.
         """
         self._say = say or self._say
         open_release_store(self.settings.store.releases_url)
@@ -263,8 +263,8 @@ async def run_stack(
 ) -> None:
     """Starts the stack and keeps it until SIGINT or SIGTERM; then, or on any error, stops every child.
 
-    `started` is called once, when everything answers that will; `say` gets a line for each service that ended
-    and is started again. Raises BackendUnavailable as `Stack.start` does.
+    `started` is called once, when every service that will answer does; `say` gets a line for each service
+    that ended and is started again. Raises BackendUnavailable as `Stack.start` does.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

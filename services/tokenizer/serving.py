@@ -151,14 +151,14 @@ class TokenizerServing:
         return item_ids
 
     def _withdraw(self, record: Record, done: Tokenized) -> None:
-        """A tombstone: the item keeps its codes, and is recommended no more."""
+        """A tombstone: the item keeps its codes, and is no longer recommended."""
         row = self.index.row(record.key)
         if row is not None:
             item = Item(item_id=record.key, unavailable=True)
             self._put(replace(record, message=item), self.index.content_NE[row], done)
 
     def _put_known_text(self, record: Record, done: Tokenized) -> None:
-        """A known item, its text not embedded: its availability counts at once, its text if it is news."""
+        """Takes a known item, its text not embedded: availability counts at once, newer text later."""
         row = self.index.row(record.message.item_id)
         assert row is not None
         if bool(self.index.available_N[row]) == record.message.unavailable:

@@ -1,4 +1,4 @@
-"""The 64-bit number that stands for a user where the id itself need not go: between services, in caches."""
+"""The 64-bit number that stands for a user where the id itself is not needed: between services, in caches."""
 
 import hashlib
 

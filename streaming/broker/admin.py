@@ -184,7 +184,7 @@ class AdminHandlers:
     async def describe_configs(
         self, request: DescribeConfigsRequest, client_id: str
     ) -> DescribeConfigsResponse:
-        """What is set of each topic, and the defaults; of anything but a topic, nothing."""
+        """The settings of each topic, defaults included; nothing for anything but a topic."""
         answers = []
         for resource in request.resources:
             topic = self._topics.get(resource.resource_name)
@@ -202,7 +202,7 @@ class AdminHandlers:
         return DescribeConfigsResponse(results=answers)
 
     async def alter_configs(self, request: AlterConfigsRequest, client_id: str) -> AlterConfigsResponse:
-        """Replaces all that is set of topics."""
+        """Replaces all settings of topics."""
         answers = []
         for resource in request.resources:
             configs = {config.name: config.value or "" for config in resource.configs}

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 _LATEST, _EARLIEST = -1, -2
 _MAX_WAIT_S = 60.0
-# A reader that waited gets what comes within this time in one answer: at 50 events a second each of a stack's
-# readers would else be woken for every single one, which costs more than the work itself.
+# A reader that waited gets what comes within this time in one answer: otherwise, at 50 events a second, each
+# of a stack's readers would be woken for every single one, which costs more than the work itself.
 _GATHER_S = 0.1
 
 _TopicProduced = ProduceResponse.TopicProduceResponse
@@ -115,7 +115,7 @@ class RecordHandlers:
         except Fenced:
             answer.error_code = InvalidProducerEpochError.errno
         except OSError as error:
-            # one that nobody tries again by himself: what was refused must not be written later
+            # an error that no client retries by itself: what was refused must not be written later
             answer.error_code, answer.error_message = UnknownError.errno, str(error)
             logger.error("not_written topic=%s partition=%d error=%s", topic, index, error)
         return answer

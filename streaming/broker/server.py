@@ -179,7 +179,7 @@ class BrokerServer:
             answer = asyncio.create_task(self._answer(frame))
             await answers.put(answer)
             if int.from_bytes(frame[:2], "big") != _PRODUCE:
-                # until it is sent: who asks and never reads must not fill the memory with answers
+                # until it is sent: a client that asks and never reads must not fill the memory with answers
                 sent = asyncio.ensure_future(answers.join())
                 await asyncio.wait([sent, sending], return_when=asyncio.FIRST_COMPLETED)
                 sent.cancel()

@@ -112,7 +112,7 @@ class Topics:
         self._save()
 
     def configure(self, topic: Topic, configs: dict[str, str]) -> None:
-        """Sets what is set of a topic; raises BadTopic."""
+        """Replaces a topic's settings; raises BadTopic."""
         topic.configs = _checked(configs)
         self._save()
 
@@ -124,7 +124,7 @@ class Topics:
             log.delete()
 
     def new_producer_id(self) -> int:
-        """A number that no producer had, before a restart neither."""
+        """A number that no producer has had, not even before a restart."""
         if self._next_producer_id >= self._reserved_producer_id:
             self._reserved_producer_id = self._next_producer_id + _PRODUCER_IDS_A_WRITE
             self._save()

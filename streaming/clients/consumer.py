@@ -41,13 +41,14 @@ _FETCH_MAX_WAIT_MS = 500
 class PartitionConsumer:
     """`with PartitionConsumer(bootstrap, topics, offsets=stored, ...) as consumer: consumer.poll(...)`.
 
-    `offsets` are the next offsets by "topic/partition"; partitions that it does not name are read from
-    their beginning. Connects at the first poll. `stage` names the reader in logs and dead letters; without
+    `offsets` are the next offsets by "topic/partition"; partitions that it does not name are read from their
+    beginning. Connects at the first poll. `stage` names the reader in logs and dead letters; without
     `dead_letters` what is malformed is passed over. Not safe for threads.
 
-    An offset beyond the end of its partition is one of records that the broker lost, or of a topic that was
-    made anew. It is never kept: what comes now would be passed over in silence. Reading goes on from the
-    beginning, and `take_rewound` says so; who knows events by their ids takes none twice.
+    An offset beyond the end of its partition points at records that the broker lost, or belongs to a topic
+    that was deleted and made anew. It is never kept: new records would be passed over in silence. Reading
+    goes on from the beginning, and `take_rewound` says so; a reader that knows events by their ids takes none
+    twice.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class PartitionConsumer:
     def hidden(self) -> dict[str, int]:
         """How many offsets of each partition an open transaction hid, when `lag` was asked last.
 
-        From the first one that it holds (the last stable offset) to the high watermark, others' records
-        among them: no reader of what is committed gets beyond that before the transaction ends.
+        Counted from the first one that it holds (the last stable offset) to the high watermark, records of
+        other producers included: no reader of committed records gets past that before the transaction ends.
         """
         return dict(self._hidden)
 

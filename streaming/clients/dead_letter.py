@@ -1,10 +1,10 @@
 """Dead letters: what a reader could not use, with where it came from and why; listing and sending again.
 
 One source record is one letter, however many readers reject it and however often it is sent again: it is
-known by the place where it stood first (`streaming.messages.records.Origin`), which travels with it in a
-header. The topic holds one record for each rejection, and an empty one for each sending; a letter is all of
-one place. Whatever a record holds, its letter can be written: what is too large for one is cut, and then not
-sent again. Does not know why something is malformed; whoever rejects a record says so.
+known by the place where it first stood (`streaming.messages.records.Origin`), which travels with it in a
+header. The topic holds one record for each rejection, and an empty one for each sending; all those of one
+place are one letter. Whatever a record holds, its letter can be written: what is too large for one is cut,
+and then not sent again. Does not know why something is malformed; whoever rejects a record says so.
 """
 
 import logging

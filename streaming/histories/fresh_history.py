@@ -1,8 +1,8 @@
-"""The histories as the store has them, with what this process has just written behind them.
+"""The histories as the store has them, followed by what this process has just written.
 
-An event that came through this process counts in its user's very next answer, before the projector has
-read it back from the broker. Events written elsewhere come with the projector. Knows how the two are joined
-no more than the store does, and nothing of what histories are for.
+An event that came through this process counts in its user's very next answer, before the projector has read
+it back from the broker. Events written elsewhere come with the projector. How the two are joined is the
+store's business, and what histories are for is not known here.
 """
 
 from collections import deque
@@ -48,7 +48,7 @@ class FreshHistory:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another one whenever anybody's history may have changed; costs next to nothing."""
+        """A number that changes whenever any history may have changed; costs next to nothing."""
         return self._store.version, self._num_written
 
     def count(self, user_id: str) -> int:

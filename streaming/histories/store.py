@@ -126,9 +126,9 @@ class HistoryStore:
     def get_with(
         self, user_id: str, limit: int, written: Sequence[Written], *, with_shown: bool = False
     ) -> tuple[list[HistoryEvent], list[Written]]:
-        """As `get`, with those of the user's `written` events that are to be applied yet; and these.
+        """As `get`, with those of the user's `written` events that are not applied yet; and these.
 
-        They stand as they will stand in the store: by their times, each id once.
+        They are placed as they will be in the store: by their times, each id once.
         """
         user = _hash(user_id)
 
@@ -188,7 +188,8 @@ class HistoryStore:
                     self._environment.set_mapsize(0)
 
     def rewind(self, offsets: Mapping[str, int]) -> None:
-        """Moves stored offsets back: what stood there is gone from the topic, and others stand there now.
+        """Moves stored offsets back: the records that were there are gone from the topic, and others have
+        their places.
 
         The events that are read again are known by their ids while they are kept.
         """

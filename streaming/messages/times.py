@@ -1,17 +1,17 @@
 """The one rule for times: what is one, in which unit, and what counts as now.
 
 On the wire a time is milliseconds since the Unix epoch. Seconds, microseconds or nanoseconds in their place
-would be 1970 or the far future: they are told by their size and refused by name, never taken.
+would be 1970 or the far future: they are recognised by their size and refused by name, never taken.
 """
 
 EARLIEST_MS = 631_152_000_000
 """1 January 1990: older than any log of what people chose on a screen."""
 
 LATEST_MS = 4_102_444_800_000
-"""1 January 2100: no log is of later than this. Units are a factor of a thousand apart: none is another."""
+"""1 January 2100: no log is later. Units are a factor of a thousand apart, so none is taken for another."""
 
 MAX_CLOCK_SKEW_MS = 86_400_000
-"""A producer's clock may be so far ahead of ours; what it says of the future counts as now."""
+"""How far a producer's clock may be ahead of ours; a time in the future counts as now."""
 
 _UNITS = {"seconds": 1_000.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
 

@@ -23,7 +23,7 @@ COUNT_WINDOW_MS = 86_400_000
 """An item counts once for each user in a day: one user, or one bot, makes nothing popular."""
 
 MAX_COUNT_WINDOWS = 3
-"""And on so many days at most: whoever spreads his events over a year is one user, too."""
+"""And on this many days at most: someone who spreads events over a year is still one user."""
 
 _HEAD_SIZE = 1_000
 
@@ -98,7 +98,7 @@ class TrendCounter:
         return changed
 
     def _has_counted(self, event: events_pb2.Event) -> bool:
-        """Whether the user's wishes for the item count no more on that day; remembers it if they do."""
+        """Whether the user's wishes for the item no longer count on that day; remembers it if they do."""
         pair = f"{event.user_id}\n{event.item_id}"
         day = _key(f"{pair}\n{event.event_time_ms // COUNT_WINDOW_MS}")
         if day in self._recent:

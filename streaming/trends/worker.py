@@ -157,7 +157,7 @@ class TrendsWorker:
 
 
 def _trend(item_id: str, value: bytes | None) -> trends_pb2.Trend | None:
-    """The item's trend so far; one that somebody spoilt is none, and the item is counted afresh."""
+    """The item's trend so far; one that somebody spoilt counts as none, and the item is counted afresh."""
     if value is None:
         return None
     try:

@@ -20,7 +20,7 @@ _READ_TIMEOUT_S = 120.0
 
 
 def not_announced(bootstrap: str, items: "Sequence[Item]") -> "list[Item]":
-    """Those of `items` of which the topic says nothing, in order. Raises BrokerUnavailable."""
+    """Those of `items` that the topic does not mention, in order. Raises BrokerUnavailable."""
     records = read_to_end(bootstrap, ITEMS, timeout_s=_READ_TIMEOUT_S, with_tombstones=True)
     known = {record.key if record.message is None else record.message.item_id for record in records}
     return [item for item in items if item.item_id not in known]

@@ -4,8 +4,8 @@ Where at least half of the events are on items that bring vectors of their own, 
 events, where half of the items do). An item without one then gets the mean of its neighbours' in the users'
 histories; one without such neighbours is left out, and counted. Where fewer bring one, the texts of all are
 embedded: vectors of two origins have no common space. Which vectors can be compared is
-`models/tokenizers/content.py`'s; one that cannot be used beside the others is as none, and named: a topic may
-hold anything.
+`models/tokenizers/content.py`'s; one that cannot be used beside the others counts as none and is reported: a
+topic may hold anything.
 """
 
 from collections.abc import Sequence

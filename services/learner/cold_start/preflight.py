@@ -1,4 +1,4 @@
-"""What a training needs, looked at before it begins: it is no use to learn that at the end of it.
+"""What a training needs, checked before it begins: finding out at the end is no use.
 
 Imports nothing heavy: a refusal comes in the first second.
 """

@@ -1,11 +1,11 @@
 """A training becomes what everybody serves: its checkpoint and its release together, or not at all.
 
 The invariant: a training counts from the moment at which the topic `releases` says that its release is live,
-and all that belongs to it is on the disk before. In this order, each whole or absent: the items that nobody
-had announced yet, on their topic; the ledger and the checkpoint, staged under the release's id where no
-learner looks unless that release is live; the release in the store; the announcement. A kill before the
-announcement changes nothing for anybody but that some items are known sooner, and the next training removes
-what is left; after it, the learner makes the staged checkpoint its own, now or at its next start.
+and by then everything that belongs to it is on the disk. In this order, each whole or absent: the items that
+nobody had announced yet, on their topic; the ledger and the checkpoint, staged under the release's id where
+no learner looks unless that release is live; the release in the store; the announcement. A kill before the
+announcement changes nothing, except that some items are known sooner, and the next training removes what is
+left; after it, the learner makes the staged checkpoint its own, now or at its next start.
 """
 
 import time
@@ -52,9 +52,10 @@ class Trained:
 
 
 def announce_before(settings: Settings, items: Sequence[Item]) -> str:
-    """Announces those of `items` that nobody announced; returns the id of the live release, empty for none.
+    """Announces those of `items` that nobody has announced; returns the id of the live release, empty for
+    none.
 
-    Before the release is cut, not after: the tokenizer reads the text of an item again that was announced
+    To be called before the release is cut: the tokenizer reads the text of an item again that was announced
     after its release. Raises BrokerUnavailable.
     """
     bootstrap = settings.broker.bootstrap_servers

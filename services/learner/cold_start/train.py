@@ -1,8 +1,8 @@
 """`headrace train`: the first release and the learner's first checkpoint, offline, from past events.
 
-Owns the order of the work: content, codebook, catalogue, recommender, ranker, then the learner, who observes
-what was trained on and learns what was held out. It knows neither the command line nor where the events
-came from; `services.learner.cold_start.publish` makes the result live. A learner may run beside it.
+Owns the order of the work: content, codebook, catalogue, recommender, ranker, then the learner, which
+observes what was trained on and learns what was held out. It knows neither the command line nor where the
+events came from; `services.learner.cold_start.publish` makes the result live. A learner may run beside it.
 """
 
 import time
@@ -64,8 +64,8 @@ class TooLittleTime(ServiceError):
 class FirstRelease:
     """What training made: the record that was announced as live, and its content.
 
-    Left out were `num_unmatched` events on items that have no line or no content, and `num_repeated` whose
-    user had an event of that id before; `notes` are for people.
+    Left out were `num_unmatched` events on items without a line or content, and `num_repeated` events of an
+    id that their user had already used; `notes` are for people.
     """
 
     release: Release
@@ -149,7 +149,7 @@ def fitted_config(settings: Settings, catalogue: CatalogueIndex) -> ModelConfig:
 
 
 def watched(progress: Progress, deadline: Deadline) -> Progress:
-    """`progress`, ending what cannot be cut as soon as it is plain that it takes too long."""
+    """`progress` that ends work which cannot be cut short as soon as it is plain that it takes too long."""
 
     first: dict[str, tuple[float, int]] = {}
 
@@ -298,7 +298,7 @@ def _read_and_learn(
         take = learner.learn_many if time_share() < 1.0 else learner.observe_many
         take(held_out.select(np.arange(begin, end)))
         progress("learn the newest events", end, len(held_out))
-    # The ranker had been fitted on these very events: nothing that was scored here was a prediction.
+    # The ranker was fitted on these very events, so nothing that was scored here was a prediction.
     num_codes = learner.recommender.config.num_levels + 1
     learner.memory.quality = PrequentialQuality(settings.learner.quality_window, num_codes)
 
