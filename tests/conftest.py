@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares: free ports, and the two brokers that Headrace runs on."""
+"""What every kind of test shares: free ports, the two brokers that Headrace runs on, the rule for markers."""
 
 import os
 import random
@@ -59,6 +59,16 @@ def find_port_pair() -> int:
         if free and port not in _given_ports:
             _given_ports.add(port)
             return port
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuses a test that no target of the Makefile would run: they choose by folder and marker."""
+    unmarked = [config.rootpath / "tests" / folder for folder in ("unit", "contract")]
+    for item in items:
+        is_marked = any(item.get_closest_marker(name) for name in ("integration", "container"))
+        if not is_marked and not any(item.path.is_relative_to(folder) for folder in unmarked):
+            raise pytest.UsageError(f"{item.nodeid} needs the marker `integration` or `container`")
 
 
 @pytest.fixture(autouse=True)

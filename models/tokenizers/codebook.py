@@ -57,14 +57,28 @@ class Codebook:
 
         Raises ValueError for another E.
         """
-        return self._quantise(content_NE)[0]
+        return self.quantise(content_NE)[0]
+
+    def quantise(self, content_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes as of `encode` and what they leave over, float32 [N, E]."""
+        if content_NE.dim() != 2 or content_NE.shape[1] != self.content_dim:
+            raise ValueError(f"content of shape {tuple(content_NE.shape)}, expected (N, {self.content_dim})")
+        codes_NL = torch.empty(len(content_NE), self.num_levels, dtype=torch.int64)
+        residual_NE = content_NE.to(torch.float32).clone()
+        for begin in range(0, len(content_NE), _CHUNK):
+            residual_nE = residual_NE[begin : begin + _CHUNK]
+            for level in range(self.num_levels):
+                code_n = self._distances(residual_nE, level).argmin(dim=1)
+                codes_NL[begin : begin + _CHUNK, level] = code_n
+                residual_nE -= self.centroids_LVE[level, code_n]
+        return codes_NL, residual_NE
 
     def quantisation_error(self, content_NE: Tensor) -> float:
         """The mean squared distance between float32 vectors [N, E] and what their codes stand for; 0 for
         none. Raises ValueError for another E."""
         if not len(content_NE):
             return 0.0
-        return float(self._quantise(content_NE)[1].square().sum(dim=1).mean())
+        return float(self.quantise(content_NE)[1].square().sum(dim=1).mean())
 
     def nearest_prefixes(self, content_E: Tensor) -> Iterator[tuple[int, ...]]:
         """Every tuple of L codes for float32 [E], the last level nearest first, then the level before it, and
@@ -82,20 +96,6 @@ class Codebook:
         for code in torch.sort(distance_V, stable=True).indices.tolist():
             for rest in self._walk(residual_E - self.centroids_LVE[level, code], level + 1):
                 yield (code, *rest)
-
-    def _quantise(self, content_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes int64 [N, L] and what they leave over, float32 [N, E]."""
-        if content_NE.dim() != 2 or content_NE.shape[1] != self.content_dim:
-            raise ValueError(f"content of shape {tuple(content_NE.shape)}, expected (N, {self.content_dim})")
-        codes_NL = torch.empty(len(content_NE), self.num_levels, dtype=torch.int64)
-        residual_NE = content_NE.to(torch.float32).clone()
-        for begin in range(0, len(content_NE), _CHUNK):
-            residual_nE = residual_NE[begin : begin + _CHUNK]
-            for level in range(self.num_levels):
-                code_n = self._distances(residual_nE, level).argmin(dim=1)
-                codes_NL[begin : begin + _CHUNK, level] = code_n
-                residual_nE -= self.centroids_LVE[level, code_n]
-        return codes_NL, residual_NE
 
     def _distances(self, residual_NE: Tensor, level: int) -> Tensor:
         """Squared distances less the vector's own squared length, which is the same for every code."""

@@ -43,7 +43,7 @@ def fit_codebook(content_NE: Tensor, config: CodebookConfig, progress: Progress 
     for level in range(config.num_levels):
         centroids_LVE[level] = _fit_level(residual_NE, config, random, by_direction=level > 0)
         one_level = Codebook(torch.from_numpy(centroids_LVE[level : level + 1]))
-        residual_NE = one_level._quantise(torch.from_numpy(residual_NE))[1].numpy()
+        residual_NE = one_level.quantise(torch.from_numpy(residual_NE))[1].numpy()
         progress("fit codebook", level + 1, config.num_levels)
     return Codebook(torch.from_numpy(centroids_LVE))
 

@@ -101,8 +101,8 @@ class BrokerServer:
             (admin.ListGroupsRequest, 0, 4, groups.list_groups),
             (admin.DescribeGroupsRequest, 0, 5, groups.describe_groups),
         ]
-        # librdkafka before 2.8 takes a broker that does not announce Produce 0 for one that cannot decompress
-        # (KAFKA-18659)
+        # KAFKA-18659: librdkafka before 2.8 takes a broker that does not announce Produce 0 for one that
+        # cannot decompress
         return [
             _Api(request, range(first, last + 1), 0 if request is producer.ProduceRequest else first, handler)
             for request, first, last, handler in wanted

@@ -25,6 +25,8 @@ from streaming.trends.faust_consumer import Consumer
 from streaming.trends.worker import TrendsWorker
 from tests.conftest import find_free_port
 
+pytestmark = pytest.mark.integration
+
 NUM_PARTITIONS = 4
 PATIENCE_S = 30.0
 # longer than a broker needs to hand an event to a fetch that waits

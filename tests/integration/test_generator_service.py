@@ -66,7 +66,7 @@ async def test_the_generator_from_start_to_swap(settings: Settings, tmp_path: Pa
         await ready(connection)
         await check_answers(stub)
         await check_refused_requests(stub)
-        await check_live_item(stub, settings, first)
+        await check_live_item(stub, settings)
         await check_corrupt_release(stub, settings, tmp_path)
 
         await publish(settings, make_release("gen-3", parent="gen-1", seed=3))
@@ -114,7 +114,7 @@ async def check_refused_requests(stub: GeneratorServiceStub) -> None:
     assert violated_fields(caught.value) == ["num_candidates", "history[0].action", "exclude_item_ids[0]"]
 
 
-async def check_live_item(stub: GeneratorServiceStub, settings: Settings, bundle: ReleaseBundle) -> None:
+async def check_live_item(stub: GeneratorServiceStub, settings: Settings) -> None:
     content_E = make_content(1, seed=42)[0]
     index = make_catalogue()
     codes = index.assign(content_E)

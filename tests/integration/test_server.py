@@ -110,7 +110,7 @@ async def test_request_id_comes_back(tmp_path: Path) -> None:
         assert dict(await call.trailing_metadata())["x-request-id"] == "abc"
 
 
-async def test_errors_become_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_errors_become_statuses(tmp_path: Path) -> None:
     async with running(tmp_path) as up:
         error = await failure(up.stub.Recommend(pb.RecommendRequest()))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -210,7 +210,7 @@ def test_the_ports_of_a_killed_up_are_waited_for(tmp_path: Path) -> None:
         assert not killed_pid
 
 
-def test_a_port_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_port_that_is_none_is_one_clear_line() -> None:
     settings = Settings(endpoints=EndpointSettings(base_port=70_000))
     with pytest.raises(BackendUnavailable, match=r"0 to 65535.*HEADRACE_ENDPOINTS__BASE_PORT"):
         check_ports(settings)

@@ -179,6 +179,7 @@ def test_one_record_is_one_letter_however_often_it_is_sent_again(bootstrap: str)
     assert {(one.num_failed, one.num_redriven) for one in letters()} == {(4, 3)}
 
 
+@pytest.mark.integration
 def test_reading_any_header_name_may_be_asked_for_twice() -> None:
     read_any_header_name()
     read_any_header_name()

@@ -126,7 +126,7 @@ main()
 
 
 @pytest.mark.case("SIGTERM at the very step of a checkpoint and of a release")
-def test_a_learner_told_to_stop_in_the_midst_of_a_write_loses_nothing(scene: Scene, watch: Watch) -> None:
+def test_a_learner_told_to_stop_in_the_midst_of_a_write_loses_nothing(watch: Watch) -> None:
     service = replace(watch.settings.learner_service, checkpoint_interval_s=0.0, release_interval_events=30)
     settings = watch.settings.model_copy(update={"learner_service": service})
     events = make_world(NUM_NEW + NUM_STREAMED).events[NUM_NEW:]

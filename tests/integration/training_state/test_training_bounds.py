@@ -12,7 +12,7 @@ from services.learner.cold_start.train import train_first_release
 from tests.cases.world import HEADRACE, environment, write_world
 from tests.conftest import find_free_port
 from tests.integration.learner_world import make_world, small_settings
-from tests.integration.training_state.scene import NUM_OLD, Scene, Watch, state_of
+from tests.integration.training_state.scene import NUM_OLD, Watch, state_of
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +34,7 @@ def test_without_a_broker_training_is_refused_in_the_first_second(tmp_path: Path
     assert not settings.store.root.exists()
 
 
-def test_a_limit_bounds_the_whole_training(scene: Scene, watch: Watch) -> None:
+def test_a_limit_bounds_the_whole_training(watch: Watch) -> None:
     """Without one, this would take hours; the first stages leave time for the last."""
     endless = replace(watch.settings.train, max_epochs=1_000_000, patience_epochs=1_000_000)
     settings = watch.settings.model_copy(update={"train": endless})

@@ -67,9 +67,7 @@ def _generated(tmp_path: Path) -> Path:
     return generate(tmp_path / "generated")
 
 
-def test_without_the_folder_only_a_sample_is_generated(
-    bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_the_folder_only_a_sample_is_generated(bench, monkeypatch: pytest.MonkeyPatch):
     import quality_data
 
     def missing(name: str) -> Path:

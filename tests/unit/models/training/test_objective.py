@@ -40,7 +40,7 @@ def make_objective() -> Objective:
     return Objective(catalogue, torch.arange(NUM_ITEMS), seed=0)
 
 
-def test_a_code_competes_with_its_siblings_alone(recommender):
+def test_a_code_competes_with_its_siblings_alone():
     objective = make_objective()
     target = torch.tensor([3, 9, 20])
     valid = objective._valid_codes(target)

@@ -1,7 +1,6 @@
 """A data set replayed into a sink: order, announcements, slices, pace."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ class ListSink:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
+def dataset() -> Dataset:
     items = ["a", "b", "a", "c", "d", "b", "c", "e", "a", "e"]
     return Dataset(
         name="d",
