@@ -7,8 +7,9 @@ STAMP := .venv/.installed
 ONCE ?=
 DATA ?=
 ARGS ?=
+UNIT_TESTS := tests/unit tests/contract -m "not integration and not container"
 
-.PHONY: help setup protos format check test test-unit test-integration cases demo kernels up down clean
+.PHONY: help setup protos format check test test-unit coverage test-integration cases demo kernels up down clean
 .PHONY: bench bench-quality bench-decode bench-ranker bench-serving bench-memory bench-kernels bench-trends bench-quick
 
 help: ## This list
@@ -38,11 +39,14 @@ check: setup ## Lint, types, import rules, buf lint, and whether generated code 
 	$(BIN)/buf lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m protos.generate --check
 
-test: setup ## All tests: unit, integration on the embedded broker, and on Apache Kafka in a container
-	deploy/with-test-tools $(BIN)/pytest
+test: coverage ## All tests: unit (with coverage), integration on the embedded broker, and on Apache Kafka in a container
+	deploy/with-test-tools $(BIN)/pytest -m "integration or container"
 
 test-unit: setup ## The unit tests and the contracts of interfaces: no network, no broker
-	$(BIN)/pytest tests/unit tests/contract -m "not integration and not container"
+	$(BIN)/pytest $(UNIT_TESTS)
+
+coverage: setup ## As test-unit, and which lines are missed; fails below the floor in pyproject.toml
+	$(BIN)/pytest $(UNIT_TESTS) --cov
 
 test-integration: setup ## Integration tests on the embedded broker only
 	$(BIN)/pytest -m "integration and not container"
