@@ -154,7 +154,7 @@ def offline_rows(problem: Problem, budget: Budget, tick: Tick) -> list[Row]:
         cases.select(chosen),
         split.validation.select(chosen),
         follower,
-        lambda stage, done, total, _: tick(stage, done, total),
+        lambda stage, done, total, *_: tick(stage, done, total),
     )
     rows: list[Row] = []
     for number, variant in enumerate(budget.variants):

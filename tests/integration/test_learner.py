@@ -87,7 +87,7 @@ def train(settings: Settings, world: World) -> None:
         world.items,
         world.events[:NUM_TRAINED],
         offsets={},
-        progress=lambda stage, done, total, figures: None,
+        progress=lambda *report: None,
     )
 
 

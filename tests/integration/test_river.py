@@ -71,7 +71,7 @@ def write_past(settings: Settings, world: World) -> None:
         world.items,
         world.events[:NUM_PAST],
         offsets={},
-        progress=lambda stage, done, total, figures: None,
+        progress=lambda *report: None,
     )
 
 

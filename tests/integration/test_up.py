@@ -265,7 +265,7 @@ async def test_a_lost_state_folder_leaves_serving_up(tmp_path: Path) -> None:
             world.items,
             world.events,
             offsets={},
-            progress=lambda stage, done, total, figures: None,
+            progress=lambda *report: None,
         )
         shutil.rmtree(tmp_path / "state")
         said: list[str] = []

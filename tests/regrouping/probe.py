@@ -109,8 +109,8 @@ class World:
         """The training losses and validation figures, step by step."""
         curve: list[str] = []
 
-        def progress(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-            curve.append(f"{stage.split()[0]} {done}/{total} {_floats(figures)}")
+        def progress(stage: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
+            curve.append(f"{stage.split()[0]} {done}/{total} {_floats(figures or {})}")
 
         train = self.find("TrainConfig")(max_epochs=2, batch_positions=256)
         self.recommender = self.find("train_recommender")(

@@ -27,7 +27,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             world.items,
             world.events[:NUM_OLD],
             offsets={},
-            progress=lambda stage, done, total, figures: None,
+            progress=lambda *report: None,
         )
         store = CheckpointStore(settings.store.checkpoint_path)
         with store.lock():

@@ -45,7 +45,7 @@ def test_a_limit_bounds_the_whole_training(watch: Watch) -> None:
         world.items,
         world.events,
         offsets={},
-        progress=lambda stage, done, total, figures: None,
+        progress=lambda *report: None,
         deadline=deadline,
     )
     assert deadline.used_s < 8.0

@@ -40,7 +40,7 @@ def test_without_a_limit_no_time_is_used_up() -> None:
     assert share() == 0.0
 
 
-def ignore(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+def ignore(stage: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
     """No progress is shown."""
 
 
