@@ -24,7 +24,7 @@ from models.artifacts.release_meta import ReleaseMeta, config_hash
 from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
-from models.device import autocast, compute_dtype
+from models.device import compute_dtype
 from models.errors import IncompatibleCheckpoint
 from models.measures.gate import GateDecision, gate
 from models.measures.quality import PrequentialQuality
@@ -86,14 +86,15 @@ class OnlineLearner:
         """Continues from these parts, and owns them from now on; the present weights count as the live
         release's.
 
-        `dtype` of matrix products; by default what this machine is fastest in.
+        `dtype` of the training step's matrix products; by default what this machine is fastest in.
         """
         self.config = config
         self.search = search
         self.catalogue = catalogue
         self.statistics = statistics
-        self.dtype = compute_dtype(_CPU) if dtype is None else dtype
-        self.trainer = OnlineTrainer(recommender, ranker, config, self.dtype)
+        self.trainer = OnlineTrainer(
+            recommender, ranker, config, compute_dtype(_CPU) if dtype is None else dtype
+        )
         self.memory = Memory.blank(config, recommender.config.num_levels + 1)
         self.pipeline = Pipeline.build(recommender, ranker, catalogue, statistics, search)
         self.use_anchor_as_live()
@@ -282,14 +283,14 @@ class OnlineLearner:
             round(len(wishes) * self.config.replay_ratio), self.memory.random
         )
         ranker_loss = None
-        with autocast(_CPU, self.dtype):
-            forecasts = self._forecast(wishes, questions)
-            for n in range(len(wishes)):
-                if forecasts is not None:
-                    forecasts.reach(n, self.memory)
-                self._count(wishes, n)
+        # not in the trainer's format: a forecast is what serving would have answered
+        forecasts = self._forecast(wishes, questions)
+        for n in range(len(wishes)):
             if forecasts is not None:
-                ranker_loss = forecasts.score(self.memory)
+                forecasts.reach(n, self.memory)
+            self._count(wishes, n)
+        if forecasts is not None:
+            ranker_loss = forecasts.score(self.memory)
         step = self._learn(stories, replayed, ranker_loss) if len(wishes) else None
         # last: an event that is remembered is never learned again
         self._remember(events, stories)

@@ -46,7 +46,7 @@ CONFIG = LearnerConfig(
 )
 
 
-def make_learner(config: LearnerConfig = CONFIG) -> OnlineLearner:
+def make_learner(config: LearnerConfig = CONFIG, dtype: torch.dtype = torch.float32) -> OnlineLearner:
     torch.manual_seed(0)
     content = functional.normalize(torch.randn(NUM_ITEMS, 8))
     catalogue = CatalogueIndex(fit_codebook(content, CodebookConfig(num_levels=2, codebook_size=8)))
@@ -59,7 +59,7 @@ def make_learner(config: LearnerConfig = CONFIG) -> OnlineLearner:
         statistics,
         config,
         SearchConfig(beam=8, num_dense=8),
-        dtype=torch.float32,
+        dtype=dtype,
     )
 
 
@@ -82,6 +82,16 @@ def same_weights(left: OnlineLearner, right: OnlineLearner) -> bool:
     return all(
         torch.equal(tensor, theirs[group][name]) for group in ours for name, tensor in ours[group].items()
     )
+
+
+def test_forecasts_are_what_serving_answers_whatever_the_training_step_computes_in() -> None:
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        step = make_learner(dtype=dtype).learn_many(make_events(0, 24)).step
+        assert step is not None
+        losses.append((step.ranker_loss, step.dense_loss))
+    assert losses[0][0] == losses[1][0]  # before the step
+    assert losses[0][1] != losses[1][1]  # of the step
 
 
 def test_same_events_same_weights_also_across_save_and_load(tmp_path: Path) -> None:
