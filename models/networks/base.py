@@ -15,9 +15,9 @@ class Trunk(Protocol):
     """A causal network over the positions of a history, one for each event; an `nn.Module`.
 
     Positions come in as float vectors, right-padded, with the times of their events (int64, ms) and the
-    lengths of the histories (int64 [B]); what stands in the padding has no influence. There are three ways to
-    a state, and they agree: `extend` of a `prefill` equals the `prefill` of the longer history, which equals
-    the last state of the whole pass.
+    lengths of the histories (int64 [B]); what is finite in the padding has no influence. There are three ways
+    to a state, and they agree: `extend` of a `prefill` equals the `prefill` of the longer history, which
+    equals the last state of the whole pass.
     """
 
     def __call__(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:

@@ -123,3 +123,9 @@ class Block(nn.Module):
         """Candidates [B, M, D] in, candidates [B, M, D] out; `own` is their projection, `k` and `v` [B, H, T,
         E] are the history's."""
         return self.feed_forward(candidate_BMD + self.dropout(self.attention.append(own, k, v, bias_BHT)))
+
+
+def zero_past_end(state_BTD: Tensor, length_B: Tensor) -> Tensor:
+    """The states with zeros from each history's end on, in their dtype; `length_B` int64."""
+    valid_BT = torch.arange(state_BTD.shape[1], device=state_BTD.device) < length_B[:, None]
+    return state_BTD * valid_BT[:, :, None].to(state_BTD.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.kernels.hstu_formula import NUM_DISTANCES, NUM_TIME_BUCKETS, hstu_attention, time_bucket
-from models.networks.blocks import ByteDropout
+from models.networks.blocks import ByteDropout, zero_past_end
 from models.networks.trunk_cache import TrunkCache
 
 NORM_EPS = 1e-6
@@ -148,15 +148,13 @@ class HstuTrunk(nn.Module):
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
         """The state after each event, floating [B, T, D]; zero past a history's length (int64).
 
-        `x_BTD` is right-padded; its padding has no influence.
+        `x_BTD` is right-padded; what is finite in its padding has no influence.
         """
         bias_ZBHTT, mask_TT = self._pairs(time_ms_BT)
         state_BTD = self.input_dropout(x_BTD)
         for block, bias in zip(self.blocks, bias_ZBHTT, strict=True):
             state_BTD, _, _ = block(state_BTD, bias, mask_TT)
-        valid_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < length_B[:, None]
-        normed_BTD: Tensor = self.norm(state_BTD)
-        return normed_BTD * valid_BT[:, :, None].to(normed_BTD.dtype)
+        return zero_past_end(self.norm(state_BTD), length_B)
 
     def forward_candidates(
         self,

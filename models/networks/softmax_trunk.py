@@ -10,7 +10,7 @@ Shapes: B batch, T history, M candidates, D width, H heads, E width of a head, Z
 import torch
 from torch import Tensor, nn
 
-from models.networks.blocks import Block, ByteDropout
+from models.networks.blocks import Block, ByteDropout, zero_past_end
 from models.networks.trunk_cache import TrunkCache
 
 # Biases are kept for histories up to a multiple of this.
@@ -67,15 +67,13 @@ class SoftmaxTrunk(nn.Module):
     def forward(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> Tensor:
         """The state after each event, floating [B, T, D]; zero past a history's length.
 
-        `x_BTD` is right-padded; its padding has no influence.
+        `x_BTD` is right-padded; what is finite in its padding has no influence.
         """
         bias_HTT = self._causal_bias(x_BTD.shape[1])
         state_BTD = self.input_dropout(x_BTD)
         for block in self.blocks:
             state_BTD = block(state_BTD, bias_HTT)
-        valid_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < length_B[:, None]
-        normed_BTD: Tensor = self.norm(state_BTD)
-        return normed_BTD * valid_BT[:, :, None].to(normed_BTD.dtype)
+        return zero_past_end(self.norm(state_BTD), length_B)
 
     def forward_candidates(
         self,
