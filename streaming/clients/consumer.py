@@ -6,7 +6,6 @@ over. A broker that is away costs time, not the place. Knows nothing of what the
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -24,16 +23,15 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streaming.clients.dead_letter import DeadLetters
 from streaming.clients.factory import make_admin, make_consumer
+from streaming.clients.places import Backoff, name_of, settle
 from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.messages.codec import read_record
-from streaming.messages.records import Record, position_of
+from streaming.messages.records import Record
 
 __all__ = ["PartitionConsumer", "Record", "describe_hidden"]
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 5.0
 _CONNECT_TIMEOUT_S = 5.0
 _FETCH_MAX_WAIT_MS = 500
 
@@ -72,7 +70,7 @@ class PartitionConsumer:
         self._consumer: KafkaConsumer | None = None
         self._admin: KafkaAdminClient | None = None
         self._partitions: list[TopicPartition] = []
-        self._backoff_s = _FIRST_BACKOFF_S
+        self._backoff = Backoff()
 
     @property
     def offsets(self) -> dict[str, int]:
@@ -98,7 +96,7 @@ class PartitionConsumer:
                 self._back_off(error, deadline)
                 records = []
             else:
-                self._backoff_s = _FIRST_BACKOFF_S
+                self._backoff.reset()
             if records or time.monotonic() >= deadline:
                 return records
 
@@ -114,10 +112,10 @@ class PartitionConsumer:
             highwater = self._high_watermarks(self._partitions)
             reachable = consumer.end_offsets(self._partitions)
             self._hidden = {
-                _name(partition): max(0, highwater[partition] - end) for partition, end in reachable.items()
+                name_of(partition): max(0, highwater[partition] - end) for partition, end in reachable.items()
             }
             return {
-                _name(partition): max(0, max(highwater[partition], end) - self._offsets[_name(partition)])
+                name_of(partition): max(0, max(highwater[partition], end) - self._offsets[name_of(partition)])
                 for partition, end in reachable.items()
             }
 
@@ -135,7 +133,7 @@ class PartitionConsumer:
         """The offset after the last record of each partition; raises BrokerUnavailable."""
         return self._ask(
             lambda consumer: {
-                _name(partition): int(end)
+                name_of(partition): int(end)
                 for partition, end in consumer.end_offsets(self._partitions).items()
             }
         )
@@ -147,7 +145,7 @@ class PartitionConsumer:
         """
         try:
             positions = {
-                partition: OffsetAndMetadata(self._offsets[_name(partition)], "", -1)
+                partition: OffsetAndMetadata(self._offsets[name_of(partition)], "", -1)
                 for partition in self._partitions
             }
             self._connected_admin().alter_group_offsets(group_id, positions)
@@ -185,7 +183,7 @@ class PartitionConsumer:
             raise
         # all of them: transaction markers move a position without a record
         for partition in self._partitions:
-            self._offsets[_name(partition)] = consumer.position(partition)
+            self._offsets[name_of(partition)] = consumer.position(partition)
         return records
 
     def _connected(self) -> KafkaConsumer:
@@ -217,31 +215,17 @@ class PartitionConsumer:
 
     def _seek(self, consumer: KafkaConsumer, offsets: Mapping[str, int]) -> None:
         for partition in self._partitions:
-            consumer.seek(partition, offsets[_name(partition)])
+            consumer.seek(partition, offsets[name_of(partition)])
 
     def _clamp(self, consumer: KafkaConsumer) -> None:
-        """Seeks every position; one that the broker no longer has goes to the first that it has."""
+        """Seeks every place, after moving those that the broker no longer has."""
         first = consumer.beginning_offsets(self._partitions)
         end = consumer.end_offsets(self._partitions)
-        for partition in self._partitions:
-            name = _name(partition)
-            wanted = self._offsets.setdefault(name, first[partition])
-            is_there = first[partition] <= wanted <= end[partition]
-            # one that an open transaction hides is there, too
-            if not is_there and not end[partition] < wanted <= self._high_watermarks([partition])[partition]:
-                logger.error(
-                    "offset_out_of_range",
-                    extra={
-                        "stage": self._stage,
-                        "position": name,
-                        "wanted": wanted,
-                        "taken": first[partition],
-                        "end": end[partition],
-                    },
-                )
-                if wanted > first[partition]:
-                    self._rewound[name] = first[partition]
-                self._offsets[name] = first[partition]
+
+        def is_hidden(partition: TopicPartition, offset: int) -> bool:
+            return bool(end[partition] < offset <= self._high_watermarks([partition])[partition])
+
+        self._rewound |= settle(self._offsets, first, end, stage=self._stage, is_hidden=is_hidden)
         self._seek(consumer, self._offsets)
 
     def _reject(self, raw: Any, error: MalformedEvent) -> None:
@@ -257,9 +241,7 @@ class PartitionConsumer:
     def _back_off(self, error: Exception, deadline: float) -> None:
         logger.warning("consumer_waits_for_broker", extra={"stage": self._stage, "error": repr(error)})
         self._disconnect()
-        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
-        self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
-        time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
+        time.sleep(max(0.0, min(self._backoff.next_s(), deadline - time.monotonic())))
 
     def _high_watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset after the last record of each partition, committed or not."""
@@ -294,10 +276,6 @@ class PartitionConsumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _name(partition: TopicPartition) -> str:
-    return position_of(partition.topic, partition.partition)
 
 
 def describe_hidden(hidden: Mapping[str, int]) -> str:

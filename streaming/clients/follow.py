@@ -68,9 +68,7 @@ async def follow(
     async def work() -> None:
         nonlocal num_handled
         while True:
-            batch = [await queue.get()]
-            while len(batch) < MAX_BATCH and not queue.empty():
-                batch.append(queue.get_nowait())
+            batch = await _take(queue)
             await handle(batch)
             num_handled += len(batch)
             tell_if_caught_up()
@@ -78,6 +76,14 @@ async def follow(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(read())
         tasks.create_task(work())
+
+
+async def _take(queue: asyncio.Queue[Record]) -> list[Record]:
+    """What is in the queue, once something is; at most `MAX_BATCH` records."""
+    batch = [await queue.get()]
+    while len(batch) < MAX_BATCH and not queue.empty():
+        batch.append(queue.get_nowait())
+    return batch
 
 
 def read_to_end(

@@ -6,23 +6,21 @@ place through every loss of the broker; what is malformed is logged and skipped.
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
+from streaming.clients.places import Backoff, name_of, settle
 from streaming.errors import MalformedEvent
 from streaming.header_names import read_any_header_name
 from streaming.messages.codec import read_record
-from streaming.messages.records import Record, position_of, text_key
+from streaming.messages.records import Record, text_key
 
 logger = logging.getLogger(__name__)
 
 _POLL_MS = 500
 _MAX_RECORDS = 500
-_FIRST_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 5.0
 _CONNECT_TIMEOUT_S = 30.0
 
 
@@ -49,7 +47,7 @@ async def tail(
     follower = _Follower(bootstrap, topics, dict(offsets or {}), from_now, is_wanted, on_malformed)
     follower.with_tombstones = with_tombstones
     told = on_caught_up is None
-    backoff_s = _FIRST_BACKOFF_S
+    backoff = Backoff()
     try:
         while True:
             try:
@@ -57,10 +55,9 @@ async def tail(
             except (KafkaError, TimeoutError, OSError) as error:
                 logger.warning("tail_waits_for_broker", extra={"topics": list(topics), "error": repr(error)})
                 await follower.disconnect()
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
-                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                await asyncio.sleep(backoff.next_s())
                 continue
-            backoff_s = _FIRST_BACKOFF_S
+            backoff.reset()
             for record in records:
                 yield record
             if not told and on_caught_up is not None and follower.caught_up():
@@ -108,14 +105,14 @@ class _Follower:
         records = []
         for raw_records in fetched.values():
             records += [record for raw in raw_records if (record := self._decode(raw))]
-        positions = {_name(partition): await consumer.position(partition) for partition in self._partitions}
+        positions = {name_of(partition): await consumer.position(partition) for partition in self._partitions}
         self._offsets |= positions  # all or none: a failure on the way reads these records again
         return records
 
     def caught_up(self) -> bool:
         """Whether everything that was there at the first connection has been fetched."""
         return self._end is not None and all(
-            self._offsets.get(_name(partition), 0) >= end for partition, end in self._end.items()
+            self._offsets.get(name_of(partition), 0) >= end for partition, end in self._end.items()
         )
 
     async def disconnect(self) -> None:
@@ -142,7 +139,7 @@ class _Follower:
                 self._end = await consumer.end_offsets(self._partitions)
             if self._from_now:
                 for partition in self._partitions:
-                    self._offsets.setdefault(_name(partition), self._end[partition])
+                    self._offsets.setdefault(name_of(partition), self._end[partition])
             await self._clamp(consumer, first)
         except BaseException:
             await consumer.stop()
@@ -164,23 +161,10 @@ class _Follower:
         ]
 
     async def _clamp(self, consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int]) -> None:
-        """Seeks every position; one that the broker no longer has (or lost) goes to the first that it has."""
-        end = await consumer.end_offsets(self._partitions)
+        """Seeks every place, after moving those that the broker no longer has."""
+        settle(self._offsets, first, await consumer.end_offsets(self._partitions), stage="tail")
         for partition in self._partitions:
-            name = _name(partition)
-            wanted = self._offsets.setdefault(name, first[partition])
-            if not first[partition] <= wanted <= end[partition]:
-                logger.error(
-                    "offset_out_of_range",
-                    extra={
-                        "position": name,
-                        "wanted": wanted,
-                        "taken": first[partition],
-                        "end": end[partition],
-                    },
-                )
-                self._offsets[name] = first[partition]
-            consumer.seek(partition, self._offsets[name])
+            consumer.seek(partition, self._offsets[name_of(partition)])
 
     def _decode(self, raw: ConsumerRecord) -> Record | None:
         if self._is_wanted is not None and not self._is_wanted(text_key(raw.key)):
@@ -201,7 +185,3 @@ class _Follower:
                 self._on_malformed(raw, error)
             return None
         return record if record.message is not None or self.with_tombstones else None
-
-
-def _name(partition: TopicPartition) -> str:
-    return position_of(partition.topic, partition.partition)
