@@ -34,10 +34,7 @@ def replay(
     start: Annotated[float, typer.Option("--from", help="Share of the events to skip.", min=0, max=1)] = 0.7,
     until: Annotated[float, typer.Option(help="Share of the events at which to end.", min=0, max=1)] = 1.0,
     rate: Annotated[float, typer.Option(help="Events per second; 0 is as fast as it goes.", min=0)] = 0.0,
-    keep_times: Annotated[
-        bool,
-        typer.Option("--keep-times", help="Send the times of the data, not moved so that it ends now."),
-    ] = False,
+    keep_times: terminal.KeepTimesOption = False,
     columns: terminal.ColumnsOption = None,
     allow_unmatched: terminal.UnmatchedOption = False,
     allow_known: Annotated[
@@ -86,19 +83,11 @@ def replay(
         taken = None if before is None else wait_taken(settings, before, num_events, bars)
     seconds = round(time.monotonic() - started, 1)
     _report(dataset, num_announced, num_events, taken, seconds, json=json)
-    if taken is None and not json:
-        terminal.note(_why_unread(settings))
-    if taken is not None and taken.total < num_events and (stalled := stalled_stream(settings)):
-        terminal.warn(stalled)
-    if taken is not None and taken.total > num_events:
-        others = taken.total - num_events
-        terminal.note(f"{others:,} events of others came meanwhile, and are among these numbers")
-    elif taken is not None and not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
-        terminal.warn(
-            f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before, or "
-            "learned by `headrace train --data`? (--allow-known makes this no error)"
-        )
-        raise typer.Exit(1)
+    if taken is None:
+        if not json:
+            terminal.note(_why_unread(settings))
+    else:
+        _compare(settings, taken, num_events, allow_known=allow_known)
 
 
 @dataclass(frozen=True)
@@ -211,6 +200,21 @@ def _report(
         "(`headrace dlq list interactions`)" + (f", {left:,} not read yet" if left > 0 else ""),
         highlight=False,
     )
+
+
+def _compare(settings: Settings, taken: Taken, num_events: int, *, allow_known: bool) -> None:
+    """Says where the learner took other events than were sent; raises Exit if most were not `allow_known`."""
+    if taken.total < num_events and (stalled := stalled_stream(settings)):
+        terminal.warn(stalled)
+    if taken.total > num_events:
+        others = taken.total - num_events
+        terminal.note(f"{others:,} events of others came meanwhile, and are among these numbers")
+    elif not allow_known and taken.num_known > _MAX_KNOWN_SHARE * num_events:
+        terminal.warn(
+            f"{taken.num_known:,} of {num_events:,} events were known already: was this data sent before, or "
+            "learned by `headrace train --data`? (--allow-known makes this no error)"
+        )
+        raise typer.Exit(1)
 
 
 def _why_unread(settings: Settings) -> str:

@@ -36,6 +36,9 @@ ColumnsOption = Annotated[
     str | None,
     typer.Option("--columns", help="Names of your columns: user_id=uid,item_id=sku,timestamp=ts."),
 ]
+KeepTimesOption = Annotated[
+    bool, typer.Option("--keep-times", help="Take the times of the data as they are, not moved to end now.")
+]
 UnmatchedOption = Annotated[
     bool,
     typer.Option("--allow-unmatched", help="Take a folder in which most events are on items without a line."),

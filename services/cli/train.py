@@ -38,10 +38,7 @@ def train(
     max_minutes: Annotated[
         float, typer.Option(help="End the whole training by about then; 0: no limit.", min=0)
     ] = 0.0,
-    keep_times: Annotated[
-        bool,
-        typer.Option("--keep-times", help="Keep the times of the data, not moved so that it ends now."),
-    ] = False,
+    keep_times: terminal.KeepTimesOption = False,
     columns: terminal.ColumnsOption = None,
     allow_unmatched: terminal.UnmatchedOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -55,8 +52,7 @@ def train(
     """
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
-    if not (math.isfinite(max_minutes) and math.isfinite(until)):
-        raise typer.BadParameter("--max-minutes and --until must be numbers")
+    _check_finite(max_minutes, until)
     from services.learner.cold_start.deadline import Deadline
     from services.learner.cold_start.preflight import check_folder_of_data, check_training
     from services.rpc.state import find_state
@@ -76,9 +72,9 @@ def train(
 
     use_cores()
     with terminal.progress_bars() as bars:
+        offsets: dict[str, int] = {}
         if data is not None:
             items, events = read_folder(data, until, keep_times, columns_of, allow_unmatched=allow_unmatched)
-            offsets: dict[str, int] = {}
         else:
             items, events, offsets = read_topics(settings, bars)
         first = train_first_release(
@@ -86,21 +82,26 @@ def train(
         )
     _report(first, json)
     if data is not None:
-        options = {"--until": until if until < 1.0 else None, "--columns": columns}
         flags = {"--keep-times": keep_times, "--allow-unmatched": allow_unmatched}
-        terminal.note(
-            "unless these events were sent before, only the model knows them: "
-            f"`{_replay_command(data, options, flags)}` gives their users histories, and everybody popularity"
-        )
+        _advise_replay(data, {"--until": until if until < 1.0 else None, "--columns": columns}, flags)
     _wait_for_learner(settings, first.release.release_id)
 
 
-def _replay_command(data: Path, options: Mapping[str, object], flags: Mapping[str, bool]) -> str:
-    """The command that sends the very events of a training."""
+def _check_finite(max_minutes: float, until: float) -> None:
+    """Raises BadParameter for what Typer's bounds let pass: NaN, and minutes without end."""
+    if not (math.isfinite(max_minutes) and math.isfinite(until)):
+        raise typer.BadParameter("--max-minutes and --until must be numbers")
+
+
+def _advise_replay(data: Path, options: Mapping[str, object], flags: Mapping[str, bool]) -> None:
+    """Says by which command the very events of a training reach the services, too."""
     words = ["headrace", "replay", "--data", str(data), "--from", "0"]
     words += [str(word) for name, value in options.items() if value is not None for word in (name, value)]
     words += [name for name, is_set in flags.items() if is_set]
-    return shlex.join([*words, "--allow-known"])
+    terminal.note(
+        "unless these events were sent before, only the model knows them: "
+        f"`{shlex.join([*words, '--allow-known'])}` gives their users histories, and everybody popularity"
+    )
 
 
 def _report(first: "FirstRelease", json: bool) -> None:
