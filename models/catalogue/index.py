@@ -4,7 +4,8 @@ Rows are given in order of arrival and never change; SIDs are stable. The disamb
 first free one under its prefix and is never renumbered; an item that is no longer available keeps
 its codes for the life of the codebook version. This file knows no user, event or network.
 
-One writer at a time; readers see what was there when they took a view.
+One writer, and no search while it writes: whoever serves does both in one thread. Views of columns show
+what was there when they were taken.
 
 Shape letters: N items, L semantic levels, C = L + 1 codes, E content width.
 """

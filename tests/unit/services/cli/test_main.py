@@ -51,6 +51,8 @@ def test_help_imports_nothing_heavy() -> None:
         "release",
         "dlq",
         "state",
+        "settings",
+        "doctor",
     ):
         assert command in done.stdout
 
