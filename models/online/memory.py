@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from models.measures.popularity import WindowedPopularity
 from models.measures.quality import PairedHits, PrequentialQuality
+from models.measures.windowed_popularity import WindowedPopularity
 from models.online.config import LearnerConfig
 from models.online.reservoir import Reservoir
 from models.sequences.dedupe import DedupeWindow

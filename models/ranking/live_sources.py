@@ -14,6 +14,8 @@ from models.candidates import Candidates, Source, proposed_by, unite
 from models.catalogue.index import CatalogueIndex
 from models.ranking.live_statistics import LiveStatistics
 
+LIVE_SOURCES = (Source.COOCCURRENCE, Source.TRENDING, Source.NEW)
+
 NUM_COOCCURRING = 60
 NUM_TRENDING = 40
 NUM_NEW = 40

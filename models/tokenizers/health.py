@@ -22,6 +22,15 @@ class CodebookHealth:
     num_items: int
 
 
+def distinct_prefix_ratio(codes_NC: Tensor) -> float:
+    """Distinct semantic prefixes (int64 [N, C] without the last code) for each item; 1 where none is shared.
+
+    1 too where there is no item.
+    """
+    prefix_NL = codes_NC[:, :-1].numpy()
+    return len(np.unique(prefix_NL, axis=0)) / len(prefix_NL) if len(prefix_NL) else 1.0
+
+
 def codebook_health(codebook: Codebook, codes_NC: Tensor, content_NE: Tensor) -> CodebookHealth:
     """Of the codes that the items have (int64 [N, C]), not those they would get now; content float32 [N,
     E]."""

@@ -2,18 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from services.cli import terminal
 from services.settings import load_settings
-
-if TYPE_CHECKING:
-    from models.batch import EventBatch
-    from models.catalogue.index import CatalogueIndex
-    from streaming.datasets.folder import Dataset
-    from streaming.messages.meaning import EventMeaning
 
 
 class Protocol(StrEnum):
@@ -37,8 +31,10 @@ def evaluate(
     Needs no running service, and changes none.
     """
     from models.evaluation.leave_one_out import evaluate_leave_one_out
+    from models.tokenizers.health import distinct_prefix_ratio
     from services.cores import use_cores
     from services.learner.cold_start.train import prepare_catalogue
+    from services.wire.columns import dataset_batch
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns
 
@@ -49,7 +45,7 @@ def evaluate(
         catalogue, model = prepare_catalogue(settings, dataset.items, bars, say=terminal.warn)
         report = evaluate_leave_one_out(
             catalogue,
-            event_columns(dataset, catalogue, settings.meaning),
+            dataset_batch(dataset, catalogue, settings.meaning),
             model=model,
             train=settings.train,
             search=settings.search,
@@ -63,7 +59,7 @@ def evaluate(
                 **systems,
                 "hierarchical_recall": report.hierarchical_recall,
                 "ranker_validation": report.ranker,
-                "distinct_prefix_ratio": round(distinct_prefix_ratio(catalogue), 4),
+                "distinct_prefix_ratio": round(distinct_prefix_ratio(catalogue.codes_NC), 4),
                 "num_cases": report.num_cases,
                 "train_minutes": round(report.train_minutes, 2),
                 "test_minutes": round(report.test_minutes, 2),
@@ -76,37 +72,9 @@ def evaluate(
     levels = ", ".join(f"{recall:.4f}" for recall in report.hierarchical_recall)
     terminal.out.print(f"right prefix among the beams, by level: {levels}", highlight=False)
     terminal.out.print(
-        f"distinct semantic prefixes: {distinct_prefix_ratio(catalogue):.1%} of the items", highlight=False
+        f"distinct semantic prefixes: {distinct_prefix_ratio(catalogue.codes_NC):.1%} of the items",
+        highlight=False,
     )
     terminal.out.print(
         f"trained in {report.train_minutes:.1f} min, tested in {report.test_minutes:.1f} min", highlight=False
-    )
-
-
-def distinct_prefix_ratio(catalogue: "CatalogueIndex") -> float:
-    """Distinct semantic prefixes (the codes without the last one) for each item; 1 where none is shared."""
-    prefixes = {tuple(codes) for codes in catalogue.codes_NC[:, :-1].tolist()}
-    return len(prefixes) / len(catalogue)
-
-
-def event_columns(dataset: "Dataset", catalogue: "CatalogueIndex", meaning: "EventMeaning") -> "EventBatch":
-    """All events of a data set, in stream order."""
-    import numpy as np
-
-    from models.batch import EventBatch
-    from services.wire.translate import model_action
-
-    return EventBatch(
-        event_ids=[dataset.event_id(n) for n in range(len(dataset))],
-        user_ids=dataset.user_id_N.tolist(),
-        item_N=catalogue.rows(dataset.item_id_N.tolist()),
-        action_N=np.array(
-            [
-                model_action(int(action), value, meaning)
-                for action, value in zip(dataset.action_N, dataset.value_N.tolist(), strict=True)
-            ],
-            dtype=np.int64,
-        ),
-        time_ms_N=dataset.time_ms_N,
-        value_N=dataset.value_N,
     )

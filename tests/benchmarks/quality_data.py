@@ -23,10 +23,10 @@ from models.evaluation.leave_one_out import LeaveOneOutSplit, split_leave_one_ou
 from models.networks.config import ModelConfig
 from models.tokenizers.config import CodebookConfig
 from protos.headrace.v1.items_pb2 import Embedding
-from services.cli.evaluate import event_columns
 from services.learner.cold_start.content import item_content
 from services.learner.cold_start.train import prepare_catalogue
 from services.settings import Settings, load_settings
+from services.wire.columns import dataset_batch
 from streaming.datasets.folder import Dataset, load_dataset
 
 EVENTS_PER_USER = 14
@@ -88,7 +88,7 @@ def _problem(dataset: Dataset) -> Problem:
             del dataset.items[n].embeddings[:]
             dataset.items[n].embeddings.append(Embedding(modality="text", values=vector_E.tolist()))
     catalogue, model = prepare_catalogue(settings, dataset.items, _silent)
-    events = event_columns(dataset, catalogue, settings.meaning)
+    events = dataset_batch(dataset, catalogue, settings.meaning)
     return Problem(
         dataset=dataset,
         settings=settings,

@@ -25,6 +25,7 @@ from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
+from models.ranking.live_sources import LIVE_SOURCES
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
 from models.ranking.statistics_follower import StatisticsFollower
@@ -33,7 +34,6 @@ from models.training.config import TrainConfig
 from models.training.offline import train_recommender
 from models.training.ranker_fitting import Example, collect_examples, fit_examples
 
-_LIVE_SOURCES = (Source.COOCCURRENCE, Source.TRENDING, Source.NEW)
 Row = dict[str, float | int | str]
 Tick = Callable[[str, int, int], None]
 
@@ -101,12 +101,12 @@ def group_of(name: str) -> str:
 
 VARIANTS = (
     Variant(name="everything"),
-    Variant(name="no live statistics at all", hidden=(*GROUPS, "user"), disabled=_LIVE_SOURCES),
-    Variant(name="beam and dense candidates only", disabled=_LIVE_SOURCES),
+    Variant(name="no live statistics at all", hidden=(*GROUPS, "user"), disabled=LIVE_SOURCES),
+    Variant(name="beam and dense candidates only", disabled=LIVE_SOURCES),
     *(Variant(name=f"without {group}", hidden=(group,)) for group in GROUPS),
     *(
         Variant(name=f"without {source.name.lower()} candidates", disabled=(source,))
-        for source in (Source.BEAM, Source.DENSE, *_LIVE_SOURCES)
+        for source in (Source.BEAM, Source.DENSE, *LIVE_SOURCES)
     ),
 )
 QUICK_VARIANTS = VARIANTS[:3]

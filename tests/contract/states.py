@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.batch import ACTION_NAMES, NUM_ACTIONS
-from models.measures.popularity import WindowedPopularity
 from models.measures.quality import PairedHits, PrequentialQuality, ScoredEvent
+from models.measures.windowed_popularity import WindowedPopularity
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.online.config import LearnerConfig

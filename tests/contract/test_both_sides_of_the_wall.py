@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from models.batch import ACTION_NAMES
+from models.candidates import Source
 from models.ranking.config import StatisticsConfig
 from models.ranking.live_statistics import LiveStatistics
 from protos.headrace.v1.events_pb2 import Action, Event
+from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.trends_pb2 import Trend
 from services.wire.translate import event_batch
 from streaming.messages.meaning import EventMeaning, Meaning
@@ -39,6 +41,12 @@ def stream(num_events: int, seed: int) -> list[Event]:
 def test_the_actions_have_the_same_numbers() -> None:
     assert [name.removeprefix("ACTION_").lower() for name in Action.keys()] == list(ACTION_NAMES)  # noqa: SIM118
     assert Action.values() == list(range(len(ACTION_NAMES)))
+
+
+def test_the_sources_have_the_same_numbers() -> None:
+    said = {name.removeprefix("CANDIDATE_SOURCE_"): number for name, number in CandidateSource.items()}
+    assert said.pop("UNSPECIFIED") == 0
+    assert said == {source.name: int(source) for source in Source}
 
 
 @pytest.mark.parametrize("liked_rating", [1.0, 3.0, 4.5])

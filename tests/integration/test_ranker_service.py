@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from models.ranking.live_sources import LIVE_SOURCES
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
@@ -17,7 +18,6 @@ from protos.headrace.v1.recommend_pb2 import (
     CANDIDATE_SOURCE_BEAM,
     CANDIDATE_SOURCE_COOCCURRENCE,
     CANDIDATE_SOURCE_DENSE,
-    CANDIDATE_SOURCE_NEW,
     CANDIDATE_SOURCE_TRENDING,
 )
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
@@ -108,8 +108,7 @@ def features(response: RankResponse) -> dict[str, float]:
 
 
 async def check_answers(stub: RankerServiceStub) -> None:
-    only_given = [CANDIDATE_SOURCE_COOCCURRENCE, CANDIDATE_SOURCE_TRENDING, CANDIDATE_SOURCE_NEW]
-    response = await stub.Rank(make_request(disabled_sources=only_given, release_id="rank-1"))
+    response = await stub.Rank(make_request(disabled_sources=LIVE_SOURCES, release_id="rank-1"))
     assert response.release_id == "rank-1"
     assert sorted(response.item_ids) == ["item-3", "item-7"]
     assert list(response.scores) == sorted(response.scores, reverse=True)
@@ -124,7 +123,7 @@ async def check_answers(stub: RankerServiceStub) -> None:
     assert features(await stub.Rank(make_request(explain_item_id="item-3")))["no_event_yet"] == 1
     ranked = await stub.Rank(make_request(exclude_item_ids=["item-0", "item-3"]))
     assert {"item-0", "item-3"}.isdisjoint(ranked.item_ids)
-    empty = await stub.Rank(RankRequest(disabled_sources=only_given))
+    empty = await stub.Rank(RankRequest(disabled_sources=LIVE_SOURCES))
     assert not empty.item_ids
 
 

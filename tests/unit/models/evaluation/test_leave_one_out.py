@@ -8,6 +8,7 @@ from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
 from models.errors import NothingToTest
 from models.evaluation.leave_one_out import evaluate_leave_one_out, split_leave_one_out
+from models.measures.ranking_metrics import ranking_metrics
 from models.networks.config import ModelConfig
 from models.ranking.config import StatisticsConfig
 from models.tokenizers.config import CodebookConfig
@@ -82,7 +83,7 @@ def test_every_system_is_reported_and_finds_an_easy_pattern(catalogue):
     )
     assert report.num_cases == 61
     for system in (report.dense, report.generator, report.recommend):
-        assert set(system) == {"recall@5", "recall@10", "ndcg@5", "ndcg@10"}
+        assert set(system) == set(ranking_metrics(np.zeros(1, dtype=np.int64)))
         assert system["recall@5"] > 0.9
     assert len(report.hierarchical_recall) == 3
     assert report.hierarchical_recall[0] >= report.hierarchical_recall[2] > 0.9

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from models.measures.gate import gate
-from models.measures.popularity import WindowedPopularity
 from models.measures.quality import PairedHits, PrequentialQuality, ScoredEvent
+from models.measures.windowed_popularity import WindowedPopularity
 
 
 def scored(

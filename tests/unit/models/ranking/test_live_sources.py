@@ -7,7 +7,7 @@ import torch
 from models.candidates import Candidates, Source, proposed_by, unite
 from models.catalogue.index import CatalogueIndex
 from models.ranking.config import StatisticsConfig
-from models.ranking.live_sources import add_live_candidates, newly_announced
+from models.ranking.live_sources import LIVE_SOURCES, add_live_candidates, newly_announced
 from models.ranking.live_statistics import LiveStatistics
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
@@ -81,7 +81,7 @@ def test_live_sources_exclude_and_can_be_switched_off(
     assert mask_of[20] & Source.TRENDING.bit
     assert mask_of[25] == Source.NEW.bit
     assert 29 not in rows  # announced later than now
-    for source in (Source.COOCCURRENCE, Source.TRENDING, Source.NEW):
+    for source in LIVE_SOURCES:
         fewer = add_live_candidates(
             nothing, statistics, catalogue, recent, NOW, disabled={source}, exclude=recent
         )

@@ -9,6 +9,7 @@ import pytest
 from models.artifacts.release import ReleaseBundle
 from models.decoding.config import SearchConfig
 from models.decoding.cpu_engine import CpuEngine
+from models.ranking.live_sources import LIVE_SOURCES
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
@@ -119,7 +120,7 @@ def test_each_answer_of_a_batch_is_its_own(serving: RankerServing, bundle: Relea
         make_request(),
         make_request(history=make_history(*range(9)), exclude_item_ids=["item-3"]),
         make_request(history=[], candidates=few, explain_item_id="item-8"),
-        make_request(candidates=None, disabled_sources=[3, 4, 5]),
+        make_request(candidates=None, disabled_sources=LIVE_SOURCES),
     ]
     together = serving.rank_many(requests)
     for request, response in zip(requests, together, strict=True):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from models.tokenizers.content import Space
-from models.tokenizers.health import codebook_health
 from protos.headrace.v1.items_pb2 import Item
 from services.tokenizer.content import ContentEmbedder
 from services.tokenizer.serving import TokenizerServing
@@ -122,13 +121,3 @@ def test_an_item_s_vector_is_the_one_of_the_release_s_modality() -> None:
         ("narrow", "wrong_width"),
         ("bare", "no_content"),
     ]
-
-
-def test_codebook_health_by_hand() -> None:
-    index = make_catalogue(20)
-    health = codebook_health(index.codebook, index.codes_NC, index.content_NE)
-    codes = [tuple(row[:-1]) for row in index.codes_NC.tolist()]
-    assert health.collision_ratio == sum(codes.count(code) > 1 for code in codes) / 20
-    assert health.usage_ratio_L[0] == len({code[0] for code in codes}) / 8
-    error = index.codebook.quantisation_error(index.content_NE)
-    assert abs(health.quantisation_error_L[-1] - error) < 1e-5
