@@ -13,31 +13,25 @@ import numpy.typing as npt
 import torch
 
 from models.sequences.histories import Past, pad_pasts
-from models.sequences.windows import TrainingBatch
+from models.sequences.windows import TrainingBatch, cut_targets
 
 Window = tuple[Past, npt.NDArray[np.bool_]]
 """Events, and which of them are to be predicted."""
 
 
 def cut_windows(past: Past, is_new_T: npt.NDArray[np.bool_], max_history: int) -> list[Window]:
-    """Windows in which each new event (`is_new_T` bool) is predicted once.
+    """Windows in which each new event (`is_new_T` bool) is predicted once, cut as offline training cuts them.
 
-    A window has at most `max_history` inputs and predicts within half as many events (at least one), so that
-    each has the other half as context where the user has as many. With `max_history` 4, known a b c and new d
-    e f: [a b c d e] predicting d e, then [b c d e f] predicting f. If b and f alone are new: [a b] predicting
-    b, then [b c d e f] predicting f.
+    See `models.sequences.windows.cut_targets`. A window ends with its last target; it begins as early as it
+    may, since most new events are the newest of a long history, and are served with all of it.
     """
-    num_targets = max(1, max_history // 2)
-    new = np.nonzero(is_new_T)[0]
     windows = []
-    while len(new):
-        chosen = new[new < new[0] + num_targets]
-        end = int(chosen[-1]) + 1
+    for _, target_N in cut_targets(np.nonzero(is_new_T)[0], max_history):
+        end = int(target_N[-1]) + 1
         begin = max(0, end - 1 - max_history)
         is_target_T = np.zeros(end - begin, dtype=np.bool_)
-        is_target_T[chosen - begin] = True
+        is_target_T[target_N - begin] = True
         windows.append((past.cut(begin, end), is_target_T))
-        new = new[len(chosen) :]
     return windows
 
 

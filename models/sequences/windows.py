@@ -32,28 +32,33 @@ class TrainingBatch:
     first_B: Tensor
 
 
-class TrainingWindows:
-    """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once.
+def cut_targets(target_N: Int64Array, max_history: int) -> Iterator[tuple[int, Int64Array]]:
+    """The windows that predict each target once: (first input, targets) of each, in positions of a sequence.
 
-    Windows of a long sequence overlap by half; the overlap is context only. With `max_history` 4 and six
-    events a..f: [a b c d] predicting b c d e, then [c d e] predicting f at its last position.
+    `target_N` int64: ascending positions of what is to be predicted. A window's inputs are the events from
+    its first to the one before its last target, at most `max_history`. Before the first target there are at
+    least half as many, or all there are. Windows overlap; the overlap is context only. With `max_history` 4
+    and six events a..f, all of them targets: [a b c d] predicting a b c d e, then [c d e] predicting f.
     """
+    num_fresh = max(1, max_history // 2)
+    while len(target_N):
+        begin = max(0, int(target_N[0]) - 1 - (max_history - num_fresh))
+        chosen_N = target_N[target_N <= begin + max_history]
+        yield begin, chosen_N
+        target_N = target_N[len(chosen_N) :]
+
+
+class TrainingWindows:
+    """Every user's sequence cut into windows of at most `max_history` inputs, each event a target once."""
 
     def __init__(self, sequences: UserSequences, max_history: int) -> None:
         self._sequences = sequences
-        stride = max(1, max_history // 2)
         begin, end, first = [], [], []
-        for u in range(len(sequences)):
-            user_begin, user_end = int(sequences.begin_U[u]), int(sequences.begin_U[u + 1])
-            supervised = user_begin
-            start = user_begin
-            while start == user_begin or supervised < user_end - 1:
-                stop = min(start + max_history, user_end - 1)
-                begin.append(start)
-                end.append(stop)
-                first.append(supervised)
-                supervised = stop
-                start += stride
+        for user_begin, length in zip(sequences.begin_U, np.diff(sequences.begin_U), strict=False):
+            for start, target_N in cut_targets(np.arange(length), max_history):
+                begin.append(user_begin + start)
+                end.append(user_begin + target_N[-1])
+                first.append(user_begin + max(0, target_N[0] - 1))
         self.begin_W = np.array(begin, dtype=np.int64)
         self.end_W = np.array(end, dtype=np.int64)
         self._supervised_W = np.array(first, dtype=np.int64)

@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.batch import ACTION_NAMES, IMPRESSION, SKIP, EventBatch
+from models.sequences.growing_windows import cut_windows
+from models.sequences.histories import Past
 from models.sequences.user_sequences import UserSequences
-from models.sequences.windows import TrainingWindows
+from models.sequences.windows import TrainingWindows, cut_targets
 
 CLICK = ACTION_NAMES.index("click")
 
@@ -86,3 +90,29 @@ def test_batches_hold_many_short_windows_or_few_long_ones():
     assert len(batches) == windows.num_batches(39) == 2
     sizes = sorted((len(batch.history), batch.history.item_BT.shape[1]) for batch in batches)
     assert sizes == [(1, 39), (19, 2)]
+
+
+@given(is_target=st.lists(st.booleans(), max_size=40), max_history=st.integers(1, 12))
+def test_each_target_is_cut_once_and_has_half_the_history_where_there_is_one(
+    is_target: list[bool], max_history: int
+) -> None:
+    target_N = np.nonzero(is_target)[0]
+    windows = list(cut_targets(target_N, max_history))
+    assert [n for _, chosen_N in windows for n in chosen_N] == target_N.tolist()
+    for first, chosen_N in windows:
+        assert chosen_N[-1] - first <= max_history
+        assert chosen_N[0] - first >= min(int(chosen_N[0]), max_history - max(1, max_history // 2) + 1)
+
+
+@given(length=st.integers(1, 30), max_history=st.integers(1, 8))
+def test_a_sequence_that_is_all_new_is_cut_online_as_it_is_offline(length: int, max_history: int) -> None:
+    events = make_events("a" * length, list(range(length)), list(range(length)))
+    offline = TrainingWindows(UserSequences.from_events(events), max_history)
+    past = Past(events.item_N, events.action_N, events.time_ms_N)
+    windows = cut_windows(past, np.ones(length, dtype=np.bool_), max_history)
+    assert len(windows) == len(offline)
+    for w, (window, is_target_T) in enumerate(windows):
+        targets = offline.batch(np.array([w]))
+        predicted = [*targets.first_B.tolist(), *targets.target_BT[0].tolist()]
+        assert window.item_T[is_target_T].tolist() == [row for row in predicted if row >= 0]
+        assert len(window) == min(max_history, int(window.item_T[-1])) + 1, "as much context as there may be"
