@@ -21,6 +21,9 @@ MAX_HISTORY = 1_000
 MAX_IDS = 10_000
 # Year 2262: what a 64-bit count of nanoseconds can hold, as in Arrow and numpy.
 MAX_TIME_MS = 9_223_372_036_854
+# Looked up for each entry, so as sets: the enums' own `values()` makes a list at every call.
+_ACTIONS = frozenset(Action.values()) - {Action.ACTION_UNSPECIFIED}
+_SOURCES = frozenset(CandidateSource.values()) - {CandidateSource.CANDIDATE_SOURCE_UNSPECIFIED}
 _BEAM = mask_of(CandidateSource.CANDIDATE_SOURCE_BEAM)
 
 
@@ -70,8 +73,8 @@ class RequestCheck:
         self.length(history, "history", MAX_HISTORY)
         for i, event in enumerate(history[:MAX_HISTORY]):
             self.id(event.item_id, f"history[{i}].item_id")
-            known = event.action in Action.values() and event.action != Action.ACTION_UNSPECIFIED
-            self.that(known, f"history[{i}].action", "is not an action")
+            self.that(event.action in _ACTIONS, f"history[{i}].action", "is not an action")
+            self.that(math.isfinite(event.value), f"history[{i}].value", "is not a finite number")
             self.time(event.event_time_ms, f"history[{i}].event_time_ms")
 
     def candidates(self, candidates: Candidates) -> None:
@@ -87,9 +90,9 @@ class RequestCheck:
 
     def sources(self, sources: Sequence[int]) -> None:
         """Candidate sources to leave out."""
-        for i, source in enumerate(sources):
-            known = source in CandidateSource.values() and source != 0
-            self.that(known, f"disabled_sources[{i}]", "is not a candidate source")
+        self.length(sources, "disabled_sources", len(_SOURCES))
+        for i, source in enumerate(sources[: len(_SOURCES)]):
+            self.that(source in _SOURCES, f"disabled_sources[{i}]", "is not a candidate source")
 
     def time(self, time_ms: int, field: str) -> None:
         """Milliseconds since the Unix epoch; 0 where a request means now."""

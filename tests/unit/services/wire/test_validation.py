@@ -1,5 +1,7 @@
 """Requests of the internal services: all violations at once, each by its path."""
 
+import math
+
 import pytest
 
 from protos.headrace.v1.events_pb2 import HistoryEvent
@@ -29,7 +31,7 @@ def test_a_good_request_passes() -> None:
 def test_all_violations_are_named() -> None:
     found = RequestCheck()
     found.size(-1, "k", 512)
-    found.history([HistoryEvent(item_id="a" * 257, action=0, event_time_ms=-1)])
+    found.history([HistoryEvent(item_id="a" * 257, action=0, event_time_ms=-1, value=math.nan)])
     found.candidates(Candidates(item_ids=["", "b"], source_masks=[2, 1], beam_scores=[float("inf"), 0.0]))
     found.sources([0])
     found.time(MAX_TIME_MS + 1, "request_time_ms")
@@ -37,6 +39,7 @@ def test_all_violations_are_named() -> None:
         "k",
         "history[0].item_id",
         "history[0].action",
+        "history[0].value",
         "history[0].event_time_ms",
         "candidates.item_ids[0]",
         "candidates.beam_scores[0]",
@@ -44,6 +47,13 @@ def test_all_violations_are_named() -> None:
         "disabled_sources[0]",
         "request_time_ms",
     ]
+
+
+def test_of_too_many_entries_the_surplus_is_not_looked_at() -> None:
+    found = RequestCheck()
+    found.sources([9] * 1_000_000)
+    named = fields(found)
+    assert named == ["disabled_sources", *(f"disabled_sources[{i}]" for i in range(6))]
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
