@@ -93,7 +93,7 @@ class CatalogueIndex:
         return self.trie.row_of(codes)
 
     def can_answer(self, row_M: Int64Array) -> npt.NDArray[np.bool_]:
-        """Whether each row (int64 [M]) is an available item whose semantic ID leads to it, bool [M].
+        """Whether each row (int64 [M]) is an available item whose codes, all of them, lead to it, bool [M].
 
         True of whatever a search returns: answers are checked so that a fault is counted instead of shown.
         """
@@ -101,10 +101,8 @@ class CatalogueIndex:
         safe_M = np.where(inside_M, row_M, 0)
         if not len(self):
             return inside_M
-        node_MC, codes_MC = self.trie.node_NC[safe_M], self._codes_NC[safe_M]
-        leads_M = self.trie.row_N[node_MC[:, -1]] == safe_M
-        starts_M = node_MC[:, 1] == codes_MC[:, 0] * self.codebook.codebook_size + codes_MC[:, 1]
-        can_M: npt.NDArray[np.bool_] = inside_M & self.available_N[safe_M] & leads_M & starts_M
+        leads_M = (self.trie.codes_of(safe_M) == self._codes_NC[safe_M]).all(axis=1)
+        can_M: npt.NDArray[np.bool_] = inside_M & self.available_N[safe_M] & leads_M
         return can_M
 
     def set_available(self, row: int, available: bool) -> None:

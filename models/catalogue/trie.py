@@ -116,6 +116,16 @@ class Trie:
         row = int(self._row_N[node])
         return None if row < 0 else row
 
+    def codes_of(self, row_M: Int64Array) -> Int64Array:
+        """The codes that lead to these rows (int64 [M], each in range), int64 [M, C]; -1 if none do."""
+        node_MC = self._node_NC[row_M].astype(np.int64)
+        codes_MC = np.empty_like(node_MC)
+        codes_MC[:, 0], codes_MC[:, 1] = np.divmod(node_MC[:, 1], self.codebook_size)
+        for depth, level in enumerate(self._levels, NUM_DENSE):
+            codes_MC[:, depth] = level.codes_of(node_MC[:, depth])
+        codes_MC[self._row_N[node_MC[:, -1]] != row_M] = -1
+        return codes_MC
+
     @property
     def levels(self) -> list[Level]:
         """The edges into each depth, for a search, as they are now; kept until the next change."""

@@ -2,14 +2,14 @@
 
 Children sorted by (parent, code) in CSR form, plus a tail of new ones that is merged in when it has
 grown. Children are numbered in order of arrival and keep their number. Small integers: a million items
-take about 45 MB with all levels and counts (`tests/benchmarks/bench_decode.py`).
+take about 50 MB with all levels and counts (`tests/benchmarks/bench_decode.py`).
 
 Shape letters: N edges or children, P parent nodes.
 """
 
 import numpy as np
 
-from models.arrays import Int32Array, Int64Array
+from models.arrays import Int16Array, Int32Array, Int64Array
 from models.kernels.level import Level
 
 # sorting a tail of this length takes some 50 us, merging it into a million children some 10 ms
@@ -35,6 +35,7 @@ class SparseLevel:
         self._tail: dict[int, int] = {}  # parent * V + code -> child, not merged yet
         self._code_N = np.zeros(0, np.int16)
         self._child_N = np.zeros(0, np.int32)
+        self._code_of_N = np.zeros(0, np.int16)  # by child
         self._offset_P = np.zeros(2, np.int32)
 
     def __len__(self) -> int:
@@ -46,6 +47,7 @@ class SparseLevel:
         if child is None:
             child = self._num_children
             self._num_children += 1
+            self._note_codes(np.array([child]), np.array([code]))
             self._tail[parent * self.codebook_size + code] = child
             if len(self._tail) > MAX_TAIL:
                 self._merge()
@@ -68,6 +70,7 @@ class SparseLevel:
         order = np.argsort(first_U[new], kind="stable")
         child_U[new[order]] = self._num_children + np.arange(len(new))
         self._num_children += len(new)
+        self._note_codes(child_U[new], unique_U[new] % self.codebook_size)
         self._merge_in(merged_key_N, unique_U[new], child_U[new])
         return child_U[inverse_N]
 
@@ -82,6 +85,11 @@ class SparseLevel:
         at = begin + int(np.searchsorted(self._code_N[begin:end], code))
         return int(self._child_N[at]) if at < end and self._code_N[at] == code else None
 
+    def codes_of(self, child_M: Int64Array) -> Int16Array:
+        """The code that leads to each child (int64 [M]), int16 [M]."""
+        codes_M: Int16Array = self._code_of_N[child_M]
+        return codes_M
+
     def level(self, live_N: Int32Array) -> Level:
         """The edges as they are now, sharing this level's memory; `live_N` int32 counts by child."""
         return Level(self._offset_P, self._code_N, self._child_N, *self._sorted_tail(), live_N)
@@ -92,7 +100,12 @@ class SparseLevel:
         other._num_children = self._num_children
         other._tail = dict(self._tail)
         other._code_N, other._child_N, other._offset_P = self._code_N, self._child_N, self._offset_P
+        other._code_of_N = self._code_of_N.copy()
         return other
+
+    def _note_codes(self, child_M: Int64Array, code_M: Int64Array) -> None:
+        self._code_of_N = grown(self._code_of_N, self._num_children)
+        self._code_of_N[child_M] = code_M
 
     def _sorted_tail(self) -> tuple[Int64Array, Int64Array]:
         key_N = np.fromiter(self._tail, np.int64, len(self._tail))

@@ -68,7 +68,7 @@ class AsyncProducer:
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
                 client = await self._connected()
-                records = [(key.encode(), _checked(topic, message)) for key, message in messages]
+                records = [(key.encode(), _checked(topic, key, message)) for key, message in messages]
                 if len(records) < _MIN_BULK:
                     for key_bytes, value in records:
                         confirmations.append(await client.send(topic, value, key=key_bytes))
@@ -161,7 +161,7 @@ class Producer:
         Raises BrokerUnavailable if the topic's partitions cannot be found out in time, MalformedEvent
         if the message is too large.
         """
-        self.send_raw(topic, key.encode(), _checked(topic, message))
+        self.send_raw(topic, key.encode(), _checked(topic, key, message))
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         """As `send`, for bytes that are passed on as they are; a record of nothing gets an empty value."""
@@ -232,10 +232,12 @@ async def _send_in_bulk(
     return [one for many in await asyncio.gather(*map(hand_over, of_partition)) for one in many]
 
 
-def _checked(topic: str, message: Message) -> bytes:
+def _checked(topic: str, key: str, message: Message) -> bytes:
     value = encode(message)
     if len(value) > MAX_VALUE_BYTES:
-        raise MalformedEvent("too_large", f"{topic}: {len(value)} bytes; at most {MAX_VALUE_BYTES} are sent")
+        raise MalformedEvent(
+            "too_large", f"{topic}: {key!r} has {len(value):,} bytes; at most {MAX_VALUE_BYTES:,} are sent"
+        )
     return value
 
 

@@ -33,6 +33,18 @@ def test_ids_rows_and_codes_agree() -> None:
     assert catalogue.row("nobody") is None
 
 
+def test_an_item_can_be_answered_while_it_is_available_and_all_its_codes_lead_to_it() -> None:
+    catalogue = make_catalogue()
+    assert catalogue.can_answer(np.array([0, 59, -1, 60])).tolist() == [True, True, False, False]
+    catalogue.set_available(5, False)
+    assert catalogue.can_answer(np.array([5, 6])).tolist() == [False, True]
+    for level in range(3):
+        broken = catalogue.copy()
+        broken._codes_NC[6, level] = (broken._codes_NC[6, level] + 1) % 8
+        assert broken.can_answer(np.array([6, 7])).tolist() == [False, True]
+    assert not make_catalogue(0).can_answer(np.array([0, -1])).any()
+
+
 def test_the_disambiguation_code_is_the_first_free_and_never_reused() -> None:
     catalogue = make_catalogue(0)
     same = CONTENT[0]
