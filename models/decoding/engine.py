@@ -71,8 +71,8 @@ class Engine(Protocol):
     ) -> SearchResult:
         """The `k` most probable available items for each state (float32 [B, D]), with `beam` prefixes kept.
 
-        Rows in `exclude` (one int64 array for each request, -1 ignored) are not among them. Raises ValueError
-        for a k or beam below 1.
+        Rows in `exclude` (one int64 array for each request; what is no row is ignored) are not among them.
+        Raises ValueError for a k or beam below 1, and for another number of arrays.
         """
         ...
 
@@ -82,7 +82,7 @@ class Engine(Protocol):
         """The `k` available items with the highest dense logit for each state, and those logits, exact.
 
         Int64 rows and float32 logits for each request, highest first, ties by row; fewer where there are no
-        more. Raises ValueError for a k below 1.
+        more. Raises ValueError for a k below 1. `exclude` as in `decode`.
         """
         ...
 

@@ -25,10 +25,9 @@ class ItemTable:
     def __init__(self, recommender: GenerativeRecommender, catalogue: CatalogueIndex) -> None:
         self.recommender = recommender
         self.catalogue = catalogue
-        width = recommender.config.d_model
         self._num_encoded = 0
-        self._item_ND = torch.empty(0, width)  # with room for more rows than are encoded
-        self._vector_ND = torch.empty(0, width)
+        self._item_ND = torch.empty(0, recommender.config.d_model)  # with room for more rows
+        self._vector_ND = torch.empty_like(self._item_ND)
         self._nearest: NearestIndex | None = None  # made when it is first asked
 
     @property
@@ -59,7 +58,10 @@ class ItemTable:
         return self._nearest.search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
 
     def refresh(self, recommender: GenerativeRecommender) -> None:
-        """Forgets everything, and encodes with these weights from now on."""
+        """Forgets everything, and encodes with these weights from now on, of whatever width they are."""
+        width = recommender.config.d_model
+        if width != self._item_ND.shape[1]:
+            self._item_ND, self._vector_ND = torch.empty(0, width), torch.empty(0, width)
         self.recommender = recommender
         self._num_encoded = 0
         self._nearest = None

@@ -71,7 +71,8 @@ class NearestIndex:
 
         `vector_ND` are the vectors that were put in, float32. Rows that `allowed_N` (bool) forbids or a
         query's `exclude` names (-1 is ignored) are never found, so there may be fewer than k. A query's
-        result does not depend on the others. Raises ValueError for a k below 1.
+        result does not depend on the others. Raises ValueError for a k below 1, and unless `exclude` has one
+        array for each query.
         """
         if k < 1:
             raise ValueError("k must be at least 1")
@@ -80,8 +81,9 @@ class NearestIndex:
         bound_BN = upper_bounds(
             queries_BD, self._code_ND[used], self._scale_N[used], self._residual_N[used], allowed_N
         )
-        for bound_N, rows in zip(bound_BN, exclude or (), strict=False):
-            bound_N[rows[rows >= 0]] = -np.inf
+        if exclude is not None:
+            for bound_N, rows in zip(bound_BN, exclude, strict=True):
+                bound_N[rows[(rows >= 0) & (rows < self._num_rows)]] = -np.inf
         return [_best(*one, vectors_ND, k) for one in zip(queries_BD, bound_BN, strict=True)]
 
 

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 import torch
+from torch import Tensor
 
 from models.catalogue.index import CatalogueIndex
 from protos.headrace.v1.items_pb2 import ItemSid
 from services.wire.translate import content_of
 
 log = structlog.get_logger()
+
+# Of one item, records of so many other codebook versions wait: refreshes are made one after the other.
+_MAX_VERSIONS = 8
 
 
 @dataclass
@@ -33,15 +37,16 @@ class LiveCatalogue:
 
     def __init__(self) -> None:
         self.index: CatalogueIndex | None = None
-        self._waiting: dict[tuple[str, str], ItemSid] = {}  # by item and codebook version
+        self._waiting: dict[str, dict[str, ItemSid]] = {}  # by item, then codebook version, oldest first
 
     def prepare(self, index: CatalogueIndex) -> Changes:
         """Gives a loaded catalogue what is known beyond it, before it goes live; says what that changed."""
         changes = Changes()
         if self.index is not None and self.index.codebook.version == index.codebook.version:
             _carry_over(self.index, index, changes)
-        for sid in list(self._waiting.values()):
-            put(index, sid, changes)
+        for by_version in list(self._waiting.values()):
+            if sid := by_version.get(index.codebook.version):
+                put(index, sid, changes)
         return changes
 
     def swap(self, index: CatalogueIndex) -> Changes:
@@ -49,33 +54,45 @@ class LiveCatalogue:
         changes = self.prepare(index)
         self.index = index
         # What waits for a codebook that is not live yet goes on waiting.
-        self._waiting = {key: sid for key, sid in self._waiting.items() if not _fits(index, sid)}
+        for item_id, by_version in list(self._waiting.items()):
+            by_version.pop(index.codebook.version, None)
+            if not by_version:
+                del self._waiting[item_id]
         return changes
 
     def put_many(self, sids: Iterable[ItemSid]) -> Changes:
         """Takes records of `semantic-ids`; those of another codebook version wait for its release.
 
-        Of one item and version the newest record counts; the records of its other versions stay beside it.
+        Of one item and version the newest record counts; the records of its other versions stay beside it,
+        the newest `_MAX_VERSIONS` of them.
         """
         changes = Changes()
         for sid in sids:
-            if self.index is None or not _fits(self.index, sid):
-                self._waiting[sid.item_id, sid.sid.codebook_version] = sid
-            else:
+            if self.index is not None and sid.sid.codebook_version == self.index.codebook.version:
                 put(self.index, sid, changes)
+            else:
+                self._wait(sid)
         return changes
+
+    def _wait(self, sid: ItemSid) -> None:
+        by_version = self._waiting.setdefault(sid.item_id, {})
+        by_version.pop(sid.sid.codebook_version, None)  # the newest stands last
+        by_version[sid.sid.codebook_version] = sid
+        if len(by_version) > _MAX_VERSIONS:
+            del by_version[next(iter(by_version))]
 
 
 def put(index: CatalogueIndex, sid: ItemSid, changes: Changes) -> None:
-    """Inserts or updates one item and notes what that changed.
+    """Inserts or updates one item by a record of this codebook version; notes what that changed.
 
-    A record of another codebook version changes nothing, nor does one whose codes contradict the
-    catalogue: the release is the truth.
+    One whose codes are no SID or contradict the catalogue is refused: the release is the truth. Whether the
+    item is available it says all the same.
     """
-    if not _fits(index, sid):
-        return
     row = index.row(sid.item_id)
     content_E = content_of(sid)
+    if row is not None and bool(index.available_N[row]) == sid.unavailable:
+        index.set_available(row, not sid.unavailable)
+        changes.availability_changed = True
     try:
         if row is None:
             index.insert(
@@ -86,24 +103,17 @@ def put(index: CatalogueIndex, sid: ItemSid, changes: Changes) -> None:
                 announced_ms=sid.announced_time_ms,
             )
             changes.inserted.append(sid)
-        elif not torch.equal(index.content_NE[row], content_E):
+        elif not _says_the_same(index, row, sid, content_E):
             index.insert(sid.item_id, sid.sid.codes, content_E, available=not sid.unavailable)
             changes.changed_rows.append(row)
-        elif bool(index.available_N[row]) == sid.unavailable:
-            index.set_available(row, not sid.unavailable)
-            changes.availability_changed = True
     except ValueError as error:
         changes.num_refused += 1
         log.warning("semantic_id_contradicts_the_release", error=str(error))
 
 
-def _fits(index: CatalogueIndex, sid: ItemSid) -> bool:
-    codebook = index.codebook
-    return (
-        sid.sid.codebook_version == codebook.version
-        and len(sid.sid.codes) == codebook.num_levels + 1
-        and all(0 <= code < codebook.codebook_size for code in sid.sid.codes)
-        and len(sid.content) == codebook.content_dim
+def _says_the_same(index: CatalogueIndex, row: int, sid: ItemSid, content_E: Tensor) -> bool:
+    return list(sid.sid.codes) == index.codes_NC[row].tolist() and torch.equal(
+        index.content_NE[row], content_E
     )
 
 

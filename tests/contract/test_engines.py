@@ -1,6 +1,7 @@
 """What every engine does; a second one joins by a line in ENGINES."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ Make = Callable[[GenerativeRecommender, CatalogueIndex, Ranker | None], Engine]
 ENGINES: dict[str, Make] = {
     "cpu": lambda recommender, catalogue, ranker: CpuEngine(
         recommender, catalogue, ranker, dtype=torch.float32
+    ),
+}
+# As they are served: a CPU multiplies in another format where that is faster.
+SERVED: dict[str, Make] = {
+    "cpu": lambda recommender, catalogue, ranker: CpuEngine(
+        recommender, catalogue, ranker, dtype=torch.bfloat16
     ),
 }
 
@@ -139,6 +146,43 @@ def test_a_k_below_one_is_refused(world: World, k: int) -> None:
         world.engine.decode(state_BD, k=k, beam=5)
     with pytest.raises(ValueError, match="at least 1"):
         world.engine.nearest(state_BD, k=k)
+
+
+def test_exclusions_are_one_list_for_each_request_and_ignore_what_is_no_row(world: World) -> None:
+    state_BD = world.engine.states(histories([3], [4])).state_BD
+    for search in (
+        world.engine.nearest,
+        lambda *given, **named: world.engine.decode(*given, **named, beam=9),
+    ):
+        with pytest.raises(ValueError):
+            search(state_BD, k=5, exclude=[np.array([1])])
+        search(state_BD, k=5, exclude=[np.array([-1, 10**6])] * 2)
+
+
+@pytest.mark.parametrize("name", list(SERVED))
+def test_items_are_encoded_alike_whoever_needs_them_first(name: str) -> None:
+    served, history = World(SERVED[name]), histories([3, 9, 4])
+    state_BD = served.engine.states(history).state_BD
+    expected_ND = served.engine.item_ND.clone()
+    calls: dict[str, Callable[[Engine], object]] = {
+        "states": lambda engine: engine.states(history),
+        "nearest": lambda engine: engine.nearest(state_BD, k=3),
+        "dense_logits": lambda engine: engine.dense_logits(state_BD),
+        "item_ND": lambda engine: engine.item_ND,
+    }
+    for first, call in calls.items():
+        engine = SERVED[name](served.recommender, served.catalogue, None)
+        call(engine)
+        assert torch.equal(engine.item_ND, expected_ND), first
+
+
+def test_networks_of_another_width_may_be_loaded(world: World) -> None:
+    world.engine.states(histories([3]))
+    wider = GenerativeRecommender(replace(MODEL, d_model=2 * MODEL.d_model)).eval()
+    world.engine.load(wider)
+    state_BD = world.engine.states(histories([3, 9])).state_BD
+    assert state_BD.shape == (1, 2 * MODEL.d_model)
+    assert len(world.engine.nearest(state_BD, k=5)[0][0]) == 5
 
 
 def test_ranking_is_the_network_s(world: World) -> None:

@@ -102,3 +102,56 @@ def test_contradicting_codes_are_refused() -> None:
     assert changes.num_refused == 1
     assert index.row("thief") is None
     assert index.row_of(taken) == 0
+
+
+def test_what_is_no_id_of_the_live_codebook_is_refused_and_waits_for_nothing() -> None:
+    live, index = LiveCatalogue(), make_catalogue()
+    live.swap(index)
+    good = announce(index, "new")
+    short, far, narrow = ItemSid(), ItemSid(), ItemSid()
+    for sid in (short, far, narrow):
+        sid.CopyFrom(good)
+    short.sid.codes.pop()
+    far.sid.codes[0] = 1_000
+    narrow.content.pop()
+    changes = live.put_many([short, far, narrow])
+    assert changes.num_refused == 3
+    assert index.row("new") is None
+    assert live.swap(make_catalogue()).num_refused == 0
+
+
+def test_a_withdrawal_counts_though_its_codes_contradict() -> None:
+    for content_E in (make_content(1, seed=99)[0], make_content(1, seed=5)[0]):
+        live, index = LiveCatalogue(), make_catalogue()
+        live.swap(index)
+        sid = announce(index, "new")
+        live.put_many([sid])
+        codes = list(sid.sid.codes)
+        codes[-1] = (codes[-1] + 1) % 8
+        gone = item_sid(
+            Item(item_id="new", unavailable=True),
+            codes,
+            content_E,
+            index.codebook.version,
+            announced_time_ms=0,
+        )
+        changes = live.put_many([gone])
+        assert (changes.availability_changed, changes.num_refused) == (True, 1)
+        row = index.row("new")
+        assert row is not None
+        assert not index.available_N[row]
+        assert index.codes_NC[row].tolist() == list(sid.sid.codes)
+
+
+def test_of_one_item_the_newest_versions_wait() -> None:
+    live, index = LiveCatalogue(), make_catalogue()
+    sids = [announce(index, "new") for _ in range(12)]
+    for n, sid in enumerate(sids[:-1]):
+        sid.sid.codebook_version = f"v{n}"
+    live.put_many([sids[-1], *sids[:-1]])
+    live.swap(index)
+    assert index.row("new") is None, "eight newer versions came"
+    live = LiveCatalogue()
+    live.put_many([*sids[:-1], sids[-1]])
+    live.swap(index)
+    assert index.row("new") is not None
