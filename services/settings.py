@@ -5,14 +5,22 @@ misspelt nested name is refused by pydantic, a misspelt top-level one by `load_s
 for a Service of that name is passed over (`services.environment`).
 """
 
+import contextlib
 import json
 import os
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.decoding.config import SearchConfig
@@ -222,6 +230,14 @@ class Settings(BaseSettings):
     torch_threads: Count = 1
     log_level: LogLevel = "INFO"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_lists(cls, group: Any) -> Any:
+        """A list of a group has a variable of its own, in which it stands as JSON."""
+        if isinstance(group, dict):
+            return {name: _list_or_text(value) for name, value in group.items()}
+        return group
+
     @model_validator(mode="after")
     def _move_broker(self) -> "Settings":
         """The embedded broker's port moves with the others."""
@@ -253,7 +269,18 @@ def load_settings() -> Settings:
         hint = did_you_mean(name, _names()) if first["type"] == "unexpected_keyword_argument" else ""
         raise InvalidSettings(f"{name}: {first['msg']}{hint}") from error
     except SettingsError as error:  # a whole group that is no JSON
-        raise InvalidSettings(f"{PREFIX}*: {error}") from error
+        found = re.search(r'field "(\w+)"', str(error))
+        name = f"{PREFIX}{found[1].upper()}" if found else f"{PREFIX}*"
+        raise InvalidSettings(
+            f"{name}: is no JSON object of the whole group; a single setting is {name}__ and its name"
+        ) from error
+
+
+def _list_or_text(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _names() -> list[str]:

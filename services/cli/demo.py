@@ -12,6 +12,7 @@ from rich.panel import Panel
 from services.cli import terminal
 from services.cli.up import banner
 from services.settings import Settings, load_settings
+from services.state_folder import require_writable
 
 if TYPE_CHECKING:
     from services.cli.terminal import Stages
@@ -38,6 +39,7 @@ def demo(
     import asyncio
 
     settings = load_settings()
+    require_writable(settings.store.root)
     dataset = _load(settings, data)
     settings = _demo_settings(settings, dataset)
     # the demo starts from nothing, in a folder of its own

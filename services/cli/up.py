@@ -13,6 +13,7 @@ from rich.text import Text
 from services.cli import terminal
 from services.errors import BackendUnavailable
 from services.settings import Settings, load_settings
+from services.state_folder import require_writable
 
 
 def banner(settings: Settings, *, has_release: bool = True) -> Text:
@@ -77,6 +78,7 @@ def up(
 
     settings = load_settings()
     refuse_beside_another(settings)
+    require_writable(settings.store.root)
     if (limit := raise_limit()) < _FEW_FILES:
         terminal.warn(
             f"each service may open {limit:,} files and connections at most, fewer than its streams and "

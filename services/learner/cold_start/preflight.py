@@ -5,7 +5,6 @@ Imports nothing heavy: a refusal comes in the first second.
 
 import os
 import shutil
-import tempfile
 import uuid
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from services.errors import BackendUnavailable, ServiceError
 from services.learner.locks import training_lock
 from services.releases.store import open_release_store
 from services.settings import Settings
+from services.state_folder import require_writable
 from streaming.clients.topic_admin import existing_topics
 from streaming.errors import BrokerUnavailable
 from streaming.messages.topics import INTERACTIONS, ITEMS, RELEASES
@@ -26,7 +26,7 @@ class CannotTrain(ServiceError):
 
 
 def check_training(settings: Settings, *, from_topic: bool) -> None:
-    """Raises CannotTrain, TrainingRunning or BackendUnavailable for the first thing that is missing.
+    """Raises CannotTrain, InvalidSettings, TrainingRunning or BackendUnavailable for what is missing first.
 
     `settings` with absolute paths of the state, as `find_state` returns them.
     """
@@ -60,13 +60,8 @@ def _check_broker(settings: Settings, topics: tuple[str, ...]) -> None:
 
 
 def _check_folder(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root) as probe:
-            probe.write(b"x")
-        free = shutil.disk_usage(root).free
-    except OSError as error:
-        raise CannotTrain(f"the state folder {root} cannot be written: {error.strerror or error}") from error
+    require_writable(root)
+    free = shutil.disk_usage(root).free
     if free < _MIN_FREE_BYTES:
         raise CannotTrain(
             f"the state folder {root} has {free / 1024**2:.0f} MiB free; a checkpoint and a release need "

@@ -83,7 +83,8 @@ def test_the_variables_of_a_service_are_passed_over(
         ("HEADRACE_ENDPOINTS__BASE_PORT", "7777777", "should be less than or equal to 65535"),
         ("HEADRACE_SERVER__DEFAULT_DEADLINE_S", "nan", "should be a finite number"),
         ("HEADRACE_LEARNER_SERVICE__BATCH_WAIT_S", "-1", "should be greater than or equal to 0"),
-        ("HEADRACE_GATEWAY", "{", "gateway"),
+        ("HEADRACE_GATEWAY", "{", "HEADRACE_GATEWAY: is no JSON object"),
+        ("HEADRACE_STATISTICS__HALF_LIVES_S", "[1, 2", "HEADRACE_STATISTICS__HALF_LIVES_S: "),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(
@@ -94,6 +95,12 @@ def test_a_wrong_setting_is_refused_by_name(
         load_settings()
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_a_group_may_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_STATISTICS__HALF_LIVES_S", "[60, 3600.5]")
+    monkeypatch.setenv("HEADRACE_STATISTICS__TRENDING_HALF_LIFE", "1")
+    assert load_settings().statistics.half_lives_s == (60.0, 3600.5)
 
 
 def test_a_child_process_builds_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
