@@ -57,7 +57,7 @@ cases: setup ## Situations that went wrong once, on real brokers: one table with
 demo: setup ## The whole river on real data; ONCE=1 ends after the tour, DATA=folder brings your own data
 	$(BIN)/headrace demo $(if $(ONCE),--once) $(if $(DATA),--data $(DATA))
 
-bench: bench-quality bench-decode bench-ranker bench-serving bench-memory bench-trends ## Every benchmark: results, plots and the tables of the documents
+bench: bench-quality bench-decode bench-ranker bench-serving bench-memory bench-trends ## Every benchmark that needs no GPU: results, plots and the tables of the documents
 
 bench-quality: setup ## Accuracy beside popularity, SASRec and TIGER, and the ablations; ARGS=--quick
 	$(BIN)/python tests/benchmarks/bench_quality.py $(ARGS)

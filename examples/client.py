@@ -8,7 +8,13 @@ import sys
 import grpc
 
 from protos.headrace.v1.events_pb2 import Action, Event
-from protos.headrace.v1.recommend_pb2 import RecommendRequest, TrackRequest
+from protos.headrace.v1.recommend_pb2 import (
+    FallbackReason,
+    RecommendRequest,
+    RecommendResponse,
+    ShortfallReason,
+    TrackRequest,
+)
 from protos.headrace.v1.recommend_pb2_grpc import RecommenderServiceStub
 
 
@@ -16,13 +22,22 @@ def main(user: str, address: str = "127.0.0.1:7400") -> None:
     with grpc.insecure_channel(address) as channel:
         gateway = RecommenderServiceStub(channel)
         first = gateway.Recommend(RecommendRequest(user_id=user, k=5), timeout=5)
-        print("before:", [item.title or item.item_id for item in first.recommendations], first.release_id)
+        print("before:", told(first))
         if first.recommendations:
             liked = Event(user_id=user, item_id=first.recommendations[0].item_id, action=Action.ACTION_LIKE)
             liked.request_id = first.request_id  # joins the answer and what came of it
             gateway.Track(TrackRequest(event=liked), timeout=5)
         then = gateway.Recommend(RecommendRequest(user_id=user, k=5), timeout=5)
-        print("after: ", [item.title or item.item_id for item in then.recommendations], then.release_id)
+        print("after: ", told(then))
+
+
+def told(answer: RecommendResponse) -> str:
+    """The titles and the release, or why there are none."""
+    titles = [item.title or item.item_id for item in answer.recommendations]
+    if titles:
+        return f"{titles} {answer.release_id}"
+    fallback = FallbackReason.Name(answer.fallback_reason)
+    return f"nothing: {fallback}, {ShortfallReason.Name(answer.shortfall_reason)}"
 
 
 if __name__ == "__main__":

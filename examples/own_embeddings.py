@@ -3,7 +3,7 @@
     python examples/own_embeddings.py write DIR            # interactions.csv, items.jsonl, title_emb.npy
     headrace up                                            # in another shell
     headrace replay --data DIR --from 0
-    headrace train --from-topic                            # a minute or two; --max-minutes N bounds it
+    headrace train --from-topic --max-minutes 2
     python examples/own_embeddings.py announce [HOST:PORT]
 
 All vectors have one width, here 32, which is then that of the codebook: an item that is announced later with

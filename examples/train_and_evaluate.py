@@ -53,6 +53,12 @@ def write_folder(place: Path) -> None:
 
 def make_catalogue(dataset: Dataset, config: CodebookConfig) -> CatalogueIndex:
     """Every item with its semantic ID, by a codebook fitted to the items' own vectors."""
+    bare = [item.item_id for item in dataset.items if not item.embeddings]
+    if bare:
+        sys.exit(
+            f"{len(bare):,} of {len(dataset.items):,} items bring no vector, such as {bare[0]!r}: add "
+            "title_emb.npy to the folder (docs/api.md), or run `headrace evaluate`, which embeds texts"
+        )
     content_NE = unit_vectors(torch.tensor([list(item.embeddings[0].values) for item in dataset.items]))
     catalogue = CatalogueIndex(fit_codebook(content_NE, config))
     item_ids = [item.item_id for item in dataset.items]

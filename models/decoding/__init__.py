@@ -1,4 +1,4 @@
-"""From user states to items: beam search over the trie, exact dense neighbours, and both as the generator.
+"""From histories to states, items and scores: the engine, its beam search over the trie and exact neighbours.
 
-Must not know the live statistics, the ranker's scores or a stream.
+Must not know the live statistics or a stream.
 """

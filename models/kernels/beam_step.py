@@ -8,6 +8,8 @@ What is unavailable is masked *before* anything is compared or cut, and every be
 part: truncating to the best codes first starves beams whose valid codes are unlikely. No shape depends on
 the data, so that a CUDA graph can hold the step.
 
+CUDA tensors go to the Triton kernel (`models/kernels/beam_step_triton.py`), others to the torch reference.
+
 Shapes: B requests, K beams, V codebook size, W beams kept, P parent nodes, R edges, N child nodes, F most
 children of a parent, X excluded nodes of a request.
 """

@@ -7,6 +7,8 @@ Each sequence is a history followed by `num_candidates` candidates. An event see
 before it; a candidate sees the whole history and itself, never another candidate, as if it alone were the
 next event (the M-FALCON mask of Zhai et al., 2024, "Actions speak louder than words").
 
+CUDA tensors go to the Triton kernels (`models/kernels/hstu_triton.py`), others to the torch reference.
+
 Shapes: N positions of all sequences together, B sequences, T positions of one, H heads, E width of a head,
 P distances, R time buckets.
 """

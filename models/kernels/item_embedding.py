@@ -1,7 +1,8 @@
 """Item representations for a batch of items: the sum of their code embeddings + the projected content.
 
 Owns one formula, that of `models.networks.recommender.GenerativeRecommender.encode_items`, as a function of
-tensors.
+tensors. CUDA tensors go to the Triton kernel (`models/kernels/item_embedding_triton.py`) where no gradient is
+wanted, all others to the torch reference.
 
 Shapes: N items, C codes of an item, V codebook size, D width, E content width.
 """

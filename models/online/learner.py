@@ -1,6 +1,6 @@
 """The online learner: predict each event, then learn it.
 
-Owns the order of one micro-batch (deduplicate, predict, remember, learn) and everything that has to be
+Owns the order of one micro-batch (deduplicate, predict, count, learn, remember) and everything that has to be
 remembered between two of them; `models.online.learner_state` writes that down. Reads no stream and no clock:
 events are a batch of columns, times are the events'.
 

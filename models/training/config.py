@@ -9,8 +9,8 @@ from models.checks import require
 class TrainConfig:
     """Offline training: stage 1 aligns the SID embeddings, stage 2 trains everything.
 
-    A step costs and teaches by the events in it, so its size is `batch_positions` events: about 256 short
-    histories, or 40 long ones.
+    The cost and the effect of a step depend on its number of events, so its size is `batch_positions` events:
+    about 256 short histories, or 40 long ones.
     """
 
     align_epochs: int = 1

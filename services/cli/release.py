@@ -95,7 +95,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, for those who read the list.")] = "by hand",
     json: JsonOption = False,
 ) -> None:
-    """Make the release live again that was live before this one; the learner goes on from its weights."""
+    """Go back to the live release's parent, which was live when it was cut; the learner takes its weights."""
     from protos.headrace.v1.learner_pb2 import RollbackRequest
     from services.rpc.state import find_state
 

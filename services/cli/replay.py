@@ -45,9 +45,9 @@ def replay(
 ) -> None:
     """Announce the items, wait for their semantic IDs, then send the events in time order.
 
-    Everything goes straight to the topics, as any Kafka client may write them. Every item is announced that
-    was there by then: a day before its first event, and one without an event from the start. Before the
-    first release there is no codebook, and nothing to wait for. Times are moved together so that the whole
+    Everything goes straight to the topics, as any Kafka client may write them. Announces every item that
+    existed by then: a day before its first event, and one without an event from the start. Before the first
+    release there is no codebook, and nothing to wait for. Times are moved together so that the whole
     data ends now: beside what happens today, events that are years old would count for nothing. Ends by
     saying what the learner made of the events.
     """

@@ -202,7 +202,7 @@ def settings(
         bool, typer.Option("--markdown", help="Print docs/configuration.md, without present values.")
     ] = False,
 ) -> None:
-    """List every setting: variable, type, default, what the environment makes of it, and meaning."""
+    """List every setting: variable, type, default, the value in effect, and meaning."""
     groups = groups_of(Settings, load_settings())
     if markdown:
         typer.echo(markdown_page(groups), nl=False)

@@ -137,7 +137,12 @@ def nothing_there(facts: StateFacts) -> str:
 def rows_of(facts: StateFacts) -> list[tuple[str, str]]:
     """The facts for people, a line each."""
     told = f"told by {facts.answered_by}" if facts.answered_by else "this folder's own; no service answers"
-    up = f"`headrace up` runs here, pid {facts.up_pid}" if facts.up_pid else "`headrace up` does not run here"
+    if facts.up_pid:
+        up = f"`headrace up` runs here, pid {facts.up_pid}"
+    elif facts.answered_by:
+        up = "no `headrace up`; the services that answer run without it, as in a demo"
+    else:
+        up = "`headrace up` does not run here"
     live = facts.live_release_id or ("none" if facts.broker_answers else "unknown")
     source = {
         "releases": "",

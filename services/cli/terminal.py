@@ -50,26 +50,36 @@ if not os.environ.get("COLUMNS", "1").strip("0"):
 out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 _LINE_INTERVAL_S = 10.0
+_MIN_RATED_S = 1.0
 
 
 class RateColumn(ProgressColumn):
     """Finished steps per second."""
 
     def render(self, task: ProgressTask) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text(f"{rate:,.1f}/s" if rate else "", style="cyan")
+        return Text(_rate(task), style="cyan")
+
+
+def _rate(task: ProgressTask) -> str:
+    """Steps per second; empty before there is a second to count them in."""
+    seconds = task.elapsed if task.finished_time is None else task.finished_time
+    if not task.speed or (seconds or 0.0) < _MIN_RATED_S:
+        return ""
+    return f"{task.speed:,.1f}/s"
 
 
 class Stages:
     """One progress bar for each named stage; called as `progress(stage, num_done, num_total[, figures])`.
 
-    Where stderr is no terminal, a bar becomes a plain line every ten seconds and one at the end.
+    Where stderr is no terminal, a bar becomes a plain line every ten seconds and one at the end, however
+    often the end is reported.
     """
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._task_ids: dict[str, TaskID] = {}
         self._next_line_s: dict[str, float] = {}
+        self._ended_at: dict[str, int] = {}
 
     def __call__(
         self, stage: str, num_done: int, num_total: int, figures: Mapping[str, float] | None = None
@@ -86,12 +96,16 @@ class Stages:
 
     def _line(self, stage: str, task_id: TaskID, num_done: int, num_total: int) -> None:
         now_s = time.monotonic()
-        if now_s < self._next_line_s.get(stage, now_s) and num_done != num_total:
+        if num_done == num_total:
+            if self._ended_at.get(stage) == num_total:
+                return
+            self._ended_at[stage] = num_total
+        elif now_s < self._next_line_s.get(stage, now_s):
             return
         self._next_line_s[stage] = now_s + _LINE_INTERVAL_S
         task = next(task for task in self._bars.tasks if task.id == task_id)
-        rate = f" {task.speed:,.1f}/s" if task.speed else ""
-        self.say(f"{Text.from_markup(task.description)} {num_done:,}/{num_total:,}{rate}")
+        line = f"{Text.from_markup(task.description)} {num_done:,}/{num_total:,} {_rate(task)}"
+        self.say(line.rstrip())
 
     def stop(self) -> None:
         """Ends the bars where they stand."""
@@ -99,7 +113,7 @@ class Stages:
 
     def say(self, line: str) -> None:
         """A line that stays above the bars."""
-        self._bars.console.print(line, highlight=False, markup=False)
+        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

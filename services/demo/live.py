@@ -1,4 +1,4 @@
-"""The rest of a data folder sent through the broker while the service learns, drawn as it happens.
+"""The rest of a data folder sent through the broker while the service learns, shown as it happens.
 
 The sender keeps the learner a bounded number of events behind, so the picture is a stream and not a
 backlog. Items are announced a chunk before their first event, as a shop would.
@@ -26,6 +26,7 @@ _CHUNK_EVENTS = 500
 _MAX_EVENTS_AHEAD = 2_500
 _POLL_INTERVAL_S = 0.5
 _STALL_PATIENCE_S = 120.0
+_LINE_INTERVAL_S = 10.0
 
 
 @dataclass
@@ -40,6 +41,7 @@ class LiveReplay:
     traffic: Traffic
     announced: set[str]
     num_sent: int = 0
+    next_line_s: float = 0.0
     status: learner_pb2.StatusResponse = field(default_factory=learner_pb2.StatusResponse)
 
     async def run(self, live: Live) -> None:
@@ -56,7 +58,7 @@ class LiveReplay:
             status = await self._poll()
             if _num_taken(status) - done_before > taken:
                 taken, progress_at = _num_taken(status) - done_before, time.monotonic()
-            live.update(self._screen(taken, time.monotonic() - started, live.console.width))
+            self._show(live, taken, time.monotonic() - started)
             if time.monotonic() - progress_at > _STALL_PATIENCE_S:
                 raise BackendUnavailable(f"the learner learned nothing for {_STALL_PATIENCE_S:.0f} s")
 
@@ -88,15 +90,21 @@ class LiveReplay:
         await self.producer.send_many(INTERACTIONS, [(event.user_id, event) for event in events])
         self.num_sent = last - self.begin
 
-    def _screen(self, taken: int, seconds: float, width: int) -> Group:
-        status, report = self.status, self.traffic.report
+    def _show(self, live: Live, taken: int, seconds: float) -> None:
+        """The curve on a terminal; elsewhere a plain line every ten seconds."""
+        report = self.traffic.report
         rate = taken / seconds if seconds else 0.0
         lines = [
-            f"events  sent {self.num_sent:,} of {self.end - self.begin:,}, learned {taken:,}, {rate:,.0f}/s",
-            f"answers {report.num_answered:,} ({len(report.problems)} failed or invalid)   "
-            f"release {status.live_release_id}",
+            f"events sent {self.num_sent:,} of {self.end - self.begin:,}, learned {taken:,}, {rate:,.0f}/s",
+            f"answers {report.num_answered:,} ({len(report.problems):,} failed or invalid), "
+            f"release {self.status.live_release_id}",
         ]
-        return Group(curve_panel(status.curve, console_width=width), Text("\n".join(lines)))
+        if live.console.is_terminal:
+            curve = curve_panel(self.status.curve, console_width=live.console.width)
+            live.update(Group(curve, Text("\n".join(lines))))
+        elif seconds >= self.next_line_s:
+            self.next_line_s = seconds + _LINE_INTERVAL_S
+            live.console.print("; ".join(lines), highlight=False, soft_wrap=True)
 
 
 def _num_taken(status: learner_pb2.StatusResponse) -> int:

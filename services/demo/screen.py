@@ -23,25 +23,26 @@ def recommendations_table(
     before: Sequence[str] = (),
     highlight: str = "",
 ) -> Table:
-    """One answer; items that were not in `before` are marked as new, `highlight` is shown in bold."""
+    """One answer, `highlight` in bold; beside a list of `before`, the items that moved in are marked."""
     table = Table(title=title, title_justify="left", caption=f"release {response.release_id or 'none'}")
     for name, justify in (("#", "right"), ("item", "left"), ("title", "left"), ("score", "right")):
         table.add_column(name, justify="right" if justify == "right" else "left")
     table.add_column("brought by")
-    table.add_column("")
+    if before:
+        table.add_column("change")
     for position, item in enumerate(response.recommendations, start=1):
         sources = ", ".join(
             recommend_pb2.CandidateSource.Name(source).removeprefix("CANDIDATE_SOURCE_").lower()
             for source in item.sources
         )
-        changed = "new" if before and item.item_id not in before else ""
+        change = ["" if item.item_id in before else "moved in"] if before else []
         table.add_row(
             str(position),
             item.item_id,
             item.title,
             f"{item.score:.2f}",
             sources,
-            changed,
+            *change,
             style="bold" if item.item_id == highlight else None,
         )
     return table
@@ -77,7 +78,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: int) -> Table:
     """p50 and p99 of Recommend by stage, in milliseconds."""
-    table = Table(title=f"Recommend by stage, {num_requests} requests while learning", title_justify="left")
+    table = Table(title=f"Recommend by stage, {num_requests:,} requests while learning", title_justify="left")
     table.add_column("stage")
     table.add_column("p50 ms", justify="right")
     table.add_column("p99 ms", justify="right")
@@ -100,17 +101,17 @@ def releases_table(releases: Sequence[release_pb2.Release]) -> Table:
 
 
 def quality_table(status: learner_pb2.StatusResponse) -> Table:
-    """Prequential quality by segment beside popularity on the same events."""
-    table = Table(title="prequential quality, last window", title_justify="left")
+    """Prequential quality by segment beside popularity on the same events; a dash where there are none."""
+    table = Table(
+        title="prequential quality, last window",
+        title_justify="left",
+        caption="each segment has a window of its own",
+    )
     table.add_column("segment")
     for name in ("events", "Recall@10", "NDCG@10", "popularity Recall@10"):
         table.add_column(name, justify="right")
     for row in status.quality:
-        table.add_row(
-            row.segment,
-            f"{row.num_events:,}",
-            f"{row.recall_at_10:.4f}",
-            f"{row.ndcg_at_10:.4f}",
-            f"{row.popularity_recall_at_10:.4f}",
-        )
+        figures = (row.recall_at_10, row.ndcg_at_10, row.popularity_recall_at_10)
+        texts = (f"{figure:.4f}" if row.num_events else "-" for figure in figures)
+        table.add_row(row.segment, f"{row.num_events:,}", *texts)
     return table

@@ -1,7 +1,7 @@
 """Which items were shown to whom, written to the topic `recommendations` behind the answers.
 
 No answer waits for it: the queue is bounded, and what does not fit, or the broker does not take, is dropped
-and counted. The log feeds off-policy evaluation, which tolerates gaps.
+and counted. The log is meant for off-policy evaluation, which tolerates gaps; nothing reads it yet.
 """
 
 import asyncio

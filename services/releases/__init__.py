@@ -1,4 +1,4 @@
-"""Releases between the learner and the services: the store, and who says and sees which is live.
+"""Releases between the learner and the services: the store, and how all know which one is live.
 
 Must not know what a service does with one.
 """

@@ -1,7 +1,7 @@
 """What happens around every RPC: admission, default deadline, error -> status, request id, metrics, log.
 
 Handlers raise domain errors and never touch status codes; `services.rpc.statuses` says what an error means to
-the caller. Health and reflection pass untouched.
+the caller. Unary health calls pass untouched; health watches and reflection have a limit of their own.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
 """`headrace up`: broker and services as children of one process, their ports and their ends.
 
-Must not know what a service does.
+Must not know what a service does, except whether it needs a live release.
 """

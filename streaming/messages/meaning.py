@@ -20,7 +20,8 @@ class Meaning(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class EventMeaning:
-    """The rule. `liked_rating`: a rating of so many stars or more is a wish, one of fewer an aversion.
+    """What an event means. `liked_rating`: a rating of so many stars or more is a wish, one of fewer an
+    aversion.
 
     To be shown an item says nothing of it; to skip it is an aversion; a rating whose stars were left out
     (0) says nothing; everything else that people do to items is a wish.

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from services.cli.settings import groups_of
+from services.rpc.statuses import STATUS
 from services.settings import BrokerSettings, EndpointSettings, Settings
 from streaming.messages.topics import TOPICS
 
@@ -134,19 +135,29 @@ def test_the_readme_is_short() -> None:
 
 
 def rooms() -> Iterator[tuple[int, str]]:
-    """Every room of the three packages with its layer, as import-linter holds it."""
+    """Every room and shared module of the three packages with its layer, as import-linter holds it."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     for contract in project["tool"]["importlinter"]["contracts"]:
         for package in contract.get("containers", ()):
             for layer, line in enumerate(contract["layers"], start=1):
                 for room in line.split(" | "):
-                    if (REPOSITORY / package / room).is_dir():
-                        yield layer, f"{package}/{room}/"
+                    is_room = (REPOSITORY / package / room).is_dir()
+                    yield layer, f"{package}/{room}{'/' if is_room else '.py'}"
 
 
-def test_the_architecture_page_has_every_room_in_its_layer() -> None:
+def test_the_architecture_page_has_every_room_and_shared_module_in_its_layer() -> None:
+    """A row may span layers: `| 7 to 8 | `a.py`, then `b.py` |`."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
-    told = [(int(layer), room) for layer, room in re.findall(r"^\| (\d+) \| `([\w/]+/)`", text, re.MULTILINE)]
+    rows = re.findall(r"^\| (\d+)(?: to (\d+))? \| (`.+?`) \|", text, re.MULTILINE)
+    told = []
+    for first, last, cell in rows:
+        layers = cell.split(", then ")
+        assert int(last or first) - int(first) + 1 == len(layers), cell
+        told += [
+            (layer, name)
+            for layer, names in enumerate(layers, start=int(first))
+            for name in re.findall(r"`(.+?)`", names)
+        ]
     assert sorted(told) == sorted(rooms())
 
 
@@ -165,6 +176,12 @@ def test_the_api_page_has_every_topic_and_call() -> None:
     for proto in (REPOSITORY / "protos").rglob("*.proto"):
         words = re.findall(r"^(?:service|  rpc) (\w+)", proto.read_text(encoding="utf-8"), re.MULTILINE)
         assert [word for word in words if f"`{word}`" not in text] == [], proto
+
+
+def test_the_api_page_has_every_error_code() -> None:
+    text = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([A-Z]+(?:_[A-Z]+)*)` \|", text, re.MULTILINE)
+    assert sorted(told) == sorted({code.name for code in STATUS.values()})
 
 
 def test_the_readme_has_the_default_ports() -> None:

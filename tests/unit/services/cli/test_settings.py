@@ -1,4 +1,4 @@
-"""`headrace settings`: the whole tree, what the environment makes of it, and no secret."""
+"""`headrace settings`: the whole tree, the values in effect, and no secret."""
 
 import json
 import os

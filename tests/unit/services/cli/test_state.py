@@ -129,6 +129,12 @@ def test_who_told_and_who_is_silent_is_said() -> None:
     assert nothing_there(replace(FACTS, exists=False))
 
 
+def test_services_that_answer_without_an_up_are_named() -> None:
+    assert dict(rows_of(FACTS))["up"] == "`headrace up` does not run here"
+    demo = replace(FACTS, answered_by="the gateway at 127.0.0.1:7400")
+    assert "the services that answer run without it" in dict(rows_of(demo))["up"]
+
+
 def test_holes_take_nothing(tmp_path: Path) -> None:
     assert bytes_on_disk(tmp_path / "nowhere") == 0
     with (tmp_path / "sparse").open("wb") as file:

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from protos.headrace.v1 import items_pb2, learner_pb2, recommend_pb2, release_pb2
 from services.demo.moments import unlike
-from services.demo.screen import curve_panel, releases_table
+from services.demo.screen import curve_panel, quality_table, recommendations_table, releases_table
 from services.demo.tour import Findings, promises_panel
 from services.demo.traffic import problem_of
 
@@ -67,6 +67,29 @@ def test_releases_stand_in_the_order_of_their_making_each_under_its_heading() ->
         ["first", "second"],
         ["retired", "live"],
         ["why first", "why second"],
+    ]
+
+
+def test_what_moved_into_an_answer_is_marked_beside_the_one_before() -> None:
+    assert [column.header for column in recommendations_table("before", answer(["a"])).columns][
+        -1
+    ] == "brought by"
+    change = recommendations_table("after", answer(["a", "b"]), before=["b", "c"]).columns[-1]
+    assert (change.header, list(change.cells)) == ("change", ["moved in", ""])
+
+
+def test_a_segment_without_events_has_dashes() -> None:
+    rows = [
+        learner_pb2.OnlineQuality(segment="all", num_events=1_200, recall_at_10=0.25),
+        learner_pb2.OnlineQuality(segment="repeat"),
+    ]
+    table = quality_table(learner_pb2.StatusResponse(quality=rows))
+    assert [list(column.cells) for column in table.columns] == [
+        ["all", "repeat"],
+        ["1,200", "0"],
+        ["0.2500", "-"],
+        ["0.0000", "-"],
+        ["0.0000", "-"],
     ]
 
 

@@ -1,0 +1,54 @@
+"""What the command says while it works, where stderr is no terminal."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from services.cli import terminal
+from services.cli.terminal import Stages
+
+
+class Log:
+    """Stages that write to a file, by a clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._file = io.StringIO()
+        console = Console(file=self._file, width=40)
+        self.stages = Stages(Progress(console=console, disable=True, get_time=lambda: self.now_s))
+
+    @property
+    def lines(self) -> list[str]:
+        return self._file.getvalue().splitlines()
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: log.now_s))
+    return log
+
+
+def test_a_stage_is_a_line_every_ten_seconds_and_one_at_its_end(log: Log) -> None:
+    for second in range(25):
+        log.now_s = float(second)
+        log.stages("read", 2 * second, 48)
+    log.stages("read", 48, 48)
+    log.stages("read", 48, 48, {"loss": 1.0})
+    assert log.lines == ["read 0/48", "read 20/48 2.0/s", "read 40/48 2.0/s", "read 48/48 2.0/s"]
+
+
+def test_a_stage_of_less_than_a_second_has_no_rate(log: Log) -> None:
+    for step in range(4):
+        log.now_s = step / 1_000
+        log.stages("read", 100 * step, 300)
+    log.stages("wait", 0, 0)
+    assert log.lines == ["read 0/300", "read 300/300", "wait 0/0"]
+
+
+def test_a_long_line_is_not_broken(log: Log) -> None:
+    log.stages.say("word " * 20)
+    assert log.lines == ["word " * 20]
