@@ -86,14 +86,8 @@ class RankerServing:
         self._catalogue.prepare(bundle.catalogue)
         engine = CpuEngine(bundle.recommender, bundle.catalogue, bundle.ranker)
         scorer = Scorer(engine, statistics, aversion_weight=self._aversion_weight)
-        rows = np.nonzero(bundle.catalogue.available_N)[0][:50].astype(np.int64)
-        warm = HistoryBatch.from_lists(
-            [rows[:5].tolist()],
-            [[1] * len(rows[:5])],
-            [list(range(len(rows[:5])))],
-            max_history=bundle.recommender.config.max_history,
-        )
-        scorer.rank(warm, proposed_by(Source.DENSE, rows), 0)
+        # by the release's own statistics: the model thread counts events in the live ones meanwhile
+        _warm_up(Scorer(engine, bundle.statistics, aversion_weight=self._aversion_weight))
         return RankerRelease(bundle.meta.release_id, scorer)
 
     def swap(self, loaded: RankerRelease) -> None:
@@ -155,6 +149,18 @@ class RankerServing:
             if release is not None and wanted in ("", release.release_id):
                 return release
         raise WrongRelease(f"release {wanted} is not live here; {self._live.release_id} is")
+
+
+def _warm_up(scorer: Scorer) -> None:
+    rows = np.nonzero(scorer.catalogue.available_N)[0][:50].astype(np.int64)
+    recent = rows[:5].tolist()
+    history = HistoryBatch.from_lists(
+        [recent],
+        [[1] * len(recent)],
+        [list(range(len(recent)))],
+        max_history=scorer.engine.config.max_history,
+    )
+    scorer.rank(history, proposed_by(Source.DENSE, rows), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models.arrays import Int64Array
 from models.artifacts.release import ReleaseBundle
 from models.decoding.config import SearchConfig
 from models.decoding.cpu_engine import CpuEngine
 from models.networks.ranker import Ranker
 from models.ranking.live_sources import LIVE_SOURCES
+from models.ranking.live_statistics import ItemStatistics, LiveStatistics
 from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
@@ -124,6 +126,28 @@ def test_the_next_release_keeps_the_statistics_that_are_live(serving: RankerServ
     event.event_id = "f"
     serving.put_events([event])
     assert before.scorer.statistics.num_events == 3
+
+
+class CountingStatistics(LiveStatistics):
+    """Counts who reads them."""
+
+    num_reads = 0
+
+    def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
+        self.num_reads += 1
+        return super().items(row_M, time_ms)
+
+
+def test_loading_beside_the_model_thread_reads_no_live_statistics(bundle: ReleaseBundle) -> None:
+    live = CountingStatistics(bundle.statistics.config)
+    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+    serving.swap(serving.load(replace(bundle, statistics=live)))
+    num_reads = live.num_reads
+    loaded = serving.load(make_release("r2"))
+    assert live.num_reads == num_reads
+    serving.swap(loaded)
+    rank(serving, make_request())
+    assert live.num_reads > num_reads
 
 
 def test_excluded_items_are_never_answered(serving: RankerServing) -> None:
