@@ -59,8 +59,8 @@ def find_beginning(
 ) -> Beginning | None:
     """What to continue from; None where there is neither a release nor a checkpoint yet.
 
-    Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, and Interrupted if `stopping` is
-    set meanwhile.
+    Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, IncompatibleCheckpoint for a live
+    release whose id cannot name a directory, and Interrupted if `stopping` is set meanwhile.
     """
     own, problem = _read_own(store)
     live = desk.live()
