@@ -12,7 +12,8 @@ import structlog
 from protos.headrace.v1.recommend_pb2 import RecommendationLog
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
 from streaming.clients.producer import AsyncProducer
-from streaming.errors import BrokerUnavailable, MalformedEvent
+from streaming.errors import BrokerUnavailable
+from streaming.messages.codec import MAX_VALUE_BYTES
 from streaming.messages.topics import RECOMMENDATIONS
 
 _MAX_QUEUED = 10_000
@@ -46,7 +47,10 @@ class RecommendationLogWriter:
         self._is_filled.set()
 
     async def run(self) -> None:
-        """Writes what is queued, in order; a batch that the broker refuses is dropped and counted."""
+        """Writes what is queued, in order; what cannot be written is dropped and counted.
+
+        That is a batch that the broker refuses, and a record that is too large for any, alone.
+        """
         while True:
             await self._is_filled.wait()
             await asyncio.sleep(self._linger_s)
@@ -60,13 +64,21 @@ class RecommendationLogWriter:
 
     async def _write(self) -> bool:
         """Writes a batch of what is queued; says whether the broker took it."""
-        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
         if not self._queue:
             self._is_filled.clear()
+        # the producer sends none of a batch that one record is too large for
+        batch = [record for record in taken if record.ByteSize() <= MAX_VALUE_BYTES]
+        if len(batch) < len(taken):
+            _drop(len(taken) - len(batch), f"larger than {MAX_VALUE_BYTES} bytes")
         try:
             await self._producer.send_many(RECOMMENDATIONS, [(record.request_id, record) for record in batch])
-        except (BrokerUnavailable, MalformedEvent, OSError) as error:
-            RECOMMENDATION_LOGS_DROPPED.inc(len(batch))
-            log.warning("recommendation_logs_dropped", num_records=len(batch), error=str(error))
+        except (BrokerUnavailable, OSError) as error:
+            _drop(len(batch), str(error))
             return False
         return True
+
+
+def _drop(num_records: int, why: str) -> None:
+    RECOMMENDATION_LOGS_DROPPED.inc(num_records)
+    log.warning("recommendation_logs_dropped", num_records=num_records, error=why)

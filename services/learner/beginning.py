@@ -6,6 +6,8 @@ and architecture; else the live release, with histories and statistics read from
 """
 
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -25,6 +27,8 @@ from services.settings import Settings
 from services.wire.translate import event_batch
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetters
+from streaming.messages.meaning import EventMeaning
+from streaming.messages.records import Record
 from streaming.messages.topics import INTERACTIONS
 
 log = structlog.get_logger()
@@ -55,12 +59,17 @@ class Beginning:
 
 
 def find_beginning(
-    settings: Settings, store: CheckpointStore, desk: ReleaseDesk, stopping: threading.Event
+    settings: Settings,
+    store: CheckpointStore,
+    desk: ReleaseDesk,
+    stopping: threading.Event,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Beginning | None:
     """What to continue from; None where there is neither a release nor a checkpoint yet.
 
-    Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, and Interrupted if `stopping` is
-    set meanwhile.
+    Needs the store's lock. Raises CannotBegin, BrokerUnavailable, OSError, IncompatibleCheckpoint for a live
+    release whose id cannot name a directory, and Interrupted if `stopping` is set meanwhile. `meanwhile` is
+    called now and then where histories are read, which may take minutes.
     """
     own, problem = _read_own(store)
     live = desk.live()
@@ -87,7 +96,7 @@ def find_beginning(
         own.learner.set_live(bundle)
         own.position.live_release_id = live.release_id
         return own
-    learner, position = learner_from_release(settings, bundle, stopping)
+    learner, position = learner_from_release(settings, bundle, stopping, meanwhile)
     if own is not None:
         problem = (
             f"release {live.release_id} is of another codebook or architecture than the learner's: it began "
@@ -149,12 +158,17 @@ def _announce_again(desk: ReleaseDesk, release_id: str) -> Release:
 
 
 def learner_from_release(
-    settings: Settings, bundle: ReleaseBundle, stopping: threading.Event
+    settings: Settings,
+    bundle: ReleaseBundle,
+    stopping: threading.Event,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[OnlineLearner, LearnerPosition]:
     """A learner with the release's weights, and histories and statistics of the events up to its offsets.
 
-    Those events are read from `interactions` again and observed, not learned: the weights know them.
-    Raises Interrupted if `stopping` is set meanwhile.
+    Those events are read from `interactions` again and observed, not learned: the weights know them. Where
+    the topic ends before, having lost its tail or been made anew, the learner goes on from that end.
+    `meanwhile` is called before each poll. Raises BrokerUnavailable, and Interrupted if `stopping` is set
+    meanwhile.
     """
     meta = bundle.meta
     learner = OnlineLearner(
@@ -165,29 +179,52 @@ def learner_from_release(
         settings.learner,
         settings.search,
     )
-    position = LearnerPosition(live_release_id=meta.release_id, offsets=dict(meta.offsets))
-    wanted = {name: end for name, end in meta.offsets.items() if name.startswith(f"{INTERACTIONS}/")}
     letters = DeadLetters(
         settings.broker.bootstrap_servers,
         stage=STAGE,
         on_dead_letter=lambda topic, stage, reason: DLQ_RECORDS.labels(topic, stage, reason).inc(),
     )
-    with PartitionConsumer(
-        settings.broker.bootstrap_servers, [INTERACTIONS], offsets={}, dead_letters=letters, stage=STAGE
-    ) as consumer:
-        while any(consumer.offsets.get(name, 0) < end for name, end in wanted.items()):
+    with (
+        closing(letters),
+        PartitionConsumer(
+            settings.broker.bootstrap_servers, [INTERACTIONS], offsets={}, dead_letters=letters, stage=STAGE
+        ) as consumer,
+    ):
+        offsets = within_topic(meta.offsets, consumer.end_offsets())
+        if offsets != meta.offsets:
+            beyond = {name: end for name, end in meta.offsets.items() if offsets.get(name) != end}
+            log.warning(
+                "release_offsets_beyond_topic", release_id=meta.release_id, offsets=beyond, taken=offsets
+            )
+        position = LearnerPosition(live_release_id=meta.release_id, offsets=offsets)
+        while any(consumer.offsets.get(name, 0) < end for name, end in offsets.items()):
+            meanwhile()
             if stopping.is_set():
                 raise Interrupted("stopped before the histories were read")
             records = consumer.poll(_BATCH_EVENTS, _POLL_S)
-            events = [
-                record.message
-                for record in records
-                if record.offset < wanted.get(record.position, 0)
-                and learner.catalogue.row(record.message.item_id) is not None
-            ]
-            rows_N = learner.catalogue.rows([event.item_id for event in events])
-            report = learner.observe_many(event_batch(events, rows_N, settings.meaning))
-            position.num_learned += report.num_learned
-    letters.close()
+            position.num_learned += _observe(learner, records, offsets, settings.meaning)
     log.info("histories_read", num_events=position.num_learned, release_id=meta.release_id)
     return learner, position
+
+
+def within_topic(offsets: Mapping[str, int], end: Mapping[str, int]) -> dict[str, int]:
+    """The offsets of `end`'s partitions, none beyond its end: what lies there never comes.
+
+    >>> within_topic({"t/0": 9, "t/1": 2, "t/7": 5}, {"t/0": 4, "t/1": 3, "t/2": 1})
+    {'t/0': 4, 't/1': 2}
+    """
+    return {name: min(offset, end[name]) for name, offset in offsets.items() if name in end}
+
+
+def _observe(
+    learner: OnlineLearner, records: Sequence[Record], offsets: Mapping[str, int], meaning: EventMeaning
+) -> int:
+    """Observes the events before `offsets` on known items; returns how many were new."""
+    events = [
+        record.message
+        for record in records
+        if record.offset < offsets.get(record.position, 0)
+        and learner.catalogue.row(record.message.item_id) is not None
+    ]
+    rows_N = learner.catalogue.rows([event.item_id for event in events])
+    return learner.observe_many(event_batch(events, rows_N, meaning)).num_learned

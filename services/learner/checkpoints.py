@@ -22,6 +22,7 @@ from models.online.learner import OnlineLearner
 from services import metrics
 from services.learner.locks import learner_lock, training_lock
 from services.learner.position import LearnerPosition
+from services.releases.store import require_safe
 
 log = structlog.get_logger()
 
@@ -70,8 +71,11 @@ class CheckpointStore:
     # -- a training's checkpoint, until its release is live --
 
     def stage(self, learner: OnlineLearner, position: LearnerPosition, release_id: str) -> None:
-        """Writes the checkpoint that belongs to a release, whole; raises OSError."""
-        learner.save(self._staged / release_id, offsets=position.offsets, extra=position.extra())
+        """Writes the checkpoint that belongs to a release, whole; raises OSError.
+
+        Like `staged` and `adopt`, it raises IncompatibleCheckpoint for an id that cannot name a directory.
+        """
+        learner.save(self._staged_place(release_id), offsets=position.offsets, extra=position.extra())
         checkpoint.sync_directory(self.root)
 
     def staged_ledger_path(self, name: str) -> Path:
@@ -80,7 +84,7 @@ class CheckpointStore:
 
     def staged(self, release_id: str) -> Path | None:
         """The staged checkpoint of a release, or None if there is none or it is broken (which is logged)."""
-        directory = self._staged / release_id
+        directory = self._staged_place(release_id)
         if not directory.is_dir():
             return None
         try:
@@ -95,14 +99,19 @@ class CheckpointStore:
 
         The ledger goes first: a kill in between leaves a staged checkpoint that is adopted again.
         """
+        place = self._staged_place(release_id)
         ledger = self._staged / ledger_name
         if ledger_name and ledger.exists():
             os.rename(ledger, self.root / ledger_name)
         target = checkpoint.next_directory(self.root)
-        os.rename(self._staged / release_id, target)
+        os.rename(place, target)
         for folder in (self.root, self._staged):
             checkpoint.sync_directory(folder)
         return target
+
+    def _staged_place(self, release_id: str) -> Path:
+        require_safe(release_id)
+        return self._staged / release_id
 
     def staged_releases(self) -> list[str]:
         """The releases whose checkpoints are staged."""

@@ -190,7 +190,9 @@ class LearningLoop:
 
     def _try_begin(self, attempt: ExitStack) -> LearnerWork | None:
         attempt.enter_context(self._store.lock())
-        found = find_beginning(self._settings, self._store, self._desk, self._stopping)
+        found = find_beginning(
+            self._settings, self._store, self._desk, self._stopping, self._commands.run_waiting
+        )
         if found is None:
             return None
         learner, position = found.learner, found.position

@@ -75,30 +75,26 @@ class RankerServing:
     def load(self, bundle: ReleaseBundle) -> RankerRelease:
         """Prepares a release beside the live one; the first also brings the statistics, up to its offsets.
 
-        Raises IncompatibleCheckpoint if the ranker was made for other statistics than those that are live.
+        They count only once it is live (`swap`): those of a release that is refused here belong to other
+        offsets than the next one's. Raises IncompatibleCheckpoint if the ranker was made for other statistics
+        than those that are live.
         """
-        if self._statistics is None:
-            self._statistics = bundle.statistics
-        elif self._statistics.config != bundle.statistics.config:
+        statistics = bundle.statistics if self._statistics is None else self._statistics
+        if statistics.config != bundle.statistics.config:
             problem = "the release keeps other live statistics than this service; start the service again"
             raise IncompatibleCheckpoint("statistics", problem)
         self._catalogue.prepare(bundle.catalogue)
         engine = CpuEngine(bundle.recommender, bundle.catalogue, bundle.ranker)
-        scorer = Scorer(engine, self._statistics, aversion_weight=self._aversion_weight)
-        rows = np.nonzero(bundle.catalogue.available_N)[0][:50].astype(np.int64)
-        warm = HistoryBatch.from_lists(
-            [rows[:5].tolist()],
-            [[1] * len(rows[:5])],
-            [list(range(len(rows[:5])))],
-            max_history=bundle.recommender.config.max_history,
-        )
-        scorer.rank(warm, proposed_by(Source.DENSE, rows), 0)
+        scorer = Scorer(engine, statistics, aversion_weight=self._aversion_weight)
+        # by the release's own statistics: the model thread counts events in the live ones meanwhile
+        _warm_up(Scorer(engine, bundle.statistics, aversion_weight=self._aversion_weight))
         return RankerRelease(bundle.meta.release_id, scorer)
 
     def swap(self, loaded: RankerRelease) -> None:
         """Makes a loaded release the live one; the one before still answers requests that name it."""
         changes = self._catalogue.swap(loaded.scorer.catalogue)
         loaded.scorer.engine.put_items(changes.changed_rows)
+        self._statistics = loaded.scorer.statistics
         self._previous, self._live = self._live, loaded
         self._previous_until_s = time.monotonic() + _PREVIOUS_S
 
@@ -153,6 +149,18 @@ class RankerServing:
             if release is not None and wanted in ("", release.release_id):
                 return release
         raise WrongRelease(f"release {wanted} is not live here; {self._live.release_id} is")
+
+
+def _warm_up(scorer: Scorer) -> None:
+    rows = np.nonzero(scorer.catalogue.available_N)[0][:50].astype(np.int64)
+    recent = rows[:5].tolist()
+    history = HistoryBatch.from_lists(
+        [recent],
+        [[1] * len(recent)],
+        [list(range(len(recent)))],
+        max_history=scorer.engine.config.max_history,
+    )
+    scorer.rank(history, proposed_by(Source.DENSE, rows), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ What is in a release is the business of `models.artifacts.release`. Torch is imp
 one.
 """
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,12 +17,11 @@ from models.artifacts.release_meta import release_meta
 from models.errors import IncompatibleCheckpoint
 from services.errors import BackendUnavailable
 from services.settings import Settings
+from streaming.messages.events import release_id_problem
 
 if TYPE_CHECKING:
     from models.artifacts.release import ReleaseBundle
 
-# It names a directory, so it may hold no separator.
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 UNREACHABLE = "unreachable"
 
 
@@ -39,7 +37,7 @@ class ReleaseStore:
         """Writes a new release, its manifest last: a reader finds all of it or no manifest."""
         from models.artifacts.release import save_release
 
-        _require_safe(bundle.meta.release_id)
+        require_safe(bundle.meta.release_id)
         if self._is_local:
             return save_release(Path(self._root), bundle)
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +51,7 @@ class ReleaseStore:
 
     def manifest(self, release_id: str) -> Manifest:
         """A release's manifest, its files not looked at; raises what `load` raises."""
-        _require_safe(release_id)
+        require_safe(release_id)
         return read_manifest(Path(self._root) / release_id if self._is_local else self._fetched(release_id))
 
     def problem(self, release_id: str) -> str:
@@ -62,7 +60,7 @@ class ReleaseStore:
         Judged by its manifest and the sizes of its files: their content is verified when it is loaded.
         """
         try:
-            _require_safe(release_id)
+            require_safe(release_id)
             with tempfile.TemporaryDirectory() as folder:
                 place = f"{self._root}/{release_id}"
                 self._fs.get_file(f"{place}/{MANIFEST_NAME}", str(Path(folder) / MANIFEST_NAME))
@@ -82,7 +80,7 @@ class ReleaseStore:
 
     def discard(self, release_id: str) -> None:
         """Removes a release that was never announced, and what a killed writer left of it."""
-        _require_safe(release_id)
+        require_safe(release_id)
         place = f"{self._root}/{release_id}"
         remains = self._fs.glob(f"{self._root}/.{release_id}.*.tmp") if self._is_local else []
         for path in (place, *remains):
@@ -97,7 +95,7 @@ class ReleaseStore:
         """A verified release; raises IncompatibleCheckpoint, or OSError if the store cannot be reached."""
         from models.artifacts.release import load_release
 
-        _require_safe(release_id)
+        require_safe(release_id)
         directory = Path(self._root) / release_id if self._is_local else self._fetched(release_id)
         try:
             return load_release(directory)
@@ -136,9 +134,10 @@ def release_store(settings: Settings) -> ReleaseStore:
     return ReleaseStore(settings.store.releases_url, settings.store.root / "release-cache")
 
 
-def _require_safe(release_id: str) -> None:
-    if not _SAFE_ID.fullmatch(release_id):
-        raise IncompatibleCheckpoint("unsafe_name", f"{release_id!r} is no name of a release")
+def require_safe(release_id: str) -> None:
+    """Raises IncompatibleCheckpoint for an id that is no name of a directory of its own."""
+    if problem := release_id_problem(release_id):
+        raise IncompatibleCheckpoint("unsafe_name", f"{release_id!r} is no name of a release: it {problem}")
 
 
 def open_release_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -29,7 +29,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     thread = ModelThread(settings.torch_threads)
     serving = TokenizerServing(ContentEmbedder())
     producer, rejects = AsyncProducer(bootstrap), Rejects(bootstrap)
-    waiting = WaitingItems(serving, thread, producer, rejects)
+    waiting = WaitingItems(bootstrap, serving, thread, producer, rejects)
 
     async def take_up(release: Release, bundle: ReleaseBundle) -> None:
         index = await asyncio.to_thread(serving.load, bundle)
@@ -38,7 +38,8 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
         await thread.run(serving.health)
         server.set_ready(True)
         waiting.note_release()
-        await waiting.publish(moved)
+        await waiting.publish(moved.sids)
+        waiting.put_again(moved.without_code)
 
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
         TokenizerServicer(serving, thread), server.server

@@ -37,6 +37,17 @@ class Tokenized:
     rejected: list[tuple[Record, str, str]] = field(default_factory=list)
 
 
+@dataclass
+class Moved:
+    """What a new codebook did to the items that its release does not hold.
+
+    `sids` are their new semantic IDs, to be published; `without_code` the items for which none was left.
+    """
+
+    sids: list[ItemSid] = field(default_factory=list)
+    without_code: list[str] = field(default_factory=list)
+
+
 class TokenizerServing:
     """Assigns codes from the live release's codebook; an item that has codes keeps them."""
 
@@ -66,20 +77,25 @@ class TokenizerServing:
             self._embedder.embed_many([Item(title="warm up")])
         return bundle.catalogue
 
-    def swap(self, release_id: str, release_time_ms: int, index: CatalogueIndex) -> list[ItemSid]:
-        """Makes a release live; returns new semantic IDs, to be published, for items that it does not hold.
+    def swap(self, release_id: str, release_time_ms: int, index: CatalogueIndex) -> Moved:
+        """Makes a release live; returns what became of the items that it does not hold.
 
-        There are some only under a new codebook.
+        They move only under a new codebook. One that is too full for some of them is live all the same.
         """
         old = self._catalogue.index
         self._catalogue.swap(index)
         self._release_id, self._release_time_ms = release_id, release_time_ms
-        moved = []
+        moved = Moved()
         if old is not None and old.codebook.content_dim == index.codebook.content_dim:
             for row, item_id in enumerate(old.item_ids):
                 if index.row(item_id) is None:
                     item = Item(item_id=item_id, unavailable=not old.available_N[row])
-                    moved.append(self._assign(item, old.content_NE[row], int(old.announced_ms_N[row])))
+                    try:
+                        sid = self._assign(item, old.content_NE[row], int(old.announced_ms_N[row]))
+                    except PrefixFull:
+                        moved.without_code.append(item_id)
+                    else:
+                        moved.sids.append(sid)
         return moved
 
     def put_sids(self, records: Sequence[Record]) -> None:

@@ -5,7 +5,7 @@ Knows the order of the work and the topics; what a semantic ID is, `serving` kno
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import structlog
@@ -15,6 +15,7 @@ from services.metrics import EVENTS_CONSUMED, ITEM_TO_SID_SECONDS
 from services.model_host.model_thread import ModelThread
 from services.tokenizer.rejects import Rejects
 from services.tokenizer.serving import TokenizerServing
+from streaming.clients.follow import read_to_end
 from streaming.clients.producer import AsyncProducer
 from streaming.errors import BrokerUnavailable
 from streaming.messages.records import Record
@@ -23,6 +24,8 @@ from streaming.messages.topics import ITEMS, SEMANTIC_IDS
 # About a third of a second of text embedding on one core: the next batch must not wait for long.
 _BATCH_ITEMS = 32
 _RETRY_S = 1.0
+# For all of `items`, which may hold millions: reading them again is rare.
+_READ_TIMEOUT_S = 600.0
 
 log = structlog.get_logger()
 
@@ -32,17 +35,20 @@ class WaitingItems:
 
     def __init__(
         self,
+        bootstrap: str,
         serving: TokenizerServing,
         thread: ModelThread,
         producer: AsyncProducer,
         rejects: Rejects,
     ) -> None:
+        self._bootstrap = bootstrap
         self._serving = serving
         self._thread = thread
         self._producer = producer
         self._rejects = rejects
         self._pending: dict[str, Record] = {}
         self._deferred: dict[str, Record] = {}
+        self._lost: set[str] = set()
         self._wake = asyncio.Event()
         self._release_is_live = asyncio.Event()
         self._sids_are_known = asyncio.Event()
@@ -56,6 +62,15 @@ class WaitingItems:
             self._pending.pop(item_id, None)  # the newest go last: an item stands at its newest record
             self._pending[item_id] = record
             self._deferred.pop(item_id, None)
+            self._lost.discard(item_id)
+        self._wake.set()
+
+    def put_again(self, item_ids: Collection[str]) -> None:
+        """Lets items that lost their codes wait once more, by their records on the topic.
+
+        They are tokenized, or rejected with what their producer sent, like new ones.
+        """
+        self._lost.update(item_ids)
         self._wake.set()
 
     async def put_sids(self, records: list[Record]) -> None:
@@ -83,6 +98,8 @@ class WaitingItems:
             self._wake.clear()
             if self._pending:
                 await self._tokenize(self._pending, recheck=False)
+            elif self._lost:
+                await self._find_lost()
             elif self._deferred:
                 await self._tokenize(self._deferred, recheck=True)
             else:
@@ -97,6 +114,34 @@ class WaitingItems:
             except BrokerUnavailable as error:
                 log.warning("semantic_ids_wait_for_the_broker", num_items=len(sids), error=str(error))
                 await asyncio.sleep(_RETRY_S)
+
+    async def _find_lost(self) -> None:
+        """Reads the records of the lost items; without the broker they stay lost until it is back."""
+        wanted = frozenset(self._lost)
+        try:
+            newest = await asyncio.to_thread(self._read_items, wanted)
+        except BrokerUnavailable as error:
+            log.warning("lost_items_wait_for_the_broker", num_items=len(wanted), error=str(error))
+            await asyncio.sleep(_RETRY_S)
+            return
+        # those that came anew meanwhile are lost no more
+        still_lost = self._lost & wanted
+        self._lost -= wanted
+        found = {item_id: record for item_id, record in newest.items() if item_id in still_lost}
+        self._pending |= found
+        log.warning("items_lost_their_codes", num_items=len(wanted), num_found=len(found))
+
+    def _read_items(self, wanted: frozenset[str]) -> dict[str, Record]:
+        """The newest record of each of these items; none of those that are withdrawn."""
+        records = read_to_end(
+            self._bootstrap,
+            ITEMS,
+            timeout_s=_READ_TIMEOUT_S,
+            is_wanted=wanted.__contains__,
+            with_tombstones=True,
+        )
+        newest = {record.key: record for record in records}
+        return {item_id: record for item_id, record in newest.items() if record.message is not None}
 
     async def _tokenize(self, waiting: dict[str, Record], *, recheck: bool) -> None:
         records = [waiting.pop(item_id) for item_id in list(waiting)[:_BATCH_ITEMS]]

@@ -87,9 +87,17 @@ async def _take(queue: asyncio.Queue[Record]) -> list[Record]:
 
 
 def read_to_end(
-    bootstrap: str, topic: str, *, timeout_s: float = 15.0, with_tombstones: bool = False
+    bootstrap: str,
+    topic: str,
+    *,
+    timeout_s: float = 15.0,
+    is_wanted: Callable[[str], bool] | None = None,
+    with_tombstones: bool = False,
 ) -> list[Record]:
-    """All records of a topic up to its present end. Blocking; raises BrokerUnavailable after `timeout_s`."""
+    """All records of a topic up to its present end; `is_wanted`, `with_tombstones` as in `tail`.
+
+    Blocking; raises BrokerUnavailable after `timeout_s`.
+    """
     records: list[Record] = []
 
     async def read() -> None:
@@ -103,6 +111,7 @@ def read_to_end(
                 bootstrap,
                 topic,
                 collect,
+                is_wanted=is_wanted,
                 on_caught_up=caught_up.set,
                 with_tombstones=with_tombstones,
             )

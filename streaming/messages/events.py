@@ -6,6 +6,7 @@ cannot state. It does not know where a message came from or what becomes of a re
 
 import decimal
 import math
+import re
 import unicodedata
 import uuid
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from protos.headrace.v1.trends_pb2 import Trend
 from streaming.messages.times import LATEST_MS, time_problem
 
 MAX_ID_CHARS = 256
+MAX_RELEASE_ID_CHARS = 128
 MAX_CONTEXT_ENTRIES = 32
 MAX_KEY_CHARS = 64
 MAX_CONTEXT_VALUE_CHARS = 512
@@ -31,6 +33,7 @@ MAX_EMBEDDINGS = 8
 MAX_EMBEDDING_SIZE = 4_096
 MAX_COUNT = 1e12
 _LARGEST_EXACT = 2**53
+_RELEASE_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_RELEASE_ID_CHARS - 1}}}")
 
 Violations = list[tuple[str, str]]
 
@@ -85,6 +88,16 @@ def id_problem(value: str) -> str | None:
     if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
         return "must not contain control characters or line breaks"
     return None
+
+
+def release_id_problem(value: str) -> str | None:
+    """What is wrong with the id of a release, or None.
+
+    It names directories in stores of releases and checkpoints, so it may hold no separator and lead nowhere.
+    """
+    if _RELEASE_ID.fullmatch(value):
+        return None
+    return f"must be 1 to {MAX_RELEASE_ID_CHARS} of A-Z a-z 0-9 _ . -, beginning with a letter or digit"
 
 
 def validate_event(event: Event, *, now_ms: int | None = None) -> Violations:
@@ -146,9 +159,9 @@ def validate_item_sid(item_sid: ItemSid) -> Violations:
 def validate_release(release: Release) -> Violations:
     """The (field, what is wrong) pairs of a release's record; empty when it is valid."""
     violations: Violations = []
-    if problem := id_problem(release.release_id):
+    if problem := release_id_problem(release.release_id):
         violations.append(("release_id", problem))
-    if release.parent_release_id and (problem := id_problem(release.parent_release_id)):
+    if release.parent_release_id and (problem := release_id_problem(release.parent_release_id)):
         violations.append(("parent_release_id", problem))
     if not 0 <= release.created_time_ms <= LATEST_MS:
         violations.append(("created_time_ms", "must be milliseconds since 1970, before 2100"))

@@ -1,11 +1,15 @@
 """Rules that stand in `streaming` and in `models`, which do not know each other: both say the same.
 
-What an event means, when a user's wish for an item counts, how counts fade, and which items are ahead.
+What may name a release, what an event means, when a user's wish for an item counts, how counts fade, and
+which items are ahead.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from models.artifacts.release import save_release
 from models.batch import ACTION_NAMES
 from models.candidates import Source
 from models.ranking.config import StatisticsConfig
@@ -14,8 +18,10 @@ from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from protos.headrace.v1.trends_pb2 import Trend
 from services.wire.translate import event_batch
+from streaming.messages.events import release_id_problem
 from streaming.messages.meaning import EventMeaning, Meaning
 from streaming.trends import counting
+from tests.factories import make_release
 
 BEGIN_MS, DAY_MS = 1_700_000_000_000, 86_400_000
 VALUES = (0.0, 0.5, 1.0, 2.9, 3.0, 5.0)
@@ -47,6 +53,18 @@ def test_the_sources_have_the_same_numbers() -> None:
     said = {name.removeprefix("CANDIDATE_SOURCE_"): number for name, number in CandidateSource.items()}
     assert said.pop("UNSPECIFIED") == 0
     assert said == {source.name: int(source) for source in Source}
+
+
+@pytest.mark.parametrize(
+    "release_id", ["r", "20260101-120000-abc_1.2", "x" * 128, "x" * 129, "", "..", "a/b", "é"]
+)
+def test_a_release_is_saved_under_no_other_id_than_can_be_announced(release_id: str, tmp_path: Path) -> None:
+    if release_id_problem(release_id) is None:
+        save_release(tmp_path, make_release(release_id))
+    else:
+        with pytest.raises(ValueError, match="cannot name a release"):
+            save_release(tmp_path, make_release(release_id))
+    assert {path.name for path in tmp_path.iterdir()} <= {release_id}
 
 
 @pytest.mark.parametrize("liked_rating", [1.0, 3.0, 4.5])

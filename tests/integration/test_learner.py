@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +17,19 @@ import pytest
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.events_pb2 import Event
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE, RELEASE_STATE_RETIRED
+from services.learner.beginning import Interrupted, learner_from_release
 from services.learner.cold_start.train import train_first_release
+from services.learner.loop import LearningLoop
 from services.releases.publisher import ReleasePublisher
 from services.settings import Settings, to_environment
 from services.stack.embedded_broker import EmbeddedBroker
 from streaming.clients.dead_letter import list_dead_letters
+from streaming.clients.follow import read_to_end
 from streaming.clients.producer import Producer
 from streaming.clients.topic_admin import create_topics
 from streaming.messages.topics import INTERACTIONS
 from tests.conftest import find_free_port
+from tests.factories import NUM_ITEMS, make_release
 from tests.integration.learner_world import World, make_world, small_settings
 
 pytestmark = pytest.mark.integration
@@ -169,6 +174,47 @@ def test_an_unknown_item_goes_to_the_dead_letters_and_holds_nobody_up(bootstrap:
     assert "'never-announced' had no semantic id within 0.5 s" in letters[0].exception
     assert letters[0].value is not None
     assert Event.FromString(letters[0].value) == stranger
+
+
+def test_a_release_of_another_log_is_begun_from_what_the_topic_has(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path)
+    events = [event for event in make_world(300).events if int(event.item_id.split("-")[1]) < NUM_ITEMS]
+    send(settings, events)
+    records = read_to_end(bootstrap, INTERACTIONS)
+    num_of = Counter(record.position for record in records)
+    lost = {"interactions/0": 1_000_000, "interactions/1": 2, "interactions/7": 5}
+    served: list[int] = []
+    learner, position = learner_from_release(
+        settings, make_release("r", offsets=lost), threading.Event(), lambda: served.append(1)
+    )
+    assert position.offsets == {"interactions/0": num_of["interactions/0"], "interactions/1": 2}
+    assert position.num_learned == num_of["interactions/0"] + 2
+    assert len(learner.memory.histories) > 0
+    assert served
+
+    stopping = threading.Event()
+    with pytest.raises(Interrupted):
+        learner_from_release(settings, make_release("r", offsets=lost), stopping, stopping.set)
+
+
+def test_commands_are_answered_while_histories_are_read(bootstrap: str, tmp_path: Path) -> None:
+    settings = small_settings(bootstrap, tmp_path)
+    send(settings, make_world(20_000).events)
+    ends = Counter(record.position for record in read_to_end(bootstrap, INTERACTIONS))
+    ReleasePublisher(settings).publish(make_release("r", offsets=ends), RELEASE_STATE_LIVE)
+    loop = LearningLoop(settings)
+    seen: list[bool] = []
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        while not loop.is_learning:
+            loop.submit(lambda: seen.append(loop.is_learning)).result(timeout=30)
+    finally:
+        loop.stop()
+        thread.join(timeout=30)
+    assert not thread.is_alive()
+    # one a poll of a thousand events
+    assert seen.count(False) > 10
 
 
 def test_the_rpcs_pause_promote_and_roll_back(bootstrap: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ from streaming.clients.dead_letter import list_dead_letters
 from streaming.clients.follow import read_to_end
 from streaming.clients.producer import Producer
 from streaming.messages.topics import ITEMS, SEMANTIC_IDS, dead_letter_topic
-from tests.factories import make_catalogue, make_content, make_item, make_release
+from tests.factories import MODEL, make_catalogue, make_content, make_item, make_release
 from tests.integration.serving import (
     make_settings,
     own_broker,
@@ -122,6 +123,48 @@ async def test_replay_announces_what_a_release_knows_and_nobody_announced(settin
         assert [await asyncio.to_thread(send_all) for _ in range(2)] == [2, 0]
     records = await asyncio.to_thread(read_to_end, settings.broker.bootstrap_servers, ITEMS)
     assert sorted(record.message.item_id for record in records) == ["item-5", "new"]
+
+
+async def test_who_gets_no_code_from_a_new_codebook_is_a_dead_letter_as_it_came(settings: Settings) -> None:
+    contents = make_content(30, seed=5)
+    items = [make_item(f"new-{n}", contents[n]) for n in range(30)]
+    small = replace(MODEL, codebook_size=4)  # 64 codes, 50 of them of the release's items
+    crowded = make_release("tok-2", parent="tok-1", catalogue=make_catalogue(model=small), model=small)
+    publisher = ReleasePublisher(settings)
+    await asyncio.to_thread(publisher.publish, make_release("tok-1"), RELEASE_STATE_LIVE)
+    async with serving("tokenizer", serve, settings) as connection:
+        stub = TokenizerServiceStub(connection)
+        await ready(connection)
+        await asyncio.to_thread(send, settings, ITEMS, *((item.item_id, item) for item in items))
+        await announced(settings, "new-29")
+        # withdrawn: nobody needs to hear of it
+        await asyncio.to_thread(withdraw, settings, "new-29")
+        await announced(settings, "new-29", count=2)
+        await asyncio.to_thread(publisher.publish, crowded, RELEASE_STATE_LIVE)
+
+        async def is_live() -> bool:
+            return (await stub.GetCodebook(GetCodebookRequest())).release_id == "tok-2"
+
+        await until(is_live)
+        assert (await stub.GetCodebook(GetCodebookRequest())).num_items == 64
+        with_codes = (await stub.Tokenize(TokenizeRequest(item_ids=[item.item_id for item in items]))).sids
+        rejected = {item.item_id: item for item in items[:-1] if item.item_id not in with_codes}
+        assert len(with_codes) == 14
+
+        async def are_rejected() -> bool:
+            return len(await reasons(settings)) == len(rejected)
+
+        await until(are_rejected)
+    letters = await asyncio.to_thread(list_dead_letters, settings.broker.bootstrap_servers, ITEMS)
+    assert {letter.reason for letter in letters} == {"codebook_full"}
+    sent = [Item.FromString(letter.value or b"") for letter in letters]
+    assert {item.item_id: item for item in sent} == rejected
+
+
+def withdraw(settings: Settings, item_id: str) -> None:
+    with Producer(settings.broker.bootstrap_servers) as producer:
+        producer.send_raw(ITEMS, item_id.encode(), None)
+        producer.flush()
 
 
 async def reasons(settings: Settings) -> list[str]:

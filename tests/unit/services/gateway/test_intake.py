@@ -14,9 +14,10 @@ from services.gateway.intake import Intake
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.metrics import RECOMMENDATION_LOGS_DROPPED
 from streaming.clients.producer import AsyncProducer
-from streaming.errors import BrokerUnavailable
+from streaming.errors import BrokerUnavailable, MalformedEvent
 from streaming.histories.fresh_history import FreshHistory
 from streaming.histories.store import Written
+from streaming.messages.codec import MAX_VALUE_BYTES, encode
 
 
 class KeepingProducer(AsyncProducer):
@@ -38,7 +39,10 @@ class KeepingProducer(AsyncProducer):
         if self.is_down:
             raise BrokerUnavailable("down")
         await asyncio.sleep(0)
-        self.kept += [(topic, key, message) for key, message in messages]
+        given = list(messages)
+        if any(len(encode(message)) > MAX_VALUE_BYTES for _, message in given):
+            raise MalformedEvent("too_large", topic)
+        self.kept += [(topic, key, message) for key, message in given]
 
 
 class KeepingHistory(FreshHistory):
@@ -177,3 +181,15 @@ async def test_the_log_never_blocks_and_counts_what_it_drops() -> None:
     writer.put(RecommendationLog(request_id="r6"))
     await writer.flush()
     assert producer.kept[-1][1] == "r6"
+
+
+async def test_a_log_that_is_too_large_takes_no_other_with_it() -> None:
+    producer = KeepingProducer()
+    writer = RecommendationLogWriter(producer)
+    before = dropped()
+    writer.put(RecommendationLog(request_id="small"))
+    writer.put(RecommendationLog(request_id="huge", user_id="u" * MAX_VALUE_BYTES))
+    writer.put(RecommendationLog(request_id="small-after"))
+    await writer.flush()
+    assert [key for _, key, _ in producer.kept] == ["small", "small-after"]
+    assert dropped() - before == 1

@@ -2,14 +2,19 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from models.arrays import Int64Array
 from models.artifacts.release import ReleaseBundle
 from models.decoding.config import SearchConfig
 from models.decoding.cpu_engine import CpuEngine
+from models.networks.ranker import Ranker
 from models.ranking.live_sources import LIVE_SOURCES
+from models.ranking.live_statistics import ItemStatistics, LiveStatistics
+from protos.headrace.v1.events_pb2 import ACTION_CLICK, Event
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
@@ -95,6 +100,54 @@ def test_the_release_before_answers_those_who_began_with_it_and_is_forgotten_the
     assert not serving.has("r1")
     with pytest.raises(WrongRelease):
         rank(serving, make_request(release_id="r1"))
+
+
+def test_a_refused_release_leaves_nothing_of_its_statistics() -> None:
+    refused = make_release("child", parent="parent", offsets={"interactions/0": 100})
+    for n in range(9):
+        refused.statistics.update(f"user-{n}", "item-1", ACTION_CLICK, TIME_MS)
+    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+    with pytest.raises(ValueError, match="features"):
+        serving.load(replace(refused, ranker=Ranker(MODEL, 3)))
+    served, alone = make_release("parent"), RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+    loaded = serving.load(served)
+    assert loaded.scorer.statistics is served.statistics
+    serving.swap(loaded)
+    alone.swap(alone.load(make_release("parent")))
+    assert scores(rank(serving, make_request())) == scores(rank(alone, make_request()))
+
+
+def test_the_next_release_keeps_the_statistics_that_are_live(serving: RankerServing) -> None:
+    event = Event(event_id="e", user_id="u", item_id="item-9", action=ACTION_CLICK, event_time_ms=TIME_MS)
+    serving.put_events([event])
+    before = serving.load(make_release("r2"))
+    assert before.scorer.statistics.num_events == 2
+    serving.swap(before)
+    event.event_id = "f"
+    serving.put_events([event])
+    assert before.scorer.statistics.num_events == 3
+
+
+class CountingStatistics(LiveStatistics):
+    """Counts who reads them."""
+
+    num_reads = 0
+
+    def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
+        self.num_reads += 1
+        return super().items(row_M, time_ms)
+
+
+def test_loading_beside_the_model_thread_reads_no_live_statistics(bundle: ReleaseBundle) -> None:
+    live = CountingStatistics(bundle.statistics.config)
+    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+    serving.swap(serving.load(replace(bundle, statistics=live)))
+    num_reads = live.num_reads
+    loaded = serving.load(make_release("r2"))
+    assert live.num_reads == num_reads
+    serving.swap(loaded)
+    rank(serving, make_request())
+    assert live.num_reads > num_reads
 
 
 def test_excluded_items_are_never_answered(serving: RankerServing) -> None:

@@ -1,6 +1,7 @@
 """The tokenizer's decisions: who gets new codes, who keeps them, whose text is looked at again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 from models.tokenizers.content import Space
 from protos.headrace.v1.items_pb2 import Item
 from services.tokenizer.content import ContentEmbedder
-from services.tokenizer.serving import TokenizerServing
+from services.tokenizer.serving import Moved, TokenizerServing
 from streaming.messages.records import Record
-from tests.factories import CONTENT_DIM, TIME_MS, make_catalogue, make_content, make_item, make_release
+from tests.factories import CONTENT_DIM, MODEL, TIME_MS, make_catalogue, make_content, make_item, make_release
 
 
 class TitleEmbedder(ContentEmbedder):
@@ -37,7 +38,7 @@ def make_serving() -> tuple[TokenizerServing, TitleEmbedder]:
     embedder = TitleEmbedder()
     serving = TokenizerServing(embedder)
     index = serving.load(make_release("r"))
-    assert serving.swap("r", TIME_MS, index) == []
+    assert serving.swap("r", TIME_MS, index) == Moved()
     embedder.titles.clear()
     return serving, embedder
 
@@ -95,11 +96,26 @@ def test_a_new_codebook_gives_new_codes_to_what_it_does_not_hold() -> None:
     serving, _ = make_serving()
     old = serving.tokenize([record_of(Item(item_id="new", title="abc"))]).sids[0]
     bundle = make_release("s", catalogue=make_catalogue(codebook_seed=1))
-    moved = serving.swap("s", TIME_MS, serving.load(bundle))
+    moved = serving.swap("s", TIME_MS, serving.load(bundle)).sids
     assert [sid.item_id for sid in moved] == ["new"]
     assert moved[0].sid.codebook_version == bundle.catalogue.codebook.version
     assert moved[0].announced_time_ms == old.announced_time_ms
     assert serving.detokenize([old.sid]) == [""]
+
+
+def test_a_new_codebook_that_is_too_full_is_live_and_names_who_has_no_code() -> None:
+    serving, _ = make_serving()
+    contents = make_content(40, seed=5)
+    known = [f"new-{n}" for n in range(40)]
+    records = [record_of(make_item(name, contents[n])) for n, name in enumerate(known)]
+    assert len(serving.tokenize(records).sids) == 40
+    small = replace(MODEL, codebook_size=4)  # 64 codes
+    bundle = make_release("s", catalogue=make_catalogue(model=small), model=small)
+    moved = serving.swap("s", TIME_MS, serving.load(bundle))
+    assert serving.release_id == "s"
+    assert len(moved.sids) == 64 - 50
+    assert [*(sid.item_id for sid in moved.sids), *moved.without_code] == known
+    assert set(serving.tokens(known)) == {sid.item_id for sid in moved.sids}
 
 
 def test_an_item_s_vector_is_the_one_of_the_release_s_modality() -> None:
