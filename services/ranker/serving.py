@@ -36,6 +36,8 @@ from streaming.messages.meaning import EventMeaning
 
 # Longer than any request may take from the generator to here.
 _PREVIOUS_S = 15.0
+# A trunk ends with a layer norm, so its states are of the size of the norm's weights.
+_MAX_STATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,16 @@ class _Asked:
 
 
 def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Tensor | None:
-    """The generator's states of these very histories, [B, D]; None unless it sent all, for this release."""
+    """The generator's states of these very histories, [B, D]; None unless it sent all, for this release.
+
+    None too where a number is one that no state has: products with it may be no numbers.
+    """
     width = release.scorer.engine.config.d_model
     for request in requests:
         if request.release_id != release.release_id or len(request.user_state) != 4 * width:
             return None
     state_BD = np.frombuffer(b"".join(request.user_state for request in requests), dtype="<f4")
-    if not np.isfinite(state_BD).all():
+    if not (np.abs(state_BD) < _MAX_STATE).all():  # NaN is not
         return None
     return torch.from_numpy(state_BD.astype(np.float32).reshape(len(requests), width))
 

@@ -84,6 +84,7 @@ def test_a_state_that_does_not_fit_is_not_used(serving: RankerServing, bundle: R
         {"user_state": flipped},  # of no release that is named
         {"release_id": "r1", "user_state": flipped[:-4]},
         {"release_id": "r1", "user_state": not_finite},
+        {"release_id": "r1", "user_state": state_bytes(bundle, 3e38)},
     ):
         assert scores(rank(serving, make_request(**fields))) == own
 
