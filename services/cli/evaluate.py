@@ -2,12 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli import terminal
 from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from models.evaluation.leave_one_out import EvaluationReport
 
 
 class Protocol(StrEnum):
@@ -52,6 +55,12 @@ def evaluate(
             statistics=settings.statistics,
             progress=bars,
         )
+    _report(report, distinct_prefix_ratio(catalogue.codes_NC), dataset.name, protocol, json=json)
+
+
+def _report(
+    report: "EvaluationReport", distinct_ratio: float, data: str, protocol: Protocol, *, json: bool
+) -> None:
     systems = {"recommend": report.recommend, "generator": report.generator, "dense": report.dense}
     if json:
         terminal.print_json(
@@ -59,20 +68,20 @@ def evaluate(
                 **systems,
                 "hierarchical_recall": report.hierarchical_recall,
                 "ranker_validation": report.ranker,
-                "distinct_prefix_ratio": round(distinct_prefix_ratio(catalogue.codes_NC), 4),
+                "distinct_prefix_ratio": round(distinct_ratio, 4),
                 "num_cases": report.num_cases,
                 "train_minutes": round(report.train_minutes, 2),
                 "test_minutes": round(report.test_minutes, 2),
-                "data": dataset.name,
+                "data": data,
                 "protocol": protocol.value,
             }
         )
         return
-    terminal.print_metrics(f"{dataset.name}, {protocol}, {report.num_cases:,} test events", systems)
+    terminal.print_metrics(f"{data}, {protocol}, {report.num_cases:,} test events", systems)
     levels = ", ".join(f"{recall:.4f}" for recall in report.hierarchical_recall)
     terminal.out.print(f"right prefix among the beams, by level: {levels}", highlight=False)
     terminal.out.print(
-        f"distinct semantic prefixes: {distinct_prefix_ratio(catalogue.codes_NC):.1%} of the items",
+        f"distinct semantic prefixes: {distinct_ratio:.1%} of the items",
         highlight=False,
     )
     terminal.out.print(
