@@ -27,6 +27,7 @@ from protos.headrace.v1 import (
 from services.demo import moments, screen
 from services.demo.live import LiveReplay
 from services.demo.traffic import Traffic
+from services.errors import BackendUnavailable
 from services.releases.publisher import ReleasePublisher
 from services.settings import Settings
 from streaming.clients.producer import AsyncProducer
@@ -119,8 +120,12 @@ class Tour:
         )
         self.console.rule("a new item is found")
         self.console.print(f"announced now: {item.title}; user {user_id} last chose {template.title}")
-        found = await moments.announce(stub, item, user_id)
         self.announced.add(item.item_id)
+        try:
+            found = await moments.announce(stub, item, user_id)
+        except BackendUnavailable as error:  # a model of few epochs may rank it low: the rest is worth seeing
+            self.findings.promise(False, str(error))
+            return
         self.console.print(
             screen.recommendations_table(f"user {user_id}", found.answer, highlight=item.item_id)
         )
