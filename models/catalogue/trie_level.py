@@ -2,7 +2,8 @@
 
 Children sorted by (parent, code) in CSR form, plus a tail of new ones that is merged in when it has
 grown. Children are numbered in order of arrival and keep their number. Small integers: a million items
-take about 50 MB with all levels and counts (`tests/benchmarks/bench_decode.py`).
+take about 45 MB with all levels and counts (`tests/benchmarks/bench_decode.py`), and two bytes more for each
+child's own code.
 
 Shape letters: N edges or children, P parent nodes.
 """

@@ -71,15 +71,18 @@ class LiveCatalogue:
             if self.index is not None and sid.sid.codebook_version == self.index.codebook.version:
                 put(self.index, sid, changes)
             else:
-                self._wait(sid)
+                self._wait(sid, changes)
         return changes
 
-    def _wait(self, sid: ItemSid) -> None:
+    def _wait(self, sid: ItemSid, changes: Changes) -> None:
         by_version = self._waiting.setdefault(sid.item_id, {})
         by_version.pop(sid.sid.codebook_version, None)  # the newest stands last
         by_version[sid.sid.codebook_version] = sid
         if len(by_version) > _MAX_VERSIONS:
-            del by_version[next(iter(by_version))]
+            oldest = next(iter(by_version))
+            del by_version[oldest]
+            changes.num_refused += 1
+            log.warning("semantic_id_of_too_many_codebooks", item_id=sid.item_id, codebook_version=oldest)
 
 
 def put(index: CatalogueIndex, sid: ItemSid, changes: Changes) -> None:

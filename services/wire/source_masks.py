@@ -4,8 +4,8 @@ from functools import cache
 
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 
-_SOURCES = tuple(number for number in CandidateSource.values() if number)
-EVERY_SOURCE = sum(1 << number for number in _SOURCES)
+SOURCES = tuple(number for number in CandidateSource.values() if number)
+EVERY_SOURCE = sum(1 << number for number in SOURCES)
 
 
 def mask_of(*sources: int) -> int:
@@ -16,4 +16,4 @@ def mask_of(*sources: int) -> int:
 @cache
 def sources_of(mask: int) -> tuple["CandidateSource.ValueType", ...]:
     """The sources of a mask, by number."""
-    return tuple(source for source in _SOURCES if mask >> source & 1)
+    return tuple(source for source in SOURCES if mask >> source & 1)

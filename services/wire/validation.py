@@ -12,7 +12,7 @@ from protos.headrace.v1.events_pb2 import Action, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from services.errors import InvalidRequest
-from services.wire.source_masks import EVERY_SOURCE, mask_of
+from services.wire.source_masks import EVERY_SOURCE, SOURCES, mask_of
 from streaming.messages.events import id_problem
 
 MAX_K = 512
@@ -21,9 +21,8 @@ MAX_HISTORY = 1_000
 MAX_IDS = 10_000
 # Year 2262: what a 64-bit count of nanoseconds can hold, as in Arrow and numpy.
 MAX_TIME_MS = 9_223_372_036_854
-# Looked up for each entry, so as sets: the enums' own `values()` makes a list at every call.
+# Looked up for each event: the enum's own `values()` makes a list at every call.
 _ACTIONS = frozenset(Action.values()) - {Action.ACTION_UNSPECIFIED}
-_SOURCES = frozenset(CandidateSource.values()) - {CandidateSource.CANDIDATE_SOURCE_UNSPECIFIED}
 _BEAM = mask_of(CandidateSource.CANDIDATE_SOURCE_BEAM)
 
 
@@ -90,9 +89,9 @@ class RequestCheck:
 
     def sources(self, sources: Sequence[int]) -> None:
         """Candidate sources to leave out."""
-        self.length(sources, "disabled_sources", len(_SOURCES))
-        for i, source in enumerate(sources[: len(_SOURCES)]):
-            self.that(source in _SOURCES, f"disabled_sources[{i}]", "is not a candidate source")
+        self.length(sources, "disabled_sources", len(SOURCES))
+        for i, source in enumerate(sources[: len(SOURCES)]):
+            self.that(source in SOURCES, f"disabled_sources[{i}]", "is not a candidate source")
 
     def time(self, time_ms: int, field: str) -> None:
         """Milliseconds since the Unix epoch; 0 where a request means now."""

@@ -62,6 +62,8 @@ def test_children_are_those_of_the_items_after_every_change(
             at_once.insert_many(codes_NC, np.array([live for _, live in part], np.bool_))
         assert_same(at_once, items)
         copy, before = trie.copy(), dict(items)
+        for one in (trie, at_once, copy):
+            assert one.codes_of(np.arange(len(entries))).tolist() == [list(codes) for codes, _ in entries]
         for row, (codes, live) in enumerate(entries):
             trie.set_available(row, not live)
             items[codes] = not live
@@ -83,25 +85,6 @@ def test_nodes_of_a_row_lead_to_it() -> None:
     trie.insert((1, 2, 3, 0), 1)
     assert trie.node_NC[0, 2] == trie.node_NC[1, 2]
     assert trie.row_N[trie.node_NC[[1, 0], 3]].tolist() == [1, 0]
-
-
-@settings(max_examples=30, deadline=None)
-@given(entries=catalogues(), max_tail=st.sampled_from([0, 3, 1000]))
-def test_a_rows_codes_are_those_that_it_came_with(
-    entries: list[tuple[tuple[int, ...], bool]], max_tail: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trie_level, "MAX_TAIL", max_tail)
-        trie = Trie(len(entries[0][0]), V)
-        half = len(entries) // 2
-        trie.insert_many(
-            np.array([codes for codes, _ in entries[:half]], np.int64).reshape(half, trie.num_codes),
-            np.array([live for _, live in entries[:half]], np.bool_),
-        )
-        for row, (codes, live) in enumerate(entries[half:], half):
-            trie.insert(codes, row, available=live)
-        for one in (trie, trie.copy()):
-            assert one.codes_of(np.arange(len(entries))).tolist() == [list(codes) for codes, _ in entries]
 
 
 def test_wrong_insertions_are_refused_and_change_nothing() -> None:

@@ -148,7 +148,7 @@ def test_of_one_item_the_newest_versions_wait() -> None:
     sids = [announce(index, "new") for _ in range(12)]
     for n, sid in enumerate(sids[:-1]):
         sid.sid.codebook_version = f"v{n}"
-    live.put_many([sids[-1], *sids[:-1]])
+    assert live.put_many([sids[-1], *sids[:-1]]).num_refused == 4
     live.swap(index)
     assert index.row("new") is None, "eight newer versions came"
     live = LiveCatalogue()
