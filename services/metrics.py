@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FRESH = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -152,9 +154,34 @@ def count_stream_lag(topic: str, partition: int, group: str, num_records: int, n
     STREAM_HIDDEN.labels(topic, str(partition), group).set(num_hidden)
 
 
-def serve_metrics(host: str, port: int) -> Callable[[], None]:
-    """Shows the metrics on http://host:port/metrics; returns the function that stops it."""
-    server, thread = start_http_server(port, addr=host)
+class _Page(Collector):
+    """The metrics of one service of this process; the host's page also has what is of no service."""
+
+    def __init__(self, service: str, *, is_guest: bool) -> None:
+        self._service = service
+        self._default = "" if is_guest else service
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family with the samples that stand on this page."""
+        for family in REGISTRY.collect():
+            family.samples = [
+                sample
+                for sample in family.samples
+                if sample.labels.get("service", self._default) == self._service
+            ]
+            if family.samples:
+                yield family
+
+
+def serve_metrics(host: str, port: int, service: str, *, is_guest: bool = False) -> Callable[[], None]:
+    """Shows a service's metrics on http://host:port/metrics; returns the function that stops it.
+
+    Where services share a process, each metric stands on one page: a guest's has only what is labelled with
+    its name, the other's all that is labelled with no service.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Page(service, is_guest=is_guest))
+    server, thread = start_http_server(port, addr=host, registry=registry)
 
     def stop() -> None:
         server.shutdown()

@@ -206,7 +206,11 @@ class LearnerServiceSettings:
 
 
 class Settings(BaseSettings):
-    """Every setting of every component."""
+    """Every setting of every component.
+
+    `layout`: gateway, generator and ranker "together" in one process with one copy of the model, or "apart",
+    each in a process of its own.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
@@ -227,6 +231,7 @@ class Settings(BaseSettings):
     train: TrainConfig = TrainConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     learner: LearnerConfig = LearnerConfig()
+    layout: Literal["together", "apart"] = "together"
     torch_threads: Count = 1
     log_level: LogLevel = "INFO"
 

@@ -27,6 +27,7 @@ HIDDEN = "(hidden)"
 
 # Settings outside every group: no docstring describes them.
 _UNGROUPED = {
+    "layout": "gateway, generator and ranker in one process (together) or in one each (apart).",
     "torch_threads": "how many threads torch uses in each service.",
     "log_level": "log lines below this level are not written.",
 }

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from time import perf_counter
 
 from protos.headrace.v1.events_pb2 import Action, HistoryEvent
+from protos.headrace.v1.items_pb2 import SemanticId
 from protos.headrace.v1.recommend_pb2 import (
     CandidateSource,
     ExplainResponse,
@@ -20,9 +21,10 @@ from protos.headrace.v1.recommend_pb2 import (
     RecommendResponse,
     StageLatency,
 )
-from services.errors import BackendUnavailable
-from services.gateway.backends import Ask, Backends, TimeLeft
+from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest, TokenizeResponse
+from services.errors import BackendUnavailable, NotFound
 from services.gateway.latency import STAGES, LatencyWindow
+from services.gateway.models import Ask, Call, Models, TimeLeft
 from services.gateway.policy import Policy, choose, fill, popular, shortfall
 from services.gateway.ranking import Ranking
 from services.gateway.recommendation_log import RecommendationLogWriter
@@ -55,7 +57,8 @@ class RecommendationEngine:
         *,
         history: FreshHistory,
         views: Views,
-        backends: Backends,
+        models: Models,
+        tokenize: Call[TokenizeRequest, TokenizeResponse],
         log: RecommendationLogWriter,
     ) -> None:
         self._history_limit = settings.gateway.history_limit
@@ -65,7 +68,8 @@ class RecommendationEngine:
         self._items = views.items
         self._trends = views.trends
         self._releases = views.releases
-        self._backends = backends
+        self._models = models
+        self._tokenize = tokenize
         self._log = log
         self.latencies = LatencyWindow()
 
@@ -103,8 +107,8 @@ class RecommendationEngine:
         ask = self._ask(
             RecommendRequest(user_id=user_id), self._history.get(user_id, self._history_limit), (), now_ms
         )
-        sid = await self._backends.semantic_id(item_id, left)
-        explained = await self._backends.explain(ask, item_id, left)
+        sid = await self._semantic_id(item_id, left)
+        explained = await self._models.explain(ask, item_id, left)
         return ExplainResponse(
             release_id=explained.release_id,
             sid=sid,
@@ -113,6 +117,12 @@ class RecommendationEngine:
             action_probabilities=explained.explanation.action_probabilities,
             features=explained.explanation.features,
         )
+
+    async def _semantic_id(self, item_id: str, left: TimeLeft) -> SemanticId:
+        response = await self._tokenize(TokenizeRequest(item_ids=[item_id]), left())
+        if item_id not in response.sids:
+            raise NotFound(f"item {item_id} has no semantic ID")
+        return response.sids[item_id]
 
     async def _ranking(
         self,
@@ -134,7 +144,7 @@ class RecommendationEngine:
         if may_fall_back and reason and Meaning.AVERSION not in told:
             return None, reason
         ask = self._ask(request, events, sorted(policy.blocked), now_ms)
-        ranking = await self._backends.ranking(ask, left, latency_ms)
+        ranking = await self._models.ranking(ask, left, latency_ms)
         if ranking is not None:
             return ranking, reason if may_fall_back else FallbackReason.FALLBACK_REASON_UNSPECIFIED
         if not may_fall_back:

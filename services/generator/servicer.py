@@ -10,6 +10,7 @@ from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceServicer
 from services.errors import NotReady
 from services.generator.serving import GeneratorServing
 from services.model_host.micro_batches import MicroBatcher
+from services.rpc.clients import time_left
 from services.wire.validation import MAX_K, RequestCheck
 
 
@@ -26,10 +27,14 @@ class GeneratorServicer(GeneratorServiceServicer):
         self, request: GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> GenerateResponse:
         """Candidates from the beam and from the dense head."""
+        return await self.answer(request, time_left(context))
+
+    async def answer(self, request: GenerateRequest, left_s: float) -> GenerateResponse:
+        """`Generate` for a caller in this process, who gives it `left_s` seconds."""
         _validate(request)
         if not self._serving.is_ready:
             raise NotReady("no release is loaded yet")
-        response = await self._batcher.answer(context, request)
+        response = await self._batcher.answer(request, left_s)
         structlog.contextvars.bind_contextvars(
             release_id=response.release_id, num_candidates=len(response.candidates.item_ids)
         )

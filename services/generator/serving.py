@@ -1,11 +1,13 @@
-"""The live release as the generator serves it: swap, live inserts, and answers to batches of requests.
+"""The live release as the generator serves it: searches for batches of requests, and their users' states.
 
-Everything here but `load`, `kind_of` and `knows_user` runs in the model thread. Knows no gRPC.
+A tenant of `services.model_host.host`, which says what is called under the model's lock; `kind_of` may be
+called at any time. Knows no gRPC.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -16,15 +18,14 @@ from models.artifacts.release import ReleaseBundle
 from models.candidates import Candidates, Source
 from models.catalogue.index import CatalogueIndex
 from models.decoding.config import SearchConfig
-from models.decoding.cpu_engine import CpuEngine
 from models.decoding.generation import generate
-from protos.headrace.v1.events_pb2 import Event
+from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
-from protos.headrace.v1.items_pb2 import ItemSid
 from services.errors import NotReady
 from services.generator.user_states import UserStateCache
 from services.metrics import INVALID_SIDS, ITEM_TO_RECOMMENDABLE_SECONDS, stage
-from services.model_host.live_catalogue import LiveCatalogue
+from services.model_host.host import HostedRelease
+from services.model_host.live_catalogue import Changes
 from services.wire import translate
 from services.wire.translate import PastEvent
 from services.wire.user_key import user_key
@@ -46,13 +47,40 @@ class Kind:
     use_dense: bool = True
 
 
-class GeneratorRelease:
-    """A release with its items encoded, and the states of its users."""
+class Asking(Protocol):
+    """What a search reads of a request: a `GenerateRequest`, or whatever asks the same."""
 
-    def __init__(self, bundle: ReleaseBundle, max_kept_users: int) -> None:
-        self.release_id = bundle.meta.release_id
-        self.engine = CpuEngine(bundle.recommender, bundle.catalogue)
-        self.catalogue = bundle.catalogue
+    @property
+    def history(self) -> Sequence[HistoryEvent]: ...
+    @property
+    def exclude_item_ids(self) -> Sequence[str]: ...
+    @property
+    def user_key(self) -> int: ...
+    @property
+    def num_candidates(self) -> int: ...
+    @property
+    def beam(self) -> int: ...
+    @property
+    def disabled_sources(self) -> Iterable[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found for one user: the events it knows, the state (float32 [1, D]), and candidates."""
+
+    past: list[PastEvent]
+    exclude_X: Int64Array
+    state_1D: Tensor
+    candidates: Candidates
+
+
+class GeneratorRelease:
+    """A release, and the states of its users."""
+
+    def __init__(self, hosted: HostedRelease, max_kept_users: int) -> None:
+        self.release_id = hosted.release_id
+        self.engine = hosted.engine
+        self.catalogue = hosted.catalogue
         self.user_states = UserStateCache(self.engine, max_kept_users)
 
     def search(
@@ -84,21 +112,17 @@ class GeneratorRelease:
             self.search([_NOBODY] * len(pasts), pasts, kind, [nothing] * len(pasts))
         self.user_states.clear()
 
-    def put_items(self, row_M: Sequence[int]) -> None:
-        """The content of these rows changed, and with it the states of the users who had them."""
-        if row_M:
-            self.engine.put_items(row_M)
-            self.user_states.clear()
-
 
 class GeneratorServing:
-    """Answers from the live release and its live catalogue."""
+    """Answers from the live release. A `services.model_host.host.Tenant`."""
+
+    name = "generator"
+    counts_events = False
 
     def __init__(self, config: SearchConfig, meaning: EventMeaning, *, max_kept_users: int = 0) -> None:
         self._config = config
         self._meaning = meaning
         self._max_kept_users = max_kept_users
-        self._catalogue = LiveCatalogue()
         self._live: GeneratorRelease | None = None
 
     @property
@@ -106,30 +130,26 @@ class GeneratorServing:
         """Whether a release is live."""
         return self._live is not None
 
-    def load(self, bundle: ReleaseBundle) -> GeneratorRelease:
-        """Prepares a release beside the live one: catalogue up to date, items encoded, searches run."""
-        self._catalogue.prepare(bundle.catalogue)
-        loaded = GeneratorRelease(bundle, self._max_kept_users)
+    def load(self, hosted: HostedRelease, bundle: ReleaseBundle) -> GeneratorRelease:
+        """Prepares a release beside the live one: items encoded, searches run."""
+        loaded = GeneratorRelease(hosted, self._max_kept_users)
         loaded.warm_up(Kind(k=self._config.num_dense or 1, beam=self._config.beam))
         return loaded
 
     def swap(self, loaded: GeneratorRelease) -> None:
         """Makes a loaded release the live one."""
-        changes = self._catalogue.swap(loaded.catalogue)
-        loaded.put_items(changes.changed_rows)
         self._live = loaded
 
-    def put_items(self, sids: Sequence[ItemSid], *, is_live: bool) -> None:
-        """Takes announced items; `is_live` says that they come as they happen, so their delay counts."""
-        changes = self._catalogue.put_many(sids)
-        if self._live is not None:
-            self._live.put_items(changes.changed_rows)
+    def items_changed(self, changes: Changes, *, is_live: bool) -> None:
+        """Forgets the states of users where content changed, and counts the delay of what came."""
+        if self._live is not None and changes.changed_rows:
+            self._live.user_states.clear()
         if is_live:
             now_ms = time.time() * 1e3
             for sid in changes.inserted:
                 ITEM_TO_RECOMMENDABLE_SECONDS.observe(max(0.0, now_ms - sid.announced_time_ms) / 1e3)
 
-    def knows_user(self, key: int) -> bool:
+    def wants(self, key: int) -> bool:
         """Whether an event of this user would change a kept state. Callable from any thread."""
         live = self._live
         return live is not None and live.user_states.knows(key)
@@ -138,15 +158,16 @@ class GeneratorServing:
         """Takes events that have just happened: kept states come to cover them."""
         if self._live is None:
             return
-        rows = self._live.catalogue.rows([event.item_id for event in events]).tolist()
+        keys = [user_key(event.user_id) for event in events]
+        mine = [(key, event) for key, event in zip(keys, events, strict=True) if self.wants(key)]
+        rows = self._live.catalogue.rows([event.item_id for _, event in mine]).tolist()
         news: dict[int, list[PastEvent]] = {}
-        for event, row in zip(events, rows, strict=True):
+        for (key, event), row in zip(mine, rows, strict=True):
             if row >= 0 and self._meaning.of(event.action, event.value) is Meaning.WISH:
-                past = news.setdefault(user_key(event.user_id), [])
-                past.append((row, event.action, event.event_time_ms))
+                news.setdefault(key, []).append((row, event.action, event.event_time_ms))
         self._live.user_states.append(news)
 
-    def kind_of(self, request: GenerateRequest) -> Kind:
+    def kind_of(self, request: Asking) -> Kind:
         """Requests of one kind can be searched together. Callable from any thread."""
         disabled = translate.to_sources(request.disabled_sources)
         return Kind(
@@ -156,8 +177,8 @@ class GeneratorServing:
             use_dense=Source.DENSE not in disabled,
         )
 
-    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[GenerateResponse]:
-        """Answers validated requests of one kind, in order; raises NotReady."""
+    def find_many(self, requests: Sequence[Asking]) -> list[Found]:
+        """Searches for valid requests of one kind, in order; raises NotReady."""
         if self._live is None:
             raise NotReady("no release is loaded yet")
         catalogue = self._live.catalogue
@@ -166,15 +187,28 @@ class GeneratorServing:
             exclude = [translate.known_rows(catalogue, request.exclude_item_ids) for request in requests]
         keys = [request.user_key for request in requests]
         state_BD, found = self._live.search(keys, pasts, self.kind_of(requests[0]), exclude)
-        found = [_answerable(candidates, catalogue) for candidates in found]
+        return [
+            Found(
+                past=past,
+                exclude_X=exclude_X,
+                state_1D=state_BD[b : b + 1],
+                candidates=_answerable(candidates, catalogue),
+            )
+            for b, (past, exclude_X, candidates) in enumerate(zip(pasts, exclude, found, strict=True))
+        ]
+
+    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[GenerateResponse]:
+        """Answers validated requests of one kind, in order; raises NotReady."""
+        found = self.find_many(requests)
+        assert self._live is not None
         return [
             GenerateResponse(
-                candidates=translate.candidates_message(candidates, catalogue.item_ids),
+                candidates=translate.candidates_message(one.candidates, self._live.catalogue.item_ids),
                 release_id=self._live.release_id,
-                num_known_events=len(past),
-                user_state=state_D.tobytes(),
+                num_known_events=len(one.past),
+                user_state=one.state_1D.numpy().astype("<f4").tobytes(),
             )
-            for candidates, past, state_D in zip(found, pasts, state_BD.numpy().astype("<f4"), strict=True)
+            for one in found
         ]
 
 

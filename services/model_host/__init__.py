@@ -1,4 +1,4 @@
-"""What hosts a model in a service: its one thread, micro-batches, and the catalogue kept up to date.
+"""What hosts a model in a process: its one thread, micro-batches, the live release, its items and its events.
 
-Must not know which model, or what is asked of it.
+Must not know which services answer from it, or what is asked of them.
 """

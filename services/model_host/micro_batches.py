@@ -1,7 +1,8 @@
 """Requests that meet while the model's thread is busy are answered together.
 
-Nobody waits for company: a turn of the thread takes what is there when it begins, of one kind at a time.
-A request's answer, its deadline and its failure stay its own. Knows nothing of the requests.
+Nobody waits for company: a turn takes what is there when it begins, of one kind at a time. A request that is
+alone while the model is idle is answered where it stands. A request's answer, its deadline and its failure
+stay its own. Knows nothing of the requests.
 """
 
 import asyncio
@@ -9,15 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import grpc.aio
 import structlog
 
 from services.errors import DeadlineExpired, NotReady
 from services.metrics import BATCH_SIZE, CANCELLED, QUEUE_WAIT_SECONDS
 from services.model_host.model_thread import ModelThread
-from services.rpc.clients import time_left
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -46,7 +45,7 @@ class _Turn(Generic[Request, Response]):
 
 
 class MicroBatcher(Generic[Request, Response]):
-    """`await answer(context, request)` on the event loop; `answer_many` runs in the model's thread.
+    """`await answer(request, left_s)` on the event loop; `answer_many` runs while nobody else uses the model.
 
     A batch holds at most `max_batch` requests, all of which `kind_of` gives the same value; 1 turns
     batching off. `answer_many` returns one answer for each request, in order; when it raises for several,
@@ -68,15 +67,15 @@ class MicroBatcher(Generic[Request, Response]):
         self._queue: deque[_Waiting[Request, Response]] = deque()
         self._work: asyncio.Task[None] | None = None
 
-    async def answer(self, context: "grpc.aio.ServicerContext[Any, Any]", request: Request) -> Response:
+    async def answer(self, request: Request, left_s: float) -> Response:
         """The request's answer; raises what `answer_many` raised for it, DeadlineExpired, NotReady.
 
-        Cancelled, or expired, before its turn, it is never worked on.
+        Cancelled, or not begun within `left_s` seconds, it is never worked on.
         """
         loop = asyncio.get_running_loop()
         now_s = time.monotonic()
         waiting: _Waiting[Request, Response] = _Waiting(
-            request, self._kind_of(request), now_s, now_s + time_left(context), loop.create_future()
+            request, self._kind_of(request), now_s, now_s + left_s, loop.create_future()
         )
         self._queue.append(waiting)
         if self._work is None or self._work.done():
@@ -86,7 +85,9 @@ class MicroBatcher(Generic[Request, Response]):
     async def _empty_queue(self) -> None:
         try:
             while self._queue:
-                turn = await self._thread.run(self._take_turn)
+                is_alone = len(self._queue) == 1
+                here = self._thread.try_here(self._take_turn) if is_alone else None
+                turn = await self._thread.run(self._take_turn) if here is None else here
                 for late in turn.expired:
                     _settle(late, DeadlineExpired("the request waited longer than its deadline"))
                 for waiting, result in zip(turn.batch, turn.results, strict=True):
@@ -99,7 +100,7 @@ class MicroBatcher(Generic[Request, Response]):
                 _settle(self._queue.popleft(), NotReady("the service stops"))
 
     def _take_turn(self) -> _Turn[Request, Response]:
-        """In the model's thread, which alone takes out of the queue; the event loop only appends."""
+        """Under the model's lock, which is needed to take out of the queue; the event loop only appends."""
         turn = self._take()
         if turn.batch:
             BATCH_SIZE.observe(len(turn.batch))

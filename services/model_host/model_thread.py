@@ -1,10 +1,11 @@
-"""The one thread of a service that runs its model and changes what the model reads.
+"""The one thread of a process that runs its model and changes what the model reads.
 
-One thread means that no search ever meets a half-inserted item, and that requests queue in order.
-Knows nothing of the work it runs.
+One piece of work at a time means that no search ever meets a half-inserted item, and that requests queue in
+order. Knows nothing of the work it runs.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,31 @@ class ModelThread:
     def __init__(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
+        self._at_work = threading.Lock()
+        self._is_closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work`, in its turn. Cancelled before its turn, it never runs."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._alone, work)
+
+    def try_here(self, work: Callable[[], T]) -> T | None:
+        """The result of `work`, done at once by the calling thread; None if the model is at work already.
+
+        For work of a few milliseconds that is not None: a queue, two turns of the event loop and the waking
+        of a thread would cost it as much again. Raises RuntimeError after `close`.
+        """
+        if self._is_closed:
+            raise RuntimeError("the model's thread is closed")
+        if not self._at_work.acquire(blocking=False):
+            return None
+        try:
+            return work()
+        finally:
+            self._at_work.release()
+
+    def _alone(self, work: Callable[[], T]) -> T:
+        with self._at_work:
+            return work()
 
     async def answer(self, context: "grpc.aio.ServicerContext[Any, Any]", work: Callable[[], T]) -> T:
         """`run` for a request: raises DeadlineExpired if its time is over when its turn comes."""
@@ -48,4 +70,5 @@ class ModelThread:
 
     def close(self) -> None:
         """Drops what has not begun and waits for what has."""
+        self._is_closed = True
         self._executor.shutdown(cancel_futures=True)

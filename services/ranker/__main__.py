@@ -1,64 +1,58 @@
-"""`python -m services.ranker`: build, wire, run, drain."""
+"""`python -m services.ranker`: the ranker as a process of its own."""
 
-import asyncio
-from functools import partial
+from collections.abc import Callable
 from operator import attrgetter
 
-from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1 import ranker_pb2, ranker_pb2_grpc
-from protos.headrace.v1.release_pb2 import Release
-from services.metrics import EVENTS_CONSUMED
+from services.model_host.feed import HostFeed
+from services.model_host.host import ModelHost
 from services.model_host.micro_batches import MicroBatcher
 from services.model_host.model_thread import ModelThread
 from services.ranker.servicer import RankerServicer
 from services.ranker.serving import RankerServing
-from services.releases.watcher import ReleaseWatcher
 from services.rpc.server import ServiceServer, run_service
 from services.settings import Settings
-from streaming.clients.follow import follow
-from streaming.messages.records import Record
-from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
 
 NAME = "ranker"
+SERVICE = ranker_pb2.DESCRIPTOR.services_by_name["RankerService"].full_name
+
+
+def make_serving(settings: Settings) -> RankerServing:
+    """What answers, by these settings."""
+    return RankerServing(settings.learner.dedupe_window, search=settings.search, meaning=settings.meaning)
+
+
+def add_servicer(
+    server: ServiceServer,
+    settings: Settings,
+    serving: RankerServing,
+    thread: ModelThread,
+    loading: Callable[[], str],
+) -> RankerServicer:
+    """`RankerService` on `server`; `loading` names the release that is being taken up, if any."""
+    batcher = MicroBatcher(
+        thread, serving.rank_many, kind_of=attrgetter("release_id"), max_batch=settings.ranker.max_batch
+    )
+    servicer = RankerServicer(serving, batcher, loading)
+    ranker_pb2_grpc.add_RankerServiceServicer_to_server(servicer, server.server)
+    return servicer
 
 
 async def serve(settings: Settings, server: ServiceServer | None = None) -> None:
     """Runs the service until it is told to stop; `server` lets a test stop it."""
     server = server or ServiceServer(NAME, settings)
-    bootstrap = settings.broker.bootstrap_servers
     thread = ModelThread(settings.torch_threads)
-    serving = RankerServing(settings.learner.dedupe_window, search=settings.search, meaning=settings.meaning)
-    first_offsets: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+    serving = make_serving(settings)
+    servicer = add_servicer(server, settings, serving, thread, lambda: feed.wanted_release_id)
 
-    async def take_up(release: Release, bundle: ReleaseBundle) -> None:
-        loaded = await asyncio.to_thread(serving.load, bundle)
-        await thread.run(partial(serving.swap, loaded))
+    def on_live() -> None:
         servicer.note_swap()
-        if not first_offsets.done():
-            first_offsets.set_result(dict(bundle.meta.offsets))
         server.set_ready(True)
 
-    async def put_items(records: list[Record]) -> None:
-        EVENTS_CONSUMED.labels(SEMANTIC_IDS).inc(len(records))
-        await thread.run(partial(serving.put_items, [record.message for record in records]))
-
-    async def put_events(records: list[Record]) -> None:
-        EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))
-        await thread.run(partial(serving.put_events, [record.message for record in records]))
-
-    async def count_events() -> None:
-        # The first release brings the statistics up to its offsets; they go on from there for ever.
-        await follow(bootstrap, INTERACTIONS, put_events, offsets=await first_offsets)
-
-    watcher = ReleaseWatcher(settings, take_up, service=NAME)
-    batcher = MicroBatcher(
-        thread, serving.rank_many, kind_of=attrgetter("release_id"), max_batch=settings.ranker.max_batch
-    )
-    servicer = RankerServicer(serving, batcher, lambda: watcher.wanted_release_id)
-    ranker_pb2_grpc.add_RankerServiceServicer_to_server(servicer, server.server)
-    await server.start([ranker_pb2.DESCRIPTOR.services_by_name["RankerService"].full_name])
+    feed = HostFeed(settings, ModelHost(serving), thread, on_live)
+    await server.start([SERVICE])
     try:
-        await server.run(watcher.run(), follow(bootstrap, SEMANTIC_IDS, put_items), count_events())
+        await server.run(feed.run())
     finally:
         thread.close()
 

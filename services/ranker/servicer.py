@@ -1,6 +1,7 @@
 """`RankerService`: validates, queues for the model's thread, answers."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,15 +41,20 @@ class RankerServicer(RankerServiceServicer):
 
     async def Rank(self, request: RankRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> RankResponse:
         """Candidates, and those of the live sources, best first."""
+        return await self.answer(request, time_left(context))
+
+    async def answer(self, request: RankRequest, left_s: float) -> RankResponse:
+        """`Rank` for a caller in this process, who gives it `left_s` seconds."""
+        until_s = time.monotonic() + left_s
         _validate(request)
         if not self._serving.live_release_id:
             raise NotReady("no release is loaded yet")
         if not self._serving.has(request.release_id) and request.release_id == self._loading():
             # The generator took it up some moments before this service.
             waiting = asyncio.ensure_future(self._swapped.wait())
-            await asyncio.wait([waiting], timeout=min(_MAX_WAIT_S, time_left(context) / 2))
+            await asyncio.wait([waiting], timeout=min(_MAX_WAIT_S, left_s / 2))
             waiting.cancel()
-        response = await self._batcher.answer(context, request)
+        response = await self._batcher.answer(request, until_s - time.monotonic())
         structlog.contextvars.bind_contextvars(
             release_id=response.release_id, num_candidates=len(response.item_ids)
         )

@@ -1,6 +1,7 @@
 """The live release and the live statistics as the ranker serves them.
 
-Everything here but `load` runs in the model thread. Knows no gRPC and no broker.
+A tenant of `services.model_host.host`, which says what is called under the model's lock. Knows no gRPC and no
+broker.
 """
 
 import time
@@ -11,27 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arrays import Int64Array
 from models.artifacts.release import ReleaseBundle
 from models.batch import ACTION_NAMES, HistoryBatch
-from models.candidates import Candidates, Source, proposed_by
+from models.candidates import Source, proposed_by
 from models.decoding.config import SearchConfig
-from models.decoding.cpu_engine import CpuEngine
 from models.errors import IncompatibleCheckpoint
-from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
-from models.ranking.scorer import RankResult, Scorer, order_by_score
+from models.ranking.scorer import RankResult, Scorer
 from models.sequences.dedupe import DedupeWindow
 from protos.headrace.v1.events_pb2 import Event
-from protos.headrace.v1.items_pb2 import ItemSid
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import Feature
 from services.errors import NotReady, WrongRelease
 from services.memory import give_back
 from services.metrics import stage
-from services.model_host.live_catalogue import LiveCatalogue
+from services.model_host.host import HostedRelease
+from services.model_host.live_catalogue import Changes
+from services.ranker.ranking import Asked, Asking, Found, Ranked, rank
 from services.wire import translate
-from services.wire.translate import PastEvent
 from streaming.messages.meaning import EventMeaning
 
 # Longer than any request may take from the generator to here.
@@ -49,15 +47,18 @@ class RankerRelease:
 
 
 class RankerServing:
-    """Ranks by the live release, or by the one before it if a request began with that.
+    """Ranks by the live release, or by the one before it if a request began with that. A
+    `services.model_host.host.Tenant`.
 
     `dedupe_window`: an event id that repeats within this many counts once, as in the learner.
     """
 
+    name = "ranker"
+    counts_events = True
+
     def __init__(self, dedupe_window: int, *, search: SearchConfig, meaning: EventMeaning) -> None:
         self._aversion_weight = search.aversion_weight
         self._meaning = meaning
-        self._catalogue = LiveCatalogue()
         self._statistics: LiveStatistics | None = None
         self._live: RankerRelease | None = None
         self._previous: RankerRelease | None = None
@@ -74,7 +75,7 @@ class RankerServing:
         served = [release.release_id for release in (self._live, self._previous) if release is not None]
         return release_id in ("", *served)
 
-    def load(self, bundle: ReleaseBundle) -> RankerRelease:
+    def load(self, hosted: HostedRelease, bundle: ReleaseBundle) -> RankerRelease:
         """Prepares a release beside the live one; the first also brings the statistics, up to its offsets.
 
         They count only once it is live (`swap`): those of a release that is refused here belong to other
@@ -85,17 +86,13 @@ class RankerServing:
         if statistics.config != bundle.statistics.config:
             problem = "the release keeps other live statistics than this service; start the service again"
             raise IncompatibleCheckpoint("statistics", problem)
-        self._catalogue.prepare(bundle.catalogue)
-        engine = CpuEngine(bundle.recommender, bundle.catalogue, bundle.ranker)
-        scorer = Scorer(engine, statistics, aversion_weight=self._aversion_weight)
+        scorer = Scorer(hosted.engine, statistics, aversion_weight=self._aversion_weight)
         # by the release's own statistics: the model thread counts events in the live ones meanwhile
-        _warm_up(Scorer(engine, bundle.statistics, aversion_weight=self._aversion_weight))
-        return RankerRelease(bundle.meta.release_id, scorer)
+        _warm_up(Scorer(hosted.engine, bundle.statistics, aversion_weight=self._aversion_weight))
+        return RankerRelease(hosted.release_id, scorer)
 
     def swap(self, loaded: RankerRelease) -> None:
         """Makes a loaded release the live one; the one before still answers requests that name it."""
-        changes = self._catalogue.swap(loaded.scorer.catalogue)
-        loaded.scorer.engine.put_items(changes.changed_rows)
         self._statistics = loaded.scorer.statistics
         self._previous, self._live = self._live, loaded
         self._previous_until_s = time.monotonic() + _PREVIOUS_S
@@ -107,11 +104,12 @@ class RankerServing:
             self._previous = None
             give_back()
 
-    def put_items(self, sids: Sequence[ItemSid]) -> None:
-        """Takes announced items."""
-        changes = self._catalogue.put_many(sids)
-        if self._live is not None:
-            self._live.scorer.engine.put_items(changes.changed_rows)
+    def items_changed(self, changes: Changes, *, is_live: bool) -> None:
+        """Nothing that it keeps depends on it: the engine and the catalogue are the host's."""
+
+    def wants(self, key: int) -> bool:
+        """Every event counts."""
+        return True
 
     def put_events(self, events: Sequence[Event]) -> None:
         """Counts events in the live statistics, each once."""
@@ -129,20 +127,35 @@ class RankerServing:
         """Answers validated requests for one release, in order; raises NotReady, WrongRelease."""
         self._forget_previous()
         release = self._release(requests[0].release_id)
-        scorer = release.scorer
+        catalogue = release.scorer.catalogue
         with stage("score", len(requests)):
-            asked = [_Asked.of(request, scorer, self._meaning) for request in requests]
-            results = scorer.rank_many(
-                translate.past_batch([one.past for one in asked], scorer.engine.config.max_history),
-                [one.candidates for one in asked],
-                [one.time_ms for one in asked],
-                _user_states(requests, release),
-                [one.averse_A for one in asked],
-            )
-            return [
-                _response(release, one.candidates, result, request.explain_item_id)
-                for request, one, result in zip(requests, asked, results, strict=True)
+            asked = [
+                Asked.of(
+                    request,
+                    translate.known_past(request.history, catalogue, self._meaning),
+                    translate.candidates_of(request.candidates, catalogue),
+                    translate.known_rows(catalogue, request.exclude_item_ids),
+                    release.scorer,
+                    self._meaning,
+                )
+                for request in requests
             ]
+            ranked = rank(release.scorer, asked, _user_states(requests, release))
+            return [
+                _response(release, one, request.explain_item_id)
+                for request, one in zip(requests, ranked, strict=True)
+            ]
+
+    def rank_found(self, requests: Sequence[Asking], found: Sequence[Found]) -> list[Ranked]:
+        """Ranks by the live release what was found in it for these requests; raises NotReady."""
+        self._forget_previous()
+        scorer = self._release("").scorer
+        with stage("score", len(requests)):
+            asked = [
+                Asked.of(request, one.past, one.candidates, one.exclude_X, scorer, self._meaning)
+                for request, one in zip(requests, found, strict=True)
+            ]
+            return rank(scorer, asked, torch.cat([one.state_1D for one in found]))
 
     def _release(self, wanted: str) -> RankerRelease:
         if self._live is None:
@@ -165,35 +178,6 @@ def _warm_up(scorer: Scorer) -> None:
     scorer.rank(history, proposed_by(Source.DENSE, rows), 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """One request in the model's terms."""
-
-    past: list[PastEvent]
-    averse_A: Int64Array
-    candidates: Candidates
-    time_ms: int
-
-    @classmethod
-    def of(cls, request: RankRequest, scorer: Scorer, meaning: EventMeaning) -> "_Asked":
-        """With the candidates of the live sources."""
-        catalogue = scorer.catalogue
-        past = translate.known_past(request.history, catalogue, meaning)
-        time_ms = request.request_time_ms or int(time.time() * 1e3)
-        recent = past[-scorer.engine.config.max_history :]
-        candidates = add_live_candidates(
-            translate.candidates_of(request.candidates, catalogue),
-            scorer.statistics,
-            catalogue,
-            np.array([row for row, _, _ in recent], dtype=np.int64),
-            time_ms,
-            disabled=translate.to_sources(request.disabled_sources),
-            exclude=translate.known_rows(catalogue, request.exclude_item_ids),
-        )
-        averse_A = translate.averse_rows(request.history, catalogue, meaning)
-        return cls(past=past, averse_A=averse_A, candidates=candidates, time_ms=time_ms)
-
-
 def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Tensor | None:
     """The generator's states of these very histories, [B, D]; None unless it sent all, for this release.
 
@@ -209,21 +193,18 @@ def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Ten
     return torch.from_numpy(state_BD.astype(np.float32).reshape(len(requests), width))
 
 
-def _response(
-    release: RankerRelease, candidates: Candidates, result: RankResult, explain_item_id: str
-) -> RankResponse:
+def _response(release: RankerRelease, ranked: Ranked, explain_item_id: str) -> RankResponse:
     """The candidates, best first, with what is known of the one to explain."""
-    scorer = release.scorer
-    item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M.tolist()]
-    order_M = order_by_score(result.score_M, item_ids)
+    item_ids, scores, source_masks = ranked.columns()
     explanation = None
     if explain_item_id in item_ids:
-        explanation = _explanation(scorer, result, item_ids.index(explain_item_id))
+        m = int(ranked.order_M[item_ids.index(explain_item_id)])
+        explanation = _explanation(release.scorer, ranked.result, m)
     return RankResponse(
         release_id=release.release_id,
-        item_ids=[item_ids[m] for m in order_M.tolist()],
-        scores=result.score_M[order_M].tolist(),
-        source_masks=candidates.source_M[order_M].tolist(),
+        item_ids=item_ids,
+        scores=scores,
+        source_masks=source_masks,
         explanation=explanation,
     )
 

@@ -6,7 +6,7 @@ What to do with a release is the business of the service that watches.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -37,7 +37,7 @@ class ReleaseWatcher:
     """Follows the topic and hands each release that goes live, loaded and verified, to `on_live`.
 
     `on_live` raises to refuse a release; the one before then stays live. One whose files are missing or not
-    whole is tried again with growing pauses: they may be on their way. `service` labels the metrics.
+    whole is tried again with growing pauses: they may be on their way. `services` label the metrics.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class ReleaseWatcher:
         settings: Settings,
         on_live: "Callable[[Release, ReleaseBundle], Awaitable[None]]",
         *,
-        service: str,
+        services: Sequence[str],
     ) -> None:
         self._bootstrap = settings.broker.bootstrap_servers
         self._store = release_store(settings)
         self._on_live = on_live
-        self._service = service
+        self._services = services
         self._known = Releases()
         self._refusals: dict[str, str] = {}
         self._wanted: Release | None = None
@@ -127,10 +127,11 @@ class ReleaseWatcher:
             await asyncio.to_thread(give_back)
         RELEASE_LOAD_SECONDS.observe(time.perf_counter() - started)
         RELEASE_SWAPS.labels("swapped", "").inc()
-        if self.live is not None:
-            RELEASE_INFO.remove(self._service, self.live.release_id, self.live.codebook_version)
-        RELEASE_INFO.labels(self._service, release.release_id, release.codebook_version).set(1)
-        RELEASE_CREATED.labels(self._service).set(release.created_time_ms / 1e3)
+        for service in self._services:
+            if self.live is not None:
+                RELEASE_INFO.remove(service, self.live.release_id, self.live.codebook_version)
+            RELEASE_INFO.labels(service, release.release_id, release.codebook_version).set(1)
+            RELEASE_CREATED.labels(service).set(release.created_time_ms / 1e3)
         self.live = release
         self._refusals.pop(release.release_id, None)
         log.info(

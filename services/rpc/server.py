@@ -35,13 +35,20 @@ class ServiceServer:
     """A `grpc.aio` server for the service `name`; make it inside a running event loop.
 
     Add servicers to `server`, then `start`, then `run`. `deadlines_s` overrides the default deadline of
-    single methods.
+    single methods. A guest is a further server of a process: its metrics page shows what is of the service
+    `name` alone, and it is stopped by the one that it runs beside.
     """
 
     def __init__(
-        self, name: str, settings: Settings, *, deadlines_s: Mapping[str, float] | None = None
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        deadlines_s: Mapping[str, float] | None = None,
+        is_guest: bool = False,
     ) -> None:
         self.name = name
+        self._is_guest = is_guest
         self._settings = settings
         limits = settings.server
         self.server = grpc.aio.server(
@@ -80,9 +87,11 @@ class ServiceServer:
         endpoints = self._settings.endpoints
         address = endpoints.address(self.name)
         self.server.add_insecure_port(address)
-        self._stop_metrics = serve_metrics(endpoints.host, endpoints.metrics_port(self.name))
+        self._stop_metrics = serve_metrics(
+            endpoints.host, endpoints.metrics_port(self.name), self.name, is_guest=self._is_guest
+        )
         await self.server.start()
-        log.info("started", address=address, metrics_port=endpoints.metrics_port(self.name))
+        log.info("started", server=self.name, address=address, metrics_port=endpoints.metrics_port(self.name))
 
     def set_ready(self, ready: bool) -> None:
         """Tells health checks whether requests can be answered; call it on the event loop.
@@ -104,11 +113,14 @@ class ServiceServer:
         """Ends `run` as SIGTERM does."""
         self._stop.set()
 
-    async def run(self, *background: Coroutine[Any, Any, None]) -> None:
+    async def run(
+        self, *background: Coroutine[Any, Any, None], beside: "Sequence[ServiceServer]" = ()
+    ) -> None:
         """Serves until SIGTERM, SIGINT or a failed background task, then stops gracefully.
 
-        NOT_SERVING first, then requests in flight get the grace time, then the background tasks are
-        cancelled and awaited. Raises SystemExit(1) if a background task had failed.
+        NOT_SERVING first, then requests in flight get the grace time, then the guests `beside` it stop in
+        the same way, then the background tasks are cancelled and awaited. Raises SystemExit(1) if a
+        background task had failed.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -126,7 +138,12 @@ class ServiceServer:
         try:
             await self._stop.wait()
         finally:
-            await self._shut_down(tasks)
+            await self.stop()
+            for guest in beside:
+                await guest.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
         for error in failures:
@@ -135,12 +152,10 @@ class ServiceServer:
         if failures:
             raise SystemExit(1)
 
-    async def _shut_down(self, tasks: Sequence[asyncio.Future[None]]) -> None:
+    async def stop(self) -> None:
+        """NOT_SERVING, then the grace time for requests in flight."""
         await self._health.enter_graceful_shutdown()
         await self.server.stop(self._settings.server.stop_grace_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._stop_metrics)
 
 

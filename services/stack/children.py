@@ -7,14 +7,34 @@ from pathlib import Path
 
 from services.errors import BackendUnavailable
 
-# The order of starting; stopped in reverse, so that nobody calls what is already gone.
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
 BROKER = "broker"
-MODULES = {name: f"services.{name}" for name in SERVICES} | {BROKER: "services.stack.broker_host"}
+# One process of the layout "together" for three services.
+TOGETHER = "serving"
+_SHARING = ("generator", "ranker", "gateway")
+MODULES = {name: f"services.{name}" for name in (*SERVICES, TOGETHER)} | {
+    BROKER: "services.stack.broker_host"
+}
 # Those that have something to serve only with a release.
 SERVING = ("tokenizer", "generator", "ranker", "gateway")
 
 _STOP_TIMEOUT_S = 20.0
+
+
+def process_of(service: str, layout: str) -> str:
+    """The name of the process that a service runs in."""
+    return TOGETHER if layout == "together" and service in _SHARING else service
+
+
+def processes_of(layout: str) -> list[str]:
+    """The processes of the services, in the order of starting.
+
+    They are stopped in reverse, so that nobody calls what is already gone.
+    """
+    names = [process_of(service, layout) for service in SERVICES if service not in _SHARING]
+    return names + list(dict.fromkeys(process_of(service, layout) for service in _SHARING))
+
+
 _LOG_TAIL_LINES = 12
 
 

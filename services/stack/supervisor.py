@@ -24,7 +24,17 @@ from services.errors import BackendUnavailable
 from services.releases.publisher import ReleasePublisher
 from services.releases.store import open_release_store, release_store
 from services.settings import Settings, to_environment
-from services.stack.children import BROKER, MODULES, SERVICES, SERVING, Child, ChildDied, stop_all
+from services.stack.children import (
+    BROKER,
+    MODULES,
+    SERVICES,
+    SERVING,
+    Child,
+    ChildDied,
+    process_of,
+    processes_of,
+    stop_all,
+)
 from services.stack.ports import check_ports
 from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
@@ -59,7 +69,7 @@ class Stack:
 
     @property
     def degraded(self) -> list[str]:
-        """The services that are down at present and will be started again."""
+        """The processes that are down at present and will be started again."""
         return sorted(self._down)
 
     async def start(self, progress: Progress = quietly, say: Callable[[str], None] | None = None) -> None:
@@ -73,7 +83,7 @@ class Stack:
         check_ports(self.settings, embedded_broker=self._embedded_broker)
         try:
             await self._start_broker(progress)
-            for name in SERVICES:
+            for name in processes_of(self.settings.layout):
                 await self.start_service(name)
             for name in self.processes:
                 self._keepers[name] = asyncio.ensure_future(self._keep(name))
@@ -96,7 +106,8 @@ class Stack:
             raise
 
     async def start_service(self, name: str) -> Child:
-        """Starts one service, also one that was stopped before, and returns without waiting for it."""
+        """Starts the process of one service, also one that was stopped before, without waiting for it."""
+        name = process_of(name, self.settings.layout)
         log_path = self.log_dir / f"{name}.log"
         with self._open_log(log_path) as log:
             process = await self._spawn(name, log)
@@ -105,7 +116,8 @@ class Stack:
         return child
 
     async def restart_service(self, name: str) -> None:
-        """Stops one service and starts it with the present settings."""
+        """Stops the process of one service and starts it with the present settings."""
+        name = process_of(name, self.settings.layout)
         keeper = self._keepers.pop(name, None)
         if keeper is not None:
             keeper.cancel()
@@ -152,7 +164,8 @@ class Stack:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        await stop_all([self.processes[name] for name in reversed(SERVICES) if name in self.processes])
+        names = reversed(processes_of(self.settings.layout))
+        await stop_all([self.processes[name] for name in names if name in self.processes])
         await stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
 
     async def __aenter__(self) -> Self:
@@ -227,7 +240,8 @@ class Stack:
                 if await is_serving(self.settings.endpoints.address(name), health_name):
                     waiting.discard(name)
                     progress(stage, len(names) - len(waiting), len(names))
-            all_down_since = (all_down_since or loop.time()) if waiting and waiting <= self._down else None
+            are_down = {process_of(name, self.settings.layout) for name in waiting} <= self._down
+            all_down_since = (all_down_since or loop.time()) if waiting and are_down else None
             has_given_up = all_down_since is not None and loop.time() - all_down_since > _PATIENCE_WITH_DEAD_S
             if waiting and (has_given_up or loop.time() > deadline):
                 who = ", ".join(sorted(waiting))

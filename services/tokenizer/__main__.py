@@ -47,7 +47,7 @@ async def serve(settings: Settings, server: ServiceServer | None = None) -> None
     await server.start([tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name])
     try:
         await server.run(
-            ReleaseWatcher(settings, take_up, service=NAME).run(),
+            ReleaseWatcher(settings, take_up, services=[NAME]).run(),
             follow(bootstrap, SEMANTIC_IDS, waiting.put_sids, on_caught_up=waiting.note_known_sids),
             follow(
                 bootstrap,

@@ -14,8 +14,9 @@ from serving_world import World, settings_for
 
 from models.artifacts.release import load_release
 from models.decoding.config import SearchConfig
-from services.gateway.backends import Ask, generate_request, rank_request
+from services.gateway.models import Ask, generate_request, rank_request
 from services.generator.serving import GeneratorServing
+from services.model_host.host import ModelHost
 from services.ranker.serving import RankerServing
 from services.wire.user_key import user_key
 from streaming.histories.store import HistoryStore
@@ -30,9 +31,9 @@ def pause_rows(world: World, num_calls: int) -> list[dict[str, Any]]:
     """Median CPU milliseconds of `num_calls` calls for users whose state is known, for each pause."""
     release = next(folder for folder in (world.root / "releases").iterdir() if folder.is_dir())
     generator = GeneratorServing(SearchConfig(), EventMeaning(), max_kept_users=num_calls)
-    generator.swap(generator.load(load_release(release)))
     ranker = RankerServing(1, search=SearchConfig(), meaning=EventMeaning())
-    ranker.swap(ranker.load(load_release(release)))
+    host = ModelHost(generator, ranker)
+    host.swap(host.load(load_release(release)))
     asks = _asks(world, num_calls)
     asked = [generate_request(ask) for ask in asks]
     to_rank = [

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import re
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,10 @@ import pytest
 
 from models.artifacts.release import ReleaseBundle
 from protos.headrace.v1.events_pb2 import Action, Event
+from protos.headrace.v1.generator_pb2 import GenerateRequest
+from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceStub
+from protos.headrace.v1.ranker_pb2 import RankRequest
+from protos.headrace.v1.ranker_pb2_grpc import RankerServiceStub
 from protos.headrace.v1.recommend_pb2 import (
     CandidateSource,
     ExplainRequest,
@@ -30,11 +36,13 @@ from services.gateway.__main__ import serve as serve_gateway
 from services.generator.__main__ import serve as serve_generator
 from services.ranker.__main__ import serve as serve_ranker
 from services.releases.publisher import ReleasePublisher
+from services.rpc.clients import channel
+from services.serving.__main__ import serve as serve_together
 from services.settings import EndpointSettings, Settings, to_environment
 from services.tokenizer.__main__ import serve as serve_tokenizer
 from tests.conftest import find_port_pair
 from tests.factories import NUM_ITEMS, make_content, make_item, make_release
-from tests.integration.serving import make_settings, own_broker, ready, serving, until
+from tests.integration.serving import SERVING, health, make_settings, own_broker, ready, serving, until
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +77,7 @@ def ids(response: RecommendResponse) -> list[str]:
     return [item.item_id for item in response.recommendations]
 
 
-async def test_a_request_from_history_to_answer(settings: Settings) -> None:
+async def test_a_request_from_history_to_answer_apart(settings: Settings) -> None:
     async with AsyncExitStack() as parts:
         await parts.enter_async_context(projector(settings))
         tokenizer = await parts.enter_async_context(serving("tokenizer", serve_tokenizer, settings))
@@ -86,16 +94,75 @@ async def test_a_request_from_history_to_answer(settings: Settings) -> None:
         for connection in (tokenizer, generator_channel, ranker_channel, gateway):
             await ready(connection)
         stub = RecommenderServiceStub(gateway)
-        items = [make_item(f"item-{n}", content_E) for n, content_E in enumerate(make_content())]
-        await stub.UpsertItems(UpsertItemsRequest(items=items))
-
-        await check_model_answers(stub)
-        await check_explanation(stub)
-        await check_swap(stub, settings)
+        await check_recommender(stub, settings)
         await ranker.aclose()
         await check_without_ranker(stub)
         await generator.aclose()
         await check_without_generator(stub)
+
+
+async def test_a_request_from_history_to_answer_together(settings: Settings) -> None:
+    async with AsyncExitStack() as parts:
+        await parts.enter_async_context(projector(settings))
+        tokenizer = await parts.enter_async_context(serving("tokenizer", serve_tokenizer, settings))
+        gateway = await parts.enter_async_context(serving("gateway", serve_together, settings))
+        endpoints = settings.endpoints
+        generator = await parts.enter_async_context(channel(endpoints.address("generator")))
+        ranker = await parts.enter_async_context(channel(endpoints.address("ranker")))
+        assert await health(generator) == await health(ranker) != SERVING
+        await publish(settings, make_release("r1"))
+        for connection in (tokenizer, generator, ranker, gateway):
+            await ready(connection)
+        stub = RecommenderServiceStub(gateway)
+        await check_recommender(stub, settings)
+        await check_pair(stub, generator, ranker)
+        for name in ("gateway", "generator", "ranker"):
+            page = await read_metrics(settings, name)
+            assert 'headrace_requests_total{code="OK",method=' in page
+            assert {"gateway", "generator", "ranker"} & set(re.findall('service="(.+?)"', page)) == {name}
+
+
+async def read_metrics(settings: Settings, name: str) -> str:
+    """The Prometheus page of a service."""
+    url = f"http://{settings.endpoints.host}:{settings.endpoints.metrics_port(name)}/metrics"
+
+    def read() -> str:
+        with urllib.request.urlopen(url, timeout=10) as page:
+            return str(page.read().decode())
+
+    return await asyncio.to_thread(read)
+
+
+async def check_pair(
+    stub: RecommenderServiceStub, generator: grpc.aio.Channel, ranker: grpc.aio.Channel
+) -> None:
+    """`Generate` and `Rank` on their own ports say what `Recommend` says."""
+    whole = await stub.Recommend(RecommendRequest(user_id="u", k=K))
+    history = (await stub.GetUser(GetUserRequest(user_id="u"))).events
+    seen = [event.item_id for event in history]
+    found = await GeneratorServiceStub(generator).Generate(
+        GenerateRequest(history=history, exclude_item_ids=seen)
+    )
+    ranked = await RankerServiceStub(ranker).Rank(
+        RankRequest(
+            history=history,
+            exclude_item_ids=seen,
+            candidates=found.candidates,
+            user_state=found.user_state,
+            release_id=found.release_id,
+        )
+    )
+    assert found.release_id == ranked.release_id == whole.release_id
+    assert list(ranked.item_ids[:K]) == ids(whole)
+
+
+async def check_recommender(stub: RecommenderServiceStub, settings: Settings) -> None:
+    """The same in either layout."""
+    items = [make_item(f"item-{n}", content_E) for n, content_E in enumerate(make_content())]
+    await stub.UpsertItems(UpsertItemsRequest(items=items))
+    await check_model_answers(stub)
+    await check_explanation(stub)
+    await check_swap(stub, settings)
 
 
 async def check_model_answers(stub: RecommenderServiceStub) -> None:

@@ -40,7 +40,7 @@ class Watching:
 
     def __init__(self, settings: Settings) -> None:
         self.seen: list[str] = []
-        self.watcher = ReleaseWatcher(settings, self._take, service="generator")
+        self.watcher = ReleaseWatcher(settings, self._take, services=["generator"])
 
     async def _take(self, release: Release, bundle: ReleaseBundle) -> None:
         assert bundle.meta.release_id == release.release_id

@@ -26,7 +26,7 @@ from services.cli.up import pid_file, wants_embedded_broker
 from services.errors import BackendUnavailable
 from services.learner.cold_start.train import train_first_release
 from services.settings import EndpointSettings, Settings, to_environment
-from services.stack.children import BROKER, SERVICES
+from services.stack.children import BROKER, processes_of
 from services.stack.embedded_broker import EmbeddedBroker
 from services.stack.ports import check_ports, wait_for_orphans
 from services.stack.supervisor import Stack, is_serving
@@ -73,7 +73,7 @@ async def test_the_whole_stack_serves_and_stops(
         monkeypatch.setenv(name, value)
     world = make_world(600)
     async with Stack(settings) as stack:
-        assert set(stack.processes) == {*SERVICES, BROKER}
+        assert set(stack.processes) == {*processes_of(settings.layout), BROKER}
         assert not await is_serving(settings.endpoints.address("generator"), "")
 
         def train(**changes: int) -> str:
@@ -180,13 +180,14 @@ def test_kill_9_of_up_leaves_no_orphan(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     environment = os.environ | to_environment(settings) | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from services.cli.main import main; main()", "up", "--embedded-broker"]
+    num_children = len(processes_of(settings.layout)) + 1
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as up:
         deadline = time.monotonic() + 60
-        while len(children := children_of(up.pid)) < len(SERVICES) + 1 and time.monotonic() < deadline:
+        while len(children := children_of(up.pid)) < num_children and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert len(children) == len(SERVICES) + 1
+        assert len(children) == num_children
         # A child that has not yet asked for the signal sees that its parent is gone.
         up.kill()
     deadline = time.monotonic() + 20

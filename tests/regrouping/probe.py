@@ -235,15 +235,12 @@ class World:
                 answers += [_message_digest(generated), _message_digest(ranked)]
             return answers
 
-        for serving in (generator, ranker):
-            serving.swap(serving.load(load(directory)))
+        host = find("ModelHost")(generator, ranker)
+        host.swap(host.load(load(directory)))
         before = ask()
-        more = self._tokenize(first=NUM_NEW_ITEMS)
-        generator.put_items(more, is_live=False)
-        ranker.put_items(more)
+        host.put_items(self._tokenize(first=NUM_NEW_ITEMS), is_live=False)
         for _ in range(2):
-            generator.put_events(events)
-            ranker.put_events(events)
+            host.put_events(events)
         return {"answers": before, "answers after inserts and events": ask()}
 
     def _tokenize(self, first: int = 0) -> list[Any]:

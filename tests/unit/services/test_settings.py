@@ -64,7 +64,7 @@ def test_the_variables_of_a_service_are_passed_over(
         ("HEADRACE_SERVICE_HOST", "gateway", "no such setting"),
         ("HEADRACE_GATEWAY_PORT", "tcp://nowhere", "no such setting"),
         ("HEADRACE_PORT_7400_TCP_ADR", "10.0.0.1", "no such setting"),
-        ("HEADRACE_XYZ", "1", "known are HEADRACE_BROKER, "),
+        ("HEADRACE_QWQWQW", "1", "known are HEADRACE_BROKER, "),
         ("HEADRACE_GATEWAY__MAX_K", "many", "HEADRACE_GATEWAY__MAX_K: Input should be a valid integer"),
         (
             "HEADRACE_GATEWAY__MAX_K",

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import grpc
 import grpc.aio
@@ -24,9 +23,10 @@ from protos.headrace.v1.release_pb2 import Release, ReleaseState
 from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest, TokenizeResponse
 from protos.headrace.v1.trends_pb2 import Trend
 from services.errors import BackendUnavailable, DeadlineExpired, NotFound
-from services.gateway.backends import Backends
 from services.gateway.engine import RecommendationEngine
+from services.gateway.models import PairedModels
 from services.gateway.recommendation_log import RecommendationLogWriter
+from services.gateway.remote import remote
 from services.gateway.views import Views
 from services.settings import Settings
 from services.wire.source_masks import mask_of
@@ -127,7 +127,8 @@ def world(history: HistoryStore, model: FakeModel) -> World:
         Settings(),
         history=FreshHistory(history),
         views=views,
-        backends=Backends(*[cast("object", model)] * 3),  # type: ignore[arg-type]
+        models=PairedModels(remote("generator", model.Generate), remote("ranker", model.Rank)),
+        tokenize=remote("tokenizer", model.Tokenize),
         log=RecommendationLogWriter(AsyncProducer("nowhere:0")),
     )
     return World(engine, views)

@@ -8,6 +8,7 @@ from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_DENSE
 from services.generator.serving import GeneratorServing
 from services.metrics import INVALID_SIDS, USER_STATES
+from services.model_host.host import ModelHost
 from services.wire.user_key import user_key
 from streaming.messages.meaning import EventMeaning
 from tests.factories import MODEL, make_history, make_release
@@ -16,7 +17,8 @@ from tests.factories import MODEL, make_history, make_release
 @pytest.fixture
 def serving() -> GeneratorServing:
     serving = GeneratorServing(SearchConfig(beam=10, num_dense=10), EventMeaning())
-    serving.swap(serving.load(make_release("one")))
+    host = ModelHost(serving)
+    host.swap(host.load(make_release("one")))
     return serving
 
 
@@ -76,13 +78,14 @@ def test_an_item_whose_semantic_id_is_not_its_own_is_counted_and_not_answered(
 
 def test_a_kept_user_gets_what_a_stranger_with_the_same_past_gets() -> None:
     keeping = GeneratorServing(SearchConfig(beam=10, num_dense=10), EventMeaning(), max_kept_users=10)
-    keeping.swap(keeping.load(make_release("one")))
+    host = ModelHost(keeping)
+    host.swap(host.load(make_release("one")))
     key = user_key("somebody")
-    assert not keeping.knows_user(key)
+    assert not keeping.wants(key)
     for past in ((1, 2, 3), (1, 2, 3), (1, 2, 3, 4, 5), tuple(range(25))):
         kept = keeping.generate_many([request_of(*past, user_key=key)])[0]
         assert_same(kept, keeping.generate_many([request_of(*past)])[0])
-    assert keeping.knows_user(key)
+    assert keeping.wants(key)
 
     hits = USER_STATES.labels("hit")
     newer = make_history(*range(26))
@@ -94,5 +97,5 @@ def test_a_kept_user_gets_what_a_stranger_with_the_same_past_gets() -> None:
     assert hits._value.get() == before + 1
     assert_same(kept, keeping.generate_many([request_of(*range(26))])[0])
 
-    keeping.swap(keeping.load(make_release("two", seed=2)))
-    assert not keeping.knows_user(key)
+    host.swap(host.load(make_release("two", seed=2)))
+    assert not keeping.wants(key)

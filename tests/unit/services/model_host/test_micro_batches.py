@@ -3,28 +3,12 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
 
-import grpc.aio
 import pytest
 
 from services.errors import DeadlineExpired, NotReady
 from services.model_host.micro_batches import MicroBatcher
 from services.model_host.model_thread import ModelThread
-
-
-class Call:
-    """The part of a servicer's context that is asked for."""
-
-    def __init__(self, left_s: float | None) -> None:
-        self._left_s = left_s
-
-    def time_remaining(self) -> float | None:
-        return self._left_s
-
-
-def call(left_s: float | None = None) -> "grpc.aio.ServicerContext[Any, Any]":
-    return cast("grpc.aio.ServicerContext[Any, Any]", Call(left_s))
 
 
 class Doubler:
@@ -62,19 +46,19 @@ async def test_what_waits_is_taken_together_by_kind_and_in_order(thread: ModelTh
     doubler = Doubler()
     batcher = doubler.batcher(thread, max_batch=3)
     gate, busy = await held(thread)
-    answers = [asyncio.create_task(batcher.answer(call(), n)) for n in (1, 200, 2, 3, 300, 4)]
+    answers = [asyncio.create_task(batcher.answer(n, 9.0)) for n in (1, 200, 2, 3, 300, 4)]
     await asyncio.sleep(0.01)
     gate.set()
     assert await asyncio.gather(*answers) == [2, 400, 4, 6, 600, 8]
     assert doubler.batches == [[1, 2, 3], [200, 300], [4]]
     await busy
-    assert await batcher.answer(call(), 5) == 10
+    assert await batcher.answer(5, 9.0) == 10
 
 
 async def test_a_batch_of_one_is_no_batching(thread: ModelThread) -> None:
     doubler = Doubler()
     batcher = doubler.batcher(thread, max_batch=1)
-    assert await asyncio.gather(*(batcher.answer(call(), n) for n in range(5))) == [0, 2, 4, 6, 8]
+    assert await asyncio.gather(*(batcher.answer(n, 9.0) for n in range(5))) == [0, 2, 4, 6, 8]
     assert doubler.batches == [[0], [1], [2], [3], [4]]
 
 
@@ -82,9 +66,9 @@ async def test_expired_and_cancelled_requests_are_never_worked_on(thread: ModelT
     doubler = Doubler()
     batcher = doubler.batcher(thread)
     gate, busy = await held(thread)
-    expired = asyncio.create_task(batcher.answer(call(0.0), 1))
-    cancelled = asyncio.create_task(batcher.answer(call(9.0), 2))
-    good = asyncio.create_task(batcher.answer(call(), 3))
+    expired = asyncio.create_task(batcher.answer(1, 0.0))
+    cancelled = asyncio.create_task(batcher.answer(2, 9.0))
+    good = asyncio.create_task(batcher.answer(3, 9.0))
     await asyncio.sleep(0.01)
     cancelled.cancel()
     await asyncio.sleep(0)
@@ -101,7 +85,7 @@ async def test_expired_and_cancelled_requests_are_never_worked_on(thread: ModelT
 async def test_a_failure_stays_its_own(thread: ModelThread) -> None:
     batcher = Doubler().batcher(thread)
     gate, busy = await held(thread)
-    answers = [asyncio.create_task(batcher.answer(call(), n)) for n in (12, 13, 14)]
+    answers = [asyncio.create_task(batcher.answer(n, 9.0)) for n in (12, 13, 14)]
     await asyncio.sleep(0.01)
     gate.set()
     first, failed, last = await asyncio.gather(*answers, return_exceptions=True)
@@ -115,4 +99,4 @@ async def test_nobody_waits_for_a_thread_that_was_closed() -> None:
     batcher = Doubler().batcher(thread)
     thread.close()
     with pytest.raises(NotReady):
-        await batcher.answer(call(), 1)
+        await batcher.answer(1, 9.0)

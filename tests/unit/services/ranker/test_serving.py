@@ -19,6 +19,7 @@ from protos.headrace.v1.generator_pb2 import Candidates
 from protos.headrace.v1.ranker_pb2 import RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CANDIDATE_SOURCE_BEAM, CANDIDATE_SOURCE_DENSE
 from services.errors import WrongRelease
+from services.model_host.host import ModelHost
 from services.ranker.serving import RankerServing
 from services.wire import translate
 from services.wire.source_masks import mask_of
@@ -32,10 +33,19 @@ def bundle() -> ReleaseBundle:
 
 
 @pytest.fixture
-def serving(bundle: ReleaseBundle) -> RankerServing:
-    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
-    serving.swap(serving.load(bundle))
-    return serving
+def serving() -> RankerServing:
+    return RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+
+
+@pytest.fixture
+def host(serving: RankerServing, bundle: ReleaseBundle) -> ModelHost:
+    """The ranker's, with a release live."""
+    host = ModelHost(serving)
+    host.swap(host.load(bundle))
+    return host
+
+
+pytestmark = pytest.mark.usefixtures("host")
 
 
 def make_request(**fields: object) -> RankRequest:
@@ -90,9 +100,9 @@ def test_a_state_that_does_not_fit_is_not_used(serving: RankerServing, bundle: R
 
 
 def test_the_release_before_answers_those_who_began_with_it_and_is_forgotten_then(
-    serving: RankerServing, monkeypatch: pytest.MonkeyPatch
+    serving: RankerServing, host: ModelHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serving.swap(serving.load(make_release("r2")))
+    host.swap(host.load(make_release("r2")))
     assert rank(serving, make_request(release_id="r1")).release_id == "r1"
     assert serving.has("r1")
     later_s = time.monotonic() + 60
@@ -107,26 +117,28 @@ def test_a_refused_release_leaves_nothing_of_its_statistics() -> None:
     refused = make_release("child", parent="parent", offsets={"interactions/0": 100})
     for n in range(9):
         refused.statistics.update(f"user-{n}", "item-1", ACTION_CLICK, TIME_MS)
-    serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
+    serving, alone = (RankerServing(100, search=SearchConfig(), meaning=EventMeaning()) for _ in range(2))
+    host, other = ModelHost(serving), ModelHost(alone)
     with pytest.raises(ValueError, match="features"):
-        serving.load(replace(refused, ranker=Ranker(MODEL, 3)))
-    served, alone = make_release("parent"), RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
-    loaded = serving.load(served)
-    assert loaded.scorer.statistics is served.statistics
-    serving.swap(loaded)
-    alone.swap(alone.load(make_release("parent")))
+        host.load(replace(refused, ranker=Ranker(MODEL, 3)))
+    served = make_release("parent")
+    loaded = host.load(served)
+    assert loaded[1][0].scorer.statistics is served.statistics
+    host.swap(loaded)
+    other.swap(other.load(make_release("parent")))
     assert scores(rank(serving, make_request())) == scores(rank(alone, make_request()))
 
 
-def test_the_next_release_keeps_the_statistics_that_are_live(serving: RankerServing) -> None:
+def test_the_next_release_keeps_the_statistics_that_are_live(serving: RankerServing, host: ModelHost) -> None:
     event = Event(event_id="e", user_id="u", item_id="item-9", action=ACTION_CLICK, event_time_ms=TIME_MS)
     serving.put_events([event])
-    before = serving.load(make_release("r2"))
-    assert before.scorer.statistics.num_events == 2
-    serving.swap(before)
+    loaded = host.load(make_release("r2"))
+    statistics = loaded[1][0].scorer.statistics
+    assert statistics.num_events == 2
+    host.swap(loaded)
     event.event_id = "f"
     serving.put_events([event])
-    assert before.scorer.statistics.num_events == 3
+    assert statistics.num_events == 3
 
 
 class CountingStatistics(LiveStatistics):
@@ -142,11 +154,12 @@ class CountingStatistics(LiveStatistics):
 def test_loading_beside_the_model_thread_reads_no_live_statistics(bundle: ReleaseBundle) -> None:
     live = CountingStatistics(bundle.statistics.config)
     serving = RankerServing(100, search=SearchConfig(), meaning=EventMeaning())
-    serving.swap(serving.load(replace(bundle, statistics=live)))
+    host = ModelHost(serving)
+    host.swap(host.load(replace(bundle, statistics=live)))
     num_reads = live.num_reads
-    loaded = serving.load(make_release("r2"))
+    loaded = host.load(make_release("r2"))
     assert live.num_reads == num_reads
-    serving.swap(loaded)
+    host.swap(loaded)
     rank(serving, make_request())
     assert live.num_reads > num_reads
 

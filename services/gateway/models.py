@@ -1,40 +1,39 @@
-"""Generator, ranker and tokenizer as the gateway uses them: one pair of calls, one release.
+"""The models as the gateway asks them: a ranking by one release, a ranking without the ranker, or none.
 
-Turns what the network says into what the answer needs: a ranking, a ranking without the ranker, or
-None when no model can answer. Knows nothing of policy or fallback.
+`Models` is what the engine needs; `PairedModels` asks generator and ranker one after the other, wherever they
+are. Knows no policy, no fallback and no network.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
-
-import grpc
-import grpc.aio
-import structlog
+from typing import Protocol, TypeVar
 
 from protos.headrace.v1.events_pb2 import HistoryEvent
-from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
-from protos.headrace.v1.items_pb2 import SemanticId
+from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest, GenerateResponse
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CandidateSource
-from protos.headrace.v1.tokenizer_pb2 import TokenizeRequest
-from services.errors import BackendUnavailable, DeadlineExpired, NotFound, WrongRelease
+from services.errors import BackendUnavailable, NotFound, WrongRelease
 from services.gateway.ranking import RankedItem, Ranking
-from services.rpc.clients import passed_on
 
-if TYPE_CHECKING:
-    from protos.headrace.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
-    from protos.headrace.v1.ranker_pb2_grpc import RankerServiceAsyncStub
-    from protos.headrace.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+Request = TypeVar("Request", contravariant=True)
+Response = TypeVar("Response", covariant=True)
 
 # Seconds that a call to a service behind this one may take; raises DeadlineExpired if none are left.
 TimeLeft = Callable[[], float]
 
-log = structlog.get_logger(__name__)
 # A release goes live in generator and ranker at slightly different moments: a second try finds both on it.
 _PAIR_ATTEMPTS = 2
+
+
+class Call(Protocol[Request, Response]):
+    """One method of a service behind this one.
+
+    Takes a request and the seconds it may take; raises DeadlineExpired, WrongRelease, BackendUnavailable.
+    """
+
+    async def __call__(self, request: Request, left_s: float) -> Response: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +58,32 @@ class Explained:
     release_id: str
 
 
-class Backends:
-    """The services behind the gateway. Stage latencies go into the caller's dict, in milliseconds."""
-
-    def __init__(
-        self,
-        generator: "GeneratorServiceAsyncStub",
-        ranker: "RankerServiceAsyncStub",
-        tokenizer: "TokenizerServiceAsyncStub",
-    ) -> None:
-        self._generator = generator
-        self._ranker = ranker
-        self._tokenizer = tokenizer
+class Models(Protocol):
+    """What makes rankings. Stage latencies go into the caller's dict, in milliseconds."""
 
     async def ranking(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> Ranking | None:
         """The model's answer, or None if the generator gives none; raises DeadlineExpired."""
+        ...
+
+    async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> Explained:
+        """How the ranker sees `item_id` among the user's candidates.
+
+        Raises NotFound if the release does not hold the item, BackendUnavailable, DeadlineExpired.
+        """
+        ...
+
+
+class PairedModels:
+    """`Models` of a generator and a ranker that are asked one after the other, for the same release."""
+
+    def __init__(
+        self, generate: Call[GenerateRequest, GenerateResponse], rank: Call[RankRequest, RankResponse]
+    ) -> None:
+        self._generate_by = generate
+        self._rank_by = rank
+
+    async def ranking(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> Ranking | None:
+        """As `Models.ranking`."""
         for attempt in range(1, _PAIR_ATTEMPTS + 1):
             try:
                 generated = await self._generate(ask, left, latency_ms)
@@ -84,17 +94,14 @@ class Backends:
             except WrongRelease:
                 if attempt < _PAIR_ATTEMPTS:
                     continue
-                return _unranked(generated)
+                return unranked(generated.candidates, generated.release_id)
             except BackendUnavailable:
-                return _unranked(generated)
+                return unranked(generated.candidates, generated.release_id)
             return Ranking(items=_items(ranked), release_id=ranked.release_id, degraded=False)
         raise AssertionError("unreachable")
 
     async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> Explained:
-        """How the ranker sees `item_id` among the user's candidates.
-
-        Raises NotFound if the release does not hold the item, BackendUnavailable, DeadlineExpired.
-        """
+        """As `Models.explain`."""
         for attempt in range(1, _PAIR_ATTEMPTS + 1):
             generated = await self._generate(ask, left, {})
             request = rank_request(ask, generated)
@@ -115,51 +122,24 @@ class Backends:
             raise NotFound(f"item {item_id} is not in release {ranked.release_id}")
         raise AssertionError("unreachable")
 
-    async def semantic_id(self, item_id: str, left: TimeLeft) -> SemanticId:
-        """The live semantic ID of an item; raises NotFound, BackendUnavailable, DeadlineExpired."""
-        try:
-            response = await self._tokenizer.Tokenize(
-                TokenizeRequest(item_ids=[item_id]), timeout=left(), metadata=passed_on()
-            )
-        except grpc.aio.AioRpcError as error:
-            raise _failure("tokenizer", error) from error
-        if item_id not in response.sids:
-            raise NotFound(f"item {item_id} has no semantic ID")
-        return response.sids[item_id]
-
     async def _generate(self, ask: Ask, left: TimeLeft, latency_ms: dict[str, float]) -> GenerateResponse:
         request = generate_request(ask)
         start = perf_counter()
         try:
-            return await self._generator.Generate(request, timeout=left(), metadata=passed_on())
-        except grpc.aio.AioRpcError as error:
-            raise _failure("generator", error) from error
+            return await self._generate_by(request, left())
         finally:
             _add_ms(latency_ms, "generate", start)
 
     async def _rank(self, request: RankRequest, left: TimeLeft, latency_ms: dict[str, float]) -> RankResponse:
         start = perf_counter()
         try:
-            return await self._ranker.Rank(request, timeout=left(), metadata=passed_on())
-        except grpc.aio.AioRpcError as error:
-            raise _failure("ranker", error) from error
+            return await self._rank_by(request, left())
         finally:
             _add_ms(latency_ms, "rank", start)
 
 
 def _add_ms(latency_ms: dict[str, float], stage: str, start: float) -> None:
     latency_ms[stage] = latency_ms.get(stage, 0.0) + (perf_counter() - start) * 1_000
-
-
-def _failure(
-    backend: str, error: grpc.aio.AioRpcError
-) -> DeadlineExpired | WrongRelease | BackendUnavailable:
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExpired(f"the {backend} did not answer in time")
-    if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-        return WrongRelease(f"the {backend} serves another release")
-    log.warning("backend_failed", backend=backend, code=error.code().name, details=error.details())
-    return BackendUnavailable(f"the {backend} does not answer")
 
 
 def generate_request(ask: Ask) -> GenerateRequest:
@@ -191,13 +171,12 @@ def _items(ranked: RankResponse) -> Iterable[RankedItem]:
     return map(RankedItem, ranked.item_ids, ranked.scores, ranked.source_masks)
 
 
-def _unranked(generated: GenerateResponse) -> Ranking:
+def unranked(proposed: Candidates, release_id: str) -> Ranking:
     """The generator's own order; its scores are of different kinds, so the position is the score."""
-    proposed = generated.candidates
     items = (
         RankedItem(item_id, 1.0 / position, mask)
         for position, (item_id, mask) in enumerate(
             zip(proposed.item_ids, proposed.source_masks, strict=True), 1
         )
     )
-    return Ranking(items=items, release_id=generated.release_id, degraded=True)
+    return Ranking(items=items, release_id=release_id, degraded=True)
