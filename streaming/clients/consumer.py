@@ -33,7 +33,8 @@ __all__ = ["PartitionConsumer", "Record", "describe_hidden"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
-_FETCH_MAX_WAIT_MS = 500
+# A broker answers a fetch as soon as there is something; an idle reader asks once in so long.
+_FETCH_MAX_WAIT_MS = 5_000
 
 
 class PartitionConsumer:
@@ -108,9 +109,10 @@ class PartitionConsumer:
         """
 
         def ask(consumer: KafkaConsumer) -> dict[str, int]:
-            # In this order: what comes between the two answers is not taken for hidden.
-            highwater = self._high_watermarks(self._partitions)
-            reachable = consumer.end_offsets(self._partitions)
+            # In this order: what comes between the two answers is not taken for hidden. By another connection
+            # than the consumer's: there, they would wait for the fetch that is under way.
+            highwater = self._ends(IsolationLevel.READ_UNCOMMITTED, self._partitions)
+            reachable = self._ends(IsolationLevel.READ_COMMITTED, self._partitions)
             self._hidden = {
                 name_of(partition): max(0, highwater[partition] - end) for partition, end in reachable.items()
             }
@@ -223,7 +225,8 @@ class PartitionConsumer:
         end = consumer.end_offsets(self._partitions)
 
         def is_hidden(partition: TopicPartition, offset: int) -> bool:
-            return bool(end[partition] < offset <= self._high_watermarks([partition])[partition])
+            highwater = self._ends(IsolationLevel.READ_UNCOMMITTED, [partition])
+            return bool(end[partition] < offset <= highwater[partition])
 
         self._rewound |= settle(self._offsets, first, end, stage=self._stage, is_hidden=is_hidden)
         self._seek(consumer, self._offsets)
@@ -243,11 +246,13 @@ class PartitionConsumer:
         self._disconnect()
         time.sleep(max(0.0, min(self._backoff.next_s(), deadline - time.monotonic())))
 
-    def _high_watermarks(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """The offset after the last record of each partition, committed or not."""
+    def _ends(
+        self, isolation: IsolationLevel, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """The offset after the last record of each partition that a reader of this isolation gets to."""
         try:
             answer = self._connected_admin().list_partition_offsets(
-                dict.fromkeys(partitions, OffsetSpec.LATEST), IsolationLevel.READ_UNCOMMITTED
+                dict.fromkeys(partitions, OffsetSpec.LATEST), isolation
             )
         except (KafkaError, OSError):
             self._disconnect_admin()  # the next one finds out at once whether anybody listens

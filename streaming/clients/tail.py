@@ -19,7 +19,11 @@ from streaming.messages.records import Record, text_key
 
 logger = logging.getLogger(__name__)
 
-_POLL_MS = 500
+# A broker answers a fetch as soon as there is something; an idle reader asks once in so long.
+_FETCH_MAX_WAIT_MS = 5_000
+_POLL_MS = 10_000
+# Until it has caught up: what holds no record for a reader (a transaction's mark) moves its place as well.
+_CATCH_UP_POLL_MS = 250
 _MAX_RECORDS = 500
 _CONNECT_TIMEOUT_S = 30.0
 
@@ -51,7 +55,7 @@ async def tail(
     try:
         while True:
             try:
-                records = await follower.fetch()
+                records = await follower.fetch(_POLL_MS if told else _CATCH_UP_POLL_MS)
             except (KafkaError, TimeoutError, OSError) as error:
                 logger.warning("tail_waits_for_broker", extra={"topics": list(topics), "error": repr(error)})
                 await follower.disconnect()
@@ -90,15 +94,15 @@ class _Follower:
         self._partitions: list[TopicPartition] = []
         self._end: dict[TopicPartition, int] | None = None
 
-    async def fetch(self) -> list[Record]:
-        """The next valid records, none if none came in half a second."""
+    async def fetch(self, timeout_ms: int) -> list[Record]:
+        """The next valid records, none if none came in `timeout_ms`."""
         if self._consumer is None:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await self._connect()
         consumer = self._consumer
         assert consumer is not None
         try:
-            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            fetched = await consumer.getmany(timeout_ms=timeout_ms, max_records=_MAX_RECORDS)
         except OffsetOutOfRangeError:
             await self._clamp(consumer, await consumer.beginning_offsets(self._partitions))
             return []
@@ -128,7 +132,9 @@ class _Follower:
             auto_offset_reset="none",
             enable_auto_commit=False,
             isolation_level="read_committed",
-            fetch_max_wait_ms=_POLL_MS // 2,
+            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+            # how often its background task looks around; five times a second otherwise
+            consumer_timeout_ms=_FETCH_MAX_WAIT_MS,
         )
         try:
             await consumer.start()

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from streaming.clients.consumer import PartitionConsumer
 from streaming.clients.dead_letter import DeadLetters
 from streaming.errors import BrokerUnavailable
-from streaming.histories.store import HistoryStore
+from streaming.histories.store import ApplyReport, HistoryStore
 from streaming.messages.topics import INTERACTIONS
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH_EVENTS = 1_000
-_POLL_S = 0.5
+_POLL_S = 1.0
 _LAG_INTERVAL_S = 5.0
 GROUP_ID = "headrace-projector"
 
@@ -53,14 +53,17 @@ def project(
 
     Waits for a broker that is away. Raises what the history store raises (a full disk, for one).
     """
-    next_lag_s = 0.0
+    next_lag_s, stored = 0.0, history.offsets()
     with PartitionConsumer(
-        bootstrap, [INTERACTIONS], offsets=history.offsets(), dead_letters=dead_letters, stage="projector"
+        bootstrap, [INTERACTIONS], offsets=stored, dead_letters=dead_letters, stage="projector"
     ) as consumer:
         while not stop.is_set():
             records = consumer.poll(_MAX_BATCH_EVENTS, _POLL_S)
             history.rewind(consumer.take_rewound())
-            applied = history.apply(records, consumer.offsets)
+            applied = ApplyReport()
+            if consumer.offsets != stored:
+                stored = consumer.offsets
+                applied = history.apply(records, stored)
             now_ms = time.time() * 1000
             lag = None
             if time.monotonic() >= next_lag_s:

@@ -45,8 +45,8 @@ async def test_idle_consumers_ask_seldom_and_get_records_at_once(
     reading = asyncio.create_task(follow(bootstrap, ITEMS, take, on_caught_up=caught_up.set))
     await caught_up.wait()
     num_requests = 0
-    await asyncio.sleep(1.0)
-    assert num_requests < 60
+    await asyncio.sleep(3.0)
+    assert num_requests <= 2
     async with AsyncProducer(bootstrap) as producer:
         await producer.send(ITEMS, "first", Item(item_id="first"))
         await arrived.wait()
