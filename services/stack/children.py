@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import BackendUnavailable
+from services.stack.forks import Forked
 
 SERVICES = ("projector", "trends", "tokenizer", "generator", "ranker", "learner", "gateway")
 BROKER = "broker"
 # One process of the layout "together" for three services.
 TOGETHER = "serving"
 _SHARING = ("generator", "ranker", "gateway")
-MODULES = {name: f"services.{name}" for name in (*SERVICES, TOGETHER)} | {
+MODULES = {name: f"services.{name}.__main__" for name in (*SERVICES, TOGETHER)} | {
     BROKER: "services.stack.broker_host"
 }
 # Those that have something to serve only with a release.
@@ -43,7 +44,7 @@ class Child:
     """One service as a child process, writing to its own log file."""
 
     name: str
-    process: asyncio.subprocess.Process
+    process: Forked
     log_path: Path
 
     def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:

@@ -9,11 +9,10 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -35,6 +34,7 @@ from services.stack.children import (
     processes_of,
     stop_all,
 )
+from services.stack.forks import Forks
 from services.stack.ports import check_ports
 from streaming.clients.topic_admin import create_topics, existing_topics
 from streaming.errors import BrokerUnavailable
@@ -65,7 +65,15 @@ class Stack:
         self._embedded_broker = embedded_broker
         self._down: set[str] = set()
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._forks = Forks(settings.torch_threads)
         self._say: Callable[[str], None] = lambda line: None
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of all that it runs, by name; `template` is what the others are forked from."""
+        pids = {name: child.process.pid for name, child in self.processes.items()}
+        template = self._forks.template_pid
+        return pids if template is None else pids | {"template": template}
 
     @property
     def degraded(self) -> list[str]:
@@ -109,8 +117,8 @@ class Stack:
         """Starts the process of one service, also one that was stopped before, without waiting for it."""
         name = process_of(name, self.settings.layout)
         log_path = self.log_dir / f"{name}.log"
-        with self._open_log(log_path) as log:
-            process = await self._spawn(name, log)
+        log = str(log_path) if self._can_log(log_path) else os.devnull
+        process = await self._forks.start(MODULES[name], to_environment(self.settings), log)
         child = Child(name=name, process=process, log_path=log_path)
         self.processes[name] = child
         return child
@@ -126,14 +134,15 @@ class Stack:
         await self.start_service(name)
         self._keepers[name] = asyncio.ensure_future(self._keep(name))
 
-    def _open_log(self, path: Path) -> IO[bytes]:
-        """The log for appending; nothing is kept where it cannot be opened, on a full disk for one."""
+    def _can_log(self, path: Path) -> bool:
+        """Whether the log can be written; it cannot on a full disk, for one, and then nothing is kept."""
         try:
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            return path.open("ab")
+            path.open("ab").close()
         except OSError as error:
             self._say(f"{path} cannot be written: {error.strerror}")
-            return Path(os.devnull).open("ab")
+            return False
+        return True
 
     async def wait_ready(self, progress: Progress = quietly) -> None:
         """Returns when every serving service has loaded a live release and is warm."""
@@ -167,6 +176,7 @@ class Stack:
         names = reversed(processes_of(self.settings.layout))
         await stop_all([self.processes[name] for name in names if name in self.processes])
         await stop_all([self.processes[name] for name in (BROKER,) if name in self.processes])
+        await self._forks.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -212,20 +222,6 @@ class Stack:
         for child in self.processes.values():
             if child.process.returncode is not None:
                 raise ChildDied(child)
-
-    async def _spawn(self, name: str, log: IO[bytes]) -> asyncio.subprocess.Process:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-        threads = str(self.settings.torch_threads)
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "services.stack.launch", str(os.getpid()), MODULES[name]),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=asyncio.subprocess.STDOUT,
-            env=inherited | {"OMP_NUM_THREADS": threads} | to_environment(self.settings),
-            # Ctrl-C reaches the supervisor alone, which then stops the children in order.
-            start_new_session=True,
-        )
 
     async def _wait_serving(
         self, stage: str, health_name: str, names: tuple[str, ...], progress: Progress

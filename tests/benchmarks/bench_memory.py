@@ -46,7 +46,7 @@ async def measure(world: World, *, quick: bool) -> list[dict[str, Any]]:
         stack = Stack(settings_for(root))
         console.print("starting the services")
         async with stack:
-            pids = {name: child.process.pid for name, child in stack.processes.items()}
+            pids = stack.pids
             await asyncio.sleep(idle_s)
             idle_mb = {name: pss_mb(pid) for name, pid in pids.items()}
             before = {name: cpu_s(pid) for name, pid in pids.items()}

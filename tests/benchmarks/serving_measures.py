@@ -152,7 +152,7 @@ async def recommend_rows(bench: Bench, learner: str) -> list[Row]:
     loads: list[tuple[str, int]] = [("1 client", 1), ("20 requests/s", 0)]
     loads += [(f"{number} clients", number) for number in bench.plan.num_clients]
     for load, num_clients in loads:
-        pids = {name: child.process.pid for name, child in bench.stack.processes.items()}
+        pids = bench.stack.pids
         cpu_before, learned_before = cpu_seconds(pids), await bench.num_learned()
         if num_clients:
             answers = await closed_loop(

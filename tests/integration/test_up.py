@@ -180,12 +180,12 @@ def test_kill_9_of_up_leaves_no_orphan(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     environment = os.environ | to_environment(settings) | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from services.cli.main import main; main()", "up", "--embedded-broker"]
-    num_children = len(processes_of(settings.layout)) + 1
+    num_children = len(processes_of(settings.layout)) + 2  # the broker, and what they are forked from
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as up:
         deadline = time.monotonic() + 60
-        while len(children := children_of(up.pid)) < num_children and time.monotonic() < deadline:
+        while len(children := descendants_of(up.pid)) < num_children and time.monotonic() < deadline:
             time.sleep(0.2)
         assert len(children) == num_children
         # A child that has not yet asked for the signal sees that its parent is gone.
@@ -313,10 +313,11 @@ async def test_a_full_disk_fails_no_request(tmp_path: Path) -> None:
         assert len(records) == 20
 
 
-def children_of(pid: int) -> list[int]:
-    """The ids of a process's children."""
-    return [
+def descendants_of(pid: int) -> list[int]:
+    """The ids of a process's children, and of theirs."""
+    children = [
         int(child)
         for path in Path(f"/proc/{pid}/task").glob("*/children")
         for child in path.read_text().split()
     ]
+    return children + [one for child in children for one in descendants_of(child)]

@@ -1,0 +1,129 @@
+"""The processes of a stack as forks of one template (`services.stack.template`), for an event loop."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from services.environment import PREFIX
+from services.errors import BackendUnavailable
+
+_STOP_S = 5.0
+
+
+class Forked:
+    """One fork, with the part of `asyncio.subprocess.Process` that a supervisor needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; minus the signal's number where one ended it."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal; nothing if it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def note_end(self, code: int) -> None:
+        """Its parent has seen it end."""
+        self.returncode = code
+        self._ended.set()
+
+
+class Forks:
+    """Starts modules as forks; the template is started with the first, and again after it died."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._template: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._starting: deque[asyncio.Future[Forked]] = deque()
+        self._running: dict[int, Forked] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def template_pid(self) -> int | None:
+        """The template's process id, while it runs."""
+        return None if self._template is None else self._template.pid
+
+    async def start(self, module: str, environment: Mapping[str, str], log_path: str) -> Forked:
+        """Runs `main()` of a module in a process of its own that writes to a log.
+
+        `environment` holds its `HEADRACE_*` variables. Raises BackendUnavailable if the template ends.
+        """
+        async with self._lock:
+            template = await self._living_template()
+            started: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+            self._starting.append(started)
+            request = {"module": module, "environment": dict(environment), "log": log_path}
+            assert template.stdin is not None
+            template.stdin.write(json.dumps(request).encode() + b"\n")
+            return await started
+
+    async def stop(self) -> None:
+        """Ends the template; whatever still runs ends with it."""
+        template, self._template = self._template, None
+        if template is None:
+            return
+        assert template.stdin is not None
+        template.stdin.close()
+        try:
+            await asyncio.wait_for(template.wait(), _STOP_S)
+        except TimeoutError:
+            template.kill()
+            await template.wait()
+        if self._reading is not None:
+            await self._reading
+
+    async def _living_template(self) -> asyncio.subprocess.Process:
+        if self._template is not None and self._template.returncode is None:
+            return self._template
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self._template = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.stack.template"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=inherited | {"OMP_NUM_THREADS": str(self._num_threads)},
+            start_new_session=True,
+        )
+        self._reading = asyncio.create_task(self._read(self._template))
+        return self._template
+
+    async def _read(self, template: asyncio.subprocess.Process) -> None:
+        """Takes what the template says until it ends."""
+        assert template.stdout is not None
+        async for line in template.stdout:
+            self._take(json.loads(line))
+        code = await template.wait()
+        while self._starting:
+            error = BackendUnavailable(f"the process that services are forked from ended with code {code}")
+            self._starting.popleft().set_exception(error)
+        # they were told to end by the kernel
+        for forked in self._running.values():
+            forked.note_end(-signal.SIGTERM)
+        self._running.clear()
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        if "started" in said:
+            forked = self._running[said["started"]] = Forked(said["started"])
+            self._starting.popleft().set_result(forked)
+        elif "ended" in said:
+            self._running.pop(said["ended"]).note_end(said["code"])

@@ -1,0 +1,79 @@
+"""Services forked from one template: exit codes, logs, settings, and an end with whoever started them."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.stack.forks import Forked, Forks
+
+pytestmark = pytest.mark.integration
+
+_MODULE = """
+import os, signal, sys, time
+
+def main():
+    print(os.environ.get("HEADRACE_SAYS"), os.environ.get("HEADRACE_LEFT_OVER"), flush=True)
+    if os.environ["HEADRACE_SAYS"] == "leave":
+        sys.exit(3)
+    if os.environ["HEADRACE_SAYS"] == "fail":
+        raise ValueError("on purpose")
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+async def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Forks]:
+    (tmp_path / "sleeper.py").write_text(_MODULE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("HEADRACE_LEFT_OVER", "1")
+    forks = Forks(1)
+    yield forks
+    await forks.stop()
+
+
+async def ended(forked: Forked) -> int:
+    return await asyncio.wait_for(forked.wait(), 20)
+
+
+async def written(log: Path) -> str:
+    deadline = time.monotonic() + 20
+    while not (text := log.read_text() if log.exists() else "") and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return text
+
+
+async def test_forks_say_how_they_ended_and_write_to_their_own_logs(forks: Forks, tmp_path: Path) -> None:
+    async def start(says: str) -> Forked:
+        return await forks.start("sleeper", {"HEADRACE_SAYS": says}, str(tmp_path / f"{says}.log"))
+
+    left, failed, killed, told = [await start(says) for says in ("leave", "fail", "kill", "tell")]
+    assert await ended(left) == 3
+    assert await ended(failed) == 1
+    assert "ValueError: on purpose" in (tmp_path / "fail.log").read_text()
+    assert await written(tmp_path / "kill.log") == "kill None\n"
+    assert await written(tmp_path / "tell.log") == "tell None\n"
+    killed.kill()
+    assert await ended(killed) == killed.returncode == -signal.SIGKILL
+    told.terminate()
+    assert await ended(told) == -signal.SIGTERM
+    told.terminate()
+
+
+async def test_forks_end_with_their_template_and_the_next_has_a_new_one(forks: Forks, tmp_path: Path) -> None:
+    log = tmp_path / "sleep.log"
+    first = await forks.start("sleeper", {"HEADRACE_SAYS": "sleep"}, str(log))
+    assert await written(log)
+    assert forks.template_pid is not None
+    os.kill(forks.template_pid, signal.SIGKILL)
+    assert await ended(first) == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{first.pid}").exists() and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    assert not Path(f"/proc/{first.pid}").exists()
+    second = await forks.start("sleeper", {"HEADRACE_SAYS": "leave"}, str(log))
+    assert await ended(second) == 3
