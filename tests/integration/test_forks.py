@@ -3,8 +3,7 @@
 import asyncio
 import os
 import signal
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -41,10 +40,22 @@ async def ended(forked: Forked) -> int:
 
 
 async def written(log: Path) -> str:
-    deadline = time.monotonic() + 20
-    while not (text := log.read_text() if log.exists() else "") and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    return text
+    await until(lambda: read(log) != "")
+    return read(log)
+
+
+def read(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (a file, and a process that is no child of ours)
+            await asyncio.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 async def test_forks_say_how_they_ended_and_write_to_their_own_logs(forks: Forks, tmp_path: Path) -> None:
@@ -54,7 +65,7 @@ async def test_forks_say_how_they_ended_and_write_to_their_own_logs(forks: Forks
     left, failed, killed, told = [await start(says) for says in ("leave", "fail", "kill", "tell")]
     assert await ended(left) == 3
     assert await ended(failed) == 1
-    assert "ValueError: on purpose" in (tmp_path / "fail.log").read_text()
+    assert "ValueError: on purpose" in read(tmp_path / "fail.log")
     assert await written(tmp_path / "kill.log") == "kill None\n"
     assert await written(tmp_path / "tell.log") == "tell None\n"
     killed.kill()
@@ -71,9 +82,6 @@ async def test_forks_end_with_their_template_and_the_next_has_a_new_one(forks: F
     assert forks.template_pid is not None
     os.kill(forks.template_pid, signal.SIGKILL)
     assert await ended(first) == -signal.SIGTERM
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{first.pid}").exists() and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    assert not Path(f"/proc/{first.pid}").exists()
+    await until(lambda: not is_running(first.pid))
     second = await forks.start("sleeper", {"HEADRACE_SAYS": "leave"}, str(log))
     assert await ended(second) == 3
