@@ -24,8 +24,9 @@ from models.kernels.beam_step_cpu import (
     write_open_children,
 )
 from models.kernels.compiled import compiled, compiled_fast
-from models.kernels.layers_cpu import gelu_inplace, linear, normalised
+from models.kernels.layers_cpu import linear, normalised
 from models.kernels.level import Level
+from models.kernels.vector_math import gelu
 
 MAX_CODES = 9  # of an item: as many as `models.networks.config.ModelConfig` allows
 
@@ -223,7 +224,7 @@ def _hidden(
         )
     token_QD += linear(seen_QD, weights.seen_DD, weights.seen_bias_D)
     wide_QF = linear(normalised(token_QD), weights.wide_DF, weights.wide_bias_F)
-    gelu_inplace(wide_QF.reshape(-1))
+    gelu(wide_QF)
     token_QD += linear(wide_QF, weights.narrow_FD, weights.narrow_bias_D)
     return normalised(token_QD)
 

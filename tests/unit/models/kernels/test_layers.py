@@ -5,16 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.kernels.layers_cpu import gelu_inplace, linear, normalised
-
-
-def test_gelu_is_exact_everywhere() -> None:
-    x_n = np.concatenate(
-        [np.linspace(-12, 12, 1_000_001), [0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6, 3.4e38, -3.4e38]]
-    ).astype(np.float32)
-    expected_n = functional.gelu(torch.from_numpy(x_n).double()).numpy()
-    gelu_inplace(x_n)
-    np.testing.assert_allclose(x_n, expected_n, atol=1.5e-6, rtol=1e-6)
+from models.kernels.layers_cpu import linear, normalised
 
 
 @pytest.mark.parametrize(
