@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from models.arrays import Float32Array, Int64Array
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import Beams, SearchResult
+from models.decoding.exclusions import flat_exclusions
 from models.kernels.decode_cpu import MAX_CODES, DecoderArrays, TrieArrays, decode
 from models.kernels.level import Level
 from models.networks.depth_decoder import DepthDecoder
 
-_NO_ROWS = np.zeros(0, np.int64)
-_NO_NODES = np.zeros(0, np.int32)
-_NO_LEVEL = Level(_NO_NODES, np.zeros(0, np.int16), _NO_NODES, _NO_ROWS, _NO_ROWS, _NO_NODES)
+_NO_NODES, _NO_TAIL = np.zeros(0, np.int32), np.zeros(0, np.int64)
+_NO_LEVEL = Level(_NO_NODES, np.zeros(0, np.int16), _NO_NODES, _NO_TAIL, _NO_TAIL, _NO_NODES)
 
 
 class CompiledSearch:
@@ -46,9 +46,6 @@ class CompiledSearch:
         """
         if k < 1 or beam < 1:
             raise ValueError("k and beam must be at least 1")
-        if exclude is not None and len(exclude) != len(state_BD):
-            raise ValueError(f"{len(exclude)} lists of excluded rows for a batch of {len(state_BD)}")
-        rows = [_NO_ROWS] * len(state_BD) if exclude is None else exclude
         found = decode(
             state_BD,
             self._weights,
@@ -56,8 +53,7 @@ class CompiledSearch:
             _trie_arrays(trie),
             k,
             beam,
-            np.concatenate([_NO_ROWS, *rows]),
-            np.cumsum([len(one) for one in rows]),
+            *flat_exclusions(exclude, len(state_BD)),
         )
         beams = tuple(
             Beams(

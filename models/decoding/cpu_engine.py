@@ -27,8 +27,8 @@ from models.networks.user_states import UserStates
 class CpuEngine:
     """A `models.decoding.engine.Engine`.
 
-    Matrix products of trunk and decoder run in `dtype`, by default the one that this machine was measured to
-    be fastest in; sums, norms and the ranker in float32.
+    Matrix products of the trunk run in `dtype`, by default the one that this machine was measured to be
+    fastest in; all else in float32. States have no gradient.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class CpuEngine:
         with self._inference.precision():
             return self._inference.recommender.extend(states, new, rows_ND)
 
-    @torch.no_grad()
     def decode(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
     ) -> SearchResult:
@@ -96,7 +95,6 @@ class CpuEngine:
         """
         return self._inference.search(_array(state_BD), self.catalogue.trie, k=k, beam=beam, exclude=exclude)
 
-    @torch.no_grad()
     def nearest(
         self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> list[tuple[Int64Array, Float32Array]]:
@@ -107,7 +105,6 @@ class CpuEngine:
         query_BD = dense_queries(_array(state_BD), self._inference.dense_head)
         return self._table.nearest(query_BD, k, allowed_N=self.catalogue.available_N, exclude=exclude)
 
-    @torch.no_grad()
     def dense_logits(self, state_BD: Tensor, row_BM: Tensor | None = None) -> Tensor:
         """Dense logits, float32 [B, M], of rows (int64, each >= 0) for each state; [B, N] of all rows."""
         head = self._inference.dense_head

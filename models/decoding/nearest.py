@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from models.arrays import BoolArray, Float32Array, Int8Array, Int64Array
+from models.decoding.exclusions import flat_exclusions
 from models.kernels.nearest_cpu import MAX_CODE, nearest_rows
 
-_NO_ROWS = np.zeros(0, np.int64)
 # What a float32 sum of products may be off by, as a share of both lengths: enough for 800 numbers.
 _ROUNDING = 1e-4
 
@@ -76,16 +76,12 @@ class NearestIndex:
         """
         if k < 1:
             raise ValueError("k must be at least 1")
-        if exclude is not None and len(exclude) != len(query_BD):
-            raise ValueError(f"{len(exclude)} lists of excluded rows for {len(query_BD)} queries")
-        rows = [_NO_ROWS] * len(query_BD) if exclude is None else exclude
         row_BK, product_BK, found_B = nearest_rows(
             query_BD,
             *self._used,
             vector_ND,
             allowed_N,
-            np.concatenate([_NO_ROWS, *rows]),
-            np.cumsum([len(one) for one in rows]),
+            *flat_exclusions(exclude, len(query_BD)),
             k,
         )
         return [
