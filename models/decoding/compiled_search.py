@@ -85,8 +85,8 @@ def _arrays(decoder: DepthDecoder) -> DecoderArrays:
     assert isinstance(narrow, nn.Linear)
     wide_DF, wide_bias_F = _affine(wide, block.ffn_norm)
     narrow_FD, narrow_bias_D = _affine(narrow)
-    logit_CVD = decoder.norm.weight.double() * decoder.output_weight.double().transpose(1, 2)
-    logit_bias_CV = decoder.output_bias + decoder.norm.bias.double() @ decoder.output_weight.double()
+    logit_CVD = decoder.norm.weight * decoder.output_weight.transpose(1, 2)
+    logit_bias_CV = decoder.output_bias + decoder.norm.bias @ decoder.output_weight
     return DecoderArrays(
         *map(
             _contiguous,
@@ -113,11 +113,11 @@ def _arrays(decoder: DepthDecoder) -> DecoderArrays:
 
 
 def _affine(linear: nn.Linear, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
-    """Weight [I, O] and bias [O], float64, with what the norm before it multiplies and adds."""
-    weight_IO, bias_O = linear.weight.T.double(), linear.bias.double()
+    """Weight [I, O] and bias [O] with what the norm before it multiplies and adds."""
+    weight_IO, bias_O = linear.weight.T, linear.bias
     if norm is None:
         return weight_IO, bias_O
-    return norm.weight[:, None] * weight_IO, bias_O + norm.bias.double() @ weight_IO
+    return norm.weight[:, None] * weight_IO, bias_O + norm.bias @ weight_IO
 
 
 def _contiguous(tensor: Tensor) -> Float32Array:
