@@ -1,7 +1,7 @@
 """`python -m models.compilation.precompile`: compiles the CPU kernels now, so that no service does later.
 
-It takes some seconds and stays on disk beside the sources; each function has one signature, that of the
-calls below.
+It takes a minute and stays on disk beside the sources; each function has one signature, that of the calls
+below.
 """
 
 import numpy as np
@@ -9,8 +9,10 @@ import torch
 
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import beam_search
+from models.decoding.compiled_search import CompiledSearch
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.kernels.dense_head_cpu import DenseHead, dense_logits, dense_queries
 from models.networks.depth_decoder import DepthDecoder
 from models.ranking.config import StatisticsConfig
 from models.ranking.feature_columns import FeatureInputs
@@ -26,9 +28,14 @@ def precompile() -> None:
     ).eval()
     decoding = decoder.tables().start(torch.zeros(1, 8))
     beam_search(decoding.logits, trie, batch_size=1, k=2, beam=2, exclude=[np.array([0])])
+    CompiledSearch(decoder)(np.zeros((1, 8), np.float32), trie, k=2, beam=2, exclude=[np.array([0])])
+    vector_ND = np.eye(3, 2, dtype=np.float32)
+    head = DenseHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), 1.0)
+    query_BD = dense_queries(vector_ND[:1], head)
+    dense_logits(vector_ND[:1], head, vector_ND, np.zeros((1, 1), np.int64))
     nearest = NearestIndex(2)
-    nearest.put(0, torch.eye(3, 2))
-    nearest.search(torch.ones(1, 2), torch.eye(3, 2), 1, allowed_N=np.ones(3, np.bool_))
+    nearest.put(0, torch.from_numpy(vector_ND))
+    nearest.search(query_BD, vector_ND, 1, allowed_N=np.ones(3, np.bool_))
     node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
     _features_of_one()

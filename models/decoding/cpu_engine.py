@@ -7,15 +7,17 @@ Shapes: B requests, N catalogue rows, M candidates, D width.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.arrays import Float32Array, Int64Array
 from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
-from models.decoding.beam_search import SearchResult, beam_search
+from models.decoding.beam_search import SearchResult
 from models.decoding.inference import Inference
 from models.decoding.item_table import ItemTable
+from models.kernels.dense_head_cpu import dense_logits, dense_queries
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker, RankerOutput, RankingBatch
 from models.networks.recommender import GenerativeRecommender
@@ -25,8 +27,8 @@ from models.networks.user_states import UserStates
 class CpuEngine:
     """A `models.decoding.engine.Engine`.
 
-    Matrix products of trunk and decoder run in `dtype`, by default the one that this machine was measured to
-    be fastest in; sums, norms and the ranker in float32.
+    Matrix products of the trunk run in `dtype`, by default the one that this machine was measured to be
+    fastest in; all else in float32. States have no gradient.
     """
 
     def __init__(
@@ -83,7 +85,6 @@ class CpuEngine:
         with self._inference.precision():
             return self._inference.recommender.extend(states, new, rows_ND)
 
-    @torch.no_grad()
     def decode(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
     ) -> SearchResult:
@@ -92,18 +93,8 @@ class CpuEngine:
         Rows in `exclude` (int64, one array for each request) are not among them. Raises ValueError for a k or
         beam below 1.
         """
-        with self._inference.precision():
-            decoding = self._inference.tables.start(state_BD)
-            return beam_search(
-                decoding.logits,
-                self.catalogue.trie,
-                batch_size=len(state_BD),
-                k=k,
-                beam=beam,
-                exclude=exclude,
-            )
+        return self._inference.search(_array(state_BD), self.catalogue.trie, k=k, beam=beam, exclude=exclude)
 
-    @torch.no_grad()
     def nearest(
         self, state_BD: Tensor, *, k: int, exclude: Sequence[Int64Array] | None = None
     ) -> list[tuple[Int64Array, Float32Array]]:
@@ -111,16 +102,16 @@ class CpuEngine:
 
         Int64 rows and float32 logits, highest first, for each request. Raises ValueError for a k below 1.
         """
-        query_BD = self._recommender.dense_queries(state_BD).float()
+        query_BD = dense_queries(_array(state_BD), self._inference.dense_head)
         return self._table.nearest(query_BD, k, allowed_N=self.catalogue.available_N, exclude=exclude)
 
-    @torch.no_grad()
     def dense_logits(self, state_BD: Tensor, row_BM: Tensor | None = None) -> Tensor:
         """Dense logits, float32 [B, M], of rows (int64, each >= 0) for each state; [B, N] of all rows."""
-        query_BD = self._recommender.dense_queries(state_BD).float()
+        head = self._inference.dense_head
         if row_BM is None:
-            return query_BD @ self._table.vector_ND.T
-        return (self._table.vector_ND[row_BM] @ query_BD[:, :, None])[:, :, 0]
+            return torch.from_numpy(dense_queries(_array(state_BD), head)) @ self._table.vector_ND.T
+        row_array_BM = np.ascontiguousarray(row_BM.numpy())
+        return torch.from_numpy(dense_logits(_array(state_BD), head, self._table.vectors, row_array_BM))
 
     def rank(self, batch: RankingBatch) -> RankerOutput:
         """Scores all candidates of all requests in one pass; raises ValueError if loaded without a ranker."""
@@ -146,3 +137,7 @@ class CpuEngine:
         """
         item_ND = self._table.item_ND
         return item_ND if len(item_ND) else item_ND.new_zeros(1, self.config.d_model)
+
+
+def _array(state_BD: Tensor) -> Float32Array:
+    return np.ascontiguousarray(state_BD.numpy())

@@ -31,7 +31,7 @@ class Generation:
 
 def generate(
     engine: Engine,
-    history: HistoryBatch,
+    history: HistoryBatch | None,
     *,
     k: int,
     beam: int,
@@ -43,12 +43,14 @@ def generate(
     """At most `k` items from each search for each of B histories, each item once, best beams first.
 
     Rows in `exclude` (one int64 array per request) and unavailable items are never among them. `state_BD`:
-    the states of these histories where they are known, which spares the trunk. Raises ValueError for a k or
-    beam below 1.
+    the states of these histories (float32 [B, D]) where they are known; nothing else is read of them then.
+    Raises ValueError for a k or beam below 1, and without histories and states.
     """
     if state_BD is None:
+        if history is None:
+            raise ValueError("neither histories nor states")
         state_BD = engine.states(history).state_BD
-    proposals: list[list[Candidates]] = [[_nothing()] for _ in range(len(history))]
+    proposals: list[list[Candidates]] = [[_nothing()] for _ in range(len(state_BD))]
     search = None
     if use_beam and len(engine.catalogue):
         search = engine.decode(state_BD, k=k, beam=max(beam, k), exclude=exclude)
@@ -68,9 +70,8 @@ def _nothing() -> Candidates:
 
 def _from_beam(search: SearchResult) -> list[Candidates]:
     found = []
-    for row_tensor, score_tensor in zip(search.row_BK, search.score_BK, strict=True):
-        row_K, score_K = row_tensor.numpy(), score_tensor.float().numpy()
-        row_M, score_M = row_K[row_K >= 0].astype(np.int64), score_K[row_K >= 0].astype(np.float32)
+    for row_K, score_K in zip(search.row_BK.numpy(), search.score_BK.numpy(), strict=True):
+        row_M, score_M = row_K[row_K >= 0], score_K[row_K >= 0]
         unknown_M = np.full(len(row_M), np.nan, dtype=np.float32)
         found.append(_proposed(Source.BEAM, row_M, beam_M=score_M, dense_M=unknown_M))
     return found

@@ -1,19 +1,21 @@
-"""The recommender's weights as serving uses them: in the format this machine multiplies fastest.
+"""The recommender's weights as serving uses them: each part as it is computed fastest on this machine.
 
-Owns the copy, the code tables of the decoder and that both are of the same weights. Sums, norms and
-softmaxes stay in float32; only matrix products run in the lower precision.
+Owns the copies, and that all are of the same weights. The trunk's matrix products run in the format this
+machine multiplies fastest, its sums, norms and softmaxes in float32; decoder and dense head are compiled.
 """
 
 import copy
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from torch import nn
 
+from models.decoding.compiled_search import CompiledSearch
 from models.device import autocast, compute_dtype
-from models.networks.depth_decoder import DecoderTables
+from models.kernels.dense_head_cpu import DenseHead
 from models.networks.item_identities import ItemIdentities
-from models.networks.recommender import GenerativeRecommender
+from models.networks.recommender import MIN_TEMPERATURE, GenerativeRecommender
 
 
 class Inference:
@@ -26,15 +28,23 @@ class Inference:
         width = recommender.config.d_model
         without = {id(recommender.identities): ItemIdentities(0, width, 0.0)}
         self.recommender = copy.deepcopy(recommender, without).eval().requires_grad_(False)
-        self.tables: DecoderTables = self.recommender.decoder.tables()
+        self.search = CompiledSearch(self.recommender.decoder)
+        self.dense_head = _dense_head(self.recommender)
         if self.dtype != torch.float32:
-            decoder = self.recommender.decoder
-            for module in (*self.recommender.trunk.modules(), *decoder.modules()):
+            for module in self.recommender.trunk.modules():
                 if isinstance(module, nn.Linear):
                     module.to(self.dtype)
-            decoder.output_weight.data = decoder.output_weight.data.to(self.dtype)
-            decoder.output_bias.data = decoder.output_bias.data.to(self.dtype)
 
     def precision(self) -> AbstractContextManager[object]:
-        """The context in which the network is to be called."""
+        """The context in which the trunk is to be called."""
         return autocast(self.device, self.dtype)
+
+
+def _dense_head(recommender: GenerativeRecommender) -> DenseHead:
+    temperature = recommender.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
+    linear = recommender.dense_state
+    return DenseHead(
+        np.ascontiguousarray(linear.weight.T.float().numpy()),
+        np.ascontiguousarray(linear.bias.float().numpy()),
+        1.0 / float(temperature),
+    )

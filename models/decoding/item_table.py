@@ -28,6 +28,7 @@ class ItemTable:
         self._num_encoded = 0
         self._item_ND = torch.empty(0, recommender.config.d_model)  # with room for more rows
         self._vector_ND = torch.empty_like(self._item_ND)
+        self._vectors: Float32Array = self._vector_ND.numpy()
         self._nearest: NearestIndex | None = None  # made when it is first asked
 
     @property
@@ -42,19 +43,30 @@ class ItemTable:
         self._sync()
         return self._vector_ND[: self._num_encoded]
 
+    @property
+    def vectors(self) -> Float32Array:
+        """`vector_ND` as an array, which shares its memory and costs less to ask for."""
+        self._sync()
+        return self._vectors
+
     def nearest(
-        self, query_BD: Tensor, k: int, *, allowed_N: BoolArray, exclude: Sequence[Int64Array] | None = None
+        self,
+        query_BD: Float32Array,
+        k: int,
+        *,
+        allowed_N: BoolArray,
+        exclude: Sequence[Int64Array] | None = None,
     ) -> list[tuple[Int64Array, Float32Array]]:
-        """For each float32 query the int64 rows with the `k` highest products with dense vectors, and the
+        """For each query the int64 rows with the `k` highest products with dense vectors, and the
         products.
 
         As `models.decoding.nearest.NearestIndex.search`, `allowed_N` bool; raises ValueError for a k below 1.
         """
-        vector_ND = self.vector_ND
+        vector_ND = self.vectors
         if self._nearest is None:
             self._nearest = NearestIndex(vector_ND.shape[1])
         for first in range(len(self._nearest), len(vector_ND), _PART_ROWS):
-            self._nearest.put(first, vector_ND[first : first + _PART_ROWS])
+            self._nearest.put(first, torch.from_numpy(vector_ND[first : first + _PART_ROWS]))
         return self._nearest.search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
 
     def refresh(self, recommender: GenerativeRecommender) -> None:
@@ -64,6 +76,7 @@ class ItemTable:
             self._item_ND, self._vector_ND = torch.empty(0, width), torch.empty(0, width)
         self.recommender = recommender
         self._num_encoded = 0
+        self._vectors = self._vector_ND[:0].numpy()
         self._nearest = None
 
     def forget(self, row: int) -> None:
@@ -92,6 +105,7 @@ class ItemTable:
             rows = slice(first, min(first + _PART_ROWS, wanted))
             self._item_ND[rows], self._vector_ND[rows] = self._encode(rows)
         self._num_encoded = wanted
+        self._vectors = self._vector_ND[:wanted].numpy()
 
 
 def _with_room(table_ND: Tensor, num_rows: int) -> Tensor:

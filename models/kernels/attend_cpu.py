@@ -3,7 +3,7 @@
 In torch it takes a gather, a product and a sum for each code of the prefix; a prefix has three at most, and
 for one request the calls cost more than the work.
 
-Shapes: Q prefixes, B requests, l codes so far, V codebook size, D width.
+Shapes: Q prefixes, B requests, l codes so far, s tokens seen (l + 1), V codebook size, D width, H heads.
 """
 
 import numpy as np
@@ -33,25 +33,28 @@ def attend_prefix(
     head_width = width // num_heads
     scale = np.float32(1.0 / np.sqrt(head_width))
     seen_QD = np.zeros((num_prefixes, width), np.float32)
-    weight_s = np.empty(length + 1, np.float32)
+    weight_Hs = np.empty((num_heads, length + 1), np.float32)
     for q in range(num_prefixes):
         query_D = query_lVD[length - 1, prefix_Ql[q, length - 1]]
-        for head in range(num_heads):
-            begin, end = head * head_width, (head + 1) * head_width
-            for s in range(length + 1):
-                key_D = start_key_BD[request_Q[q]] if s == 0 else key_lVD[s - 1, prefix_Ql[q, s - 1]]
+        for s in range(length + 1):
+            key_D = start_key_BD[request_Q[q]] if s == 0 else key_lVD[s - 1, prefix_Ql[q, s - 1]]
+            for head in range(num_heads):
                 score = np.float32(0.0)
-                for d in range(begin, end):
+                for d in range(head * head_width, (head + 1) * head_width):
                     score += query_D[d] * key_D[d]
-                weight_s[s] = score * scale
-            highest = weight_s.max()
+                weight_Hs[head, s] = score * scale
+        for head in range(num_heads):
+            highest = weight_Hs[head].max()
             total = np.float32(0.0)
             for s in range(length + 1):
-                weight_s[s] = np.exp(weight_s[s] - highest)
-                total += weight_s[s]
+                weight_Hs[head, s] = np.exp(weight_Hs[head, s] - highest)
+                total += weight_Hs[head, s]
             for s in range(length + 1):
-                value_D = start_value_BD[request_Q[q]] if s == 0 else value_lVD[s - 1, prefix_Ql[q, s - 1]]
-                share = weight_s[s] / total
-                for d in range(begin, end):
+                weight_Hs[head, s] /= total
+        for s in range(length + 1):
+            value_D = start_value_BD[request_Q[q]] if s == 0 else value_lVD[s - 1, prefix_Ql[q, s - 1]]
+            for head in range(num_heads):
+                share = weight_Hs[head, s]
+                for d in range(head * head_width, (head + 1) * head_width):
                     seen_QD[q, d] += share * value_D[d]
     return seen_QD

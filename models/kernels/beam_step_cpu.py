@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.arrays import Float32Array, Int64Array
 from models.kernels.compiled import compiled
+from models.kernels.heap_cpu import put_best
 from models.kernels.level import Level
 
 
@@ -42,7 +43,7 @@ def log_softmax_inplace(score_n: Float32Array) -> None:
 
 
 @compiled
-def _open_children(
+def write_open_children(
     level: Level, node: int, codebook_size: int, code_V: Int64Array, child_V: Int64Array
 ) -> int:
     """Writes the codes and nodes of the children with something available, by code; returns how many."""
@@ -71,7 +72,7 @@ def open_children(level: Level, node: int, codebook_size: int) -> tuple[Int64Arr
     """Codes and nodes (int64) of the children of one node that lead to an available item, by code."""
     code_V = np.empty(codebook_size, np.int64)
     child_V = np.empty(codebook_size, np.int64)
-    found = _open_children(level, node, codebook_size, code_V, child_V)
+    found = write_open_children(level, node, codebook_size, code_V, child_V)
     return code_V[:found], child_V[:found]
 
 
@@ -90,7 +91,7 @@ def branching_beams(
         for k in range(node_BK.shape[1]):
             if score_BK[b, k] == -np.inf:
                 continue
-            if _open_children(level, node_BK[b, k], codebook_size, code_V, child_V) > 1:
+            if write_open_children(level, node_BK[b, k], codebook_size, code_V, child_V) > 1:
                 place_BK[b, k] = found
                 beam_Q[found] = b * node_BK.shape[1] + k
                 found += 1
@@ -144,24 +145,6 @@ def _is_hidden(hidden: Hidden, request: int, child: int, live: int) -> bool:
 
 
 @compiled
-def _sift_down(score_W: Float32Array, place_W: Int64Array, size: int, n: int) -> None:
-    """Restores the heap below `n`: the root is the entry to give up first, of equal scores the last come."""
-    while True:
-        least = n
-        for child in (2 * n + 1, 2 * n + 2):
-            if child < size and (
-                score_W[child] < score_W[least]
-                or (score_W[child] == score_W[least] and place_W[child] > place_W[least])
-            ):
-                least = child
-        if least == n:
-            return
-        score_W[n], score_W[least] = score_W[least], score_W[n]
-        place_W[n], place_W[least] = place_W[least], place_W[n]
-        n = least
-
-
-@compiled
 def best_children(
     level: Level,
     hidden: Hidden,
@@ -192,7 +175,7 @@ def best_children(
         for k in range(num_beams):
             if score_BK[b, k] == -np.inf:
                 continue
-            found = _open_children(level, node_BK[b, k], codebook_size, code_V, child_V)
+            found = write_open_children(level, node_BK[b, k], codebook_size, code_V, child_V)
             score_V[:found] = np.float32(0.0)
             if place_BK[b, k] >= 0:
                 for n in range(found):
@@ -205,15 +188,7 @@ def best_children(
                 if len(hidden.key_X) > 0 and _is_hidden(hidden, b, child_V[n], level.live_N[child_V[n]]):
                     continue
                 place = k * codebook_size + code_V[n]
-                if size < width:
-                    heap_score_W[size], heap_place_W[size] = score, place
-                    size += 1
-                    if size == width:
-                        for i in range(size // 2 - 1, -1, -1):
-                            _sift_down(heap_score_W, heap_place_W, size, i)
-                else:
-                    heap_score_W[0], heap_place_W[0] = score, place
-                    _sift_down(heap_score_W, heap_place_W, size, 0)
+                size = put_best(heap_score_W, heap_place_W, size, score, place)
         order = np.argsort(heap_place_W[:size])
         for w in range(size):
             place = heap_place_W[order[w]]
@@ -245,6 +220,6 @@ def mark_valid_codes(
     code_V = np.empty(codebook_size, np.int64)
     child_V = np.empty(codebook_size, np.int64)
     for x in range(len(node_X)):
-        for n in range(_open_children(level, node_X[x], codebook_size, code_V, child_V)):
+        for n in range(write_open_children(level, node_X[x], codebook_size, code_V, child_V)):
             valid_XV[x, code_V[n]] = True
         valid_XV[x, code_X[x]] = True

@@ -92,7 +92,7 @@ class GeneratorRelease:
         with stage("decode", len(keys)):
             found = generate(
                 self.engine,
-                translate.past_batch(pasts, self.engine.config.max_history),
+                None,
                 k=kind.k,
                 beam=kind.beam,
                 exclude=exclude,

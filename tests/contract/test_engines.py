@@ -10,12 +10,14 @@ from torch.nn import functional
 
 from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
+from models.decoding.beam_search import beam_search
 from models.decoding.beam_search_reference import beam_search_reference
 from models.decoding.cpu_engine import CpuEngine
 from models.decoding.engine import Engine
+from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker, RankingBatch
 from models.networks.recommender import GenerativeRecommender
-from tests.factories import MODEL, make_catalogue, make_content
+from tests.factories import MODEL, NUM_ITEMS, make_catalogue, make_content
 
 NUM_FEATURES = 3
 Make = Callable[[GenerativeRecommender, CatalogueIndex, Ranker | None], Engine]
@@ -36,13 +38,16 @@ SERVED: dict[str, Make] = {
 class World:
     """An engine, and the networks it was loaded with."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, model: ModelConfig = MODEL, num_items: int = NUM_ITEMS) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.recommender = GenerativeRecommender(MODEL).eval()
-            self.ranker = Ranker(MODEL, NUM_FEATURES).eval()
+            self.recommender = GenerativeRecommender(model).eval()
+            self.ranker = Ranker(model, NUM_FEATURES).eval()
             self.shake(self.ranker)
-        self.catalogue = make_catalogue()
+        whole = make_catalogue(model=model)
+        self.catalogue = whole if num_items == NUM_ITEMS else CatalogueIndex(whole.codebook)
+        for n in range(len(self.catalogue), num_items):
+            self.catalogue.insert(f"item-{n}", whole.codes_NC[n].tolist(), whole.content_NE[n])
         self.engine = make(self.recommender, self.catalogue, self.ranker)
 
     @staticmethod
@@ -137,6 +142,54 @@ def test_more_than_there_is_gives_all_there_is(world: World) -> None:
     nobody = [np.array(everything)]
     assert (world.engine.decode(state_BD, k=5, beam=5, exclude=nobody).row_BK == -1).all()
     assert len(world.engine.nearest(state_BD, k=5, exclude=nobody)[0][0]) == 0
+
+
+MODELS = {
+    "one level": replace(MODEL, num_levels=1, codebook_size=64),
+    "two codes a level": replace(MODEL, num_levels=5, codebook_size=2),
+    "as it is served": replace(MODEL, num_levels=3, d_model=64, num_heads=4),
+    "one head": replace(MODEL, num_heads=1, decoder_ffn_ratio=3),
+    "odd widths": replace(MODEL, d_model=15, num_heads=5, ranker_dim=5, decoder_ffn_ratio=2),
+}
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+@pytest.mark.parametrize("num_items", [0, 1, 5, NUM_ITEMS])
+@pytest.mark.parametrize("model", list(MODELS.values()), ids=list(MODELS))
+def test_a_search_is_that_of_the_network_step_by_step(name: str, model: ModelConfig, num_items: int) -> None:
+    world = World(ENGINES[name], model, num_items)
+    world.shake(world.recommender)
+    world.engine.load(world.recommender)
+    for n in range(0, num_items, 7):
+        world.catalogue.set_available(n, False)
+    state_BD = torch.randn(3, model.d_model, generator=torch.Generator().manual_seed(2))
+    for num_new in (0, 3):
+        for n in range(num_new):  # they come to the tail of the trie
+            content_E = make_content(num_new, seed=5)[n]
+            world.catalogue.insert(f"new-{n}", world.catalogue.assign(content_E), content_E)
+        some = np.arange(0, len(world.catalogue), 4)
+        for exclude in (None, [some, np.array([-1, *some, *some]), np.zeros(0, np.int64)]):
+            for k, beam in ((1, 1), (4, 9), (60, 60)):
+                assert_same_search(world, state_BD, k, beam, exclude)
+
+
+def assert_same_search(
+    world: World, state_BD: torch.Tensor, k: int, beam: int, exclude: list[np.ndarray] | None
+) -> None:
+    found = world.engine.decode(state_BD, k=k, beam=beam, exclude=exclude)
+    with torch.no_grad():
+        decoding = world.recommender.decoder.tables().start(state_BD)
+        expected = beam_search(
+            decoding.logits, world.catalogue.trie, batch_size=len(state_BD), k=k, beam=beam, exclude=exclude
+        )
+    assert torch.equal(found.row_BK, expected.row_BK)
+    torch.testing.assert_close(found.score_BK, expected.score_BK, atol=1e-4, rtol=1e-4)
+    for one, other in zip(found.prefixes, expected.prefixes, strict=True):
+        assert torch.equal(one, other)
+    for beams, others in zip(found.beams, expected.beams, strict=True):
+        np.testing.assert_allclose(beams.score_BK, others.score_BK, atol=1e-4, rtol=1e-4)
+        kept = beams.score_BK > -np.inf
+        np.testing.assert_array_equal(beams.node_BK[kept], others.node_BK[kept])
 
 
 @pytest.mark.parametrize("k", [0, -1])
@@ -260,7 +313,8 @@ def test_an_answer_does_not_depend_on_its_batch(world: World) -> None:
         alone = world.engine.states(histories(past)).state_BD
         torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=1e-5)
         one = world.engine.decode(together[b : b + 1], k=5, beam=8)
-        assert one.row_BK[0].tolist() == found.row_BK[b].tolist()
+        assert torch.equal(one.row_BK[0], found.row_BK[b])
+        torch.testing.assert_close(one.score_BK[0], found.score_BK[b], atol=1e-5, rtol=1e-5)
         assert world.engine.nearest(together[b : b + 1], k=5)[0][0].tolist() == nearest[b][0].tolist()
 
 

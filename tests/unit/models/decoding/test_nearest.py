@@ -34,7 +34,9 @@ def test_no_row_outside_the_result_has_a_higher_product(kind: str, num_rows: int
     random = np.random.default_rng(0)
     allowed_N = random.random(num_rows) < 0.8
     exclude = [random.integers(-1, num_rows, size) for size in (0, 1, 20, 20)]
-    found = index_of(vector_ND).search(query_BD, vector_ND, k, allowed_N=allowed_N, exclude=exclude)
+    found = index_of(vector_ND).search(
+        query_BD.numpy(), vector_ND.numpy(), k, allowed_N=allowed_N, exclude=exclude
+    )
     for query_D, rows, (row_K, product_K) in zip(query_BD, exclude, found, strict=True):
         open_N = allowed_N.copy()
         open_N[rows[rows >= 0]] = False
@@ -56,10 +58,10 @@ def test_a_result_does_not_depend_on_the_other_queries() -> None:
     torch.manual_seed(0)
     vector_ND, query_BD = torch.randn(500, 32), torch.randn(9, 32)
     index, allowed_N = index_of(vector_ND), np.ones(500, np.bool_)
-    together = index.search(query_BD, vector_ND, 10, allowed_N=allowed_N)
+    together = index.search(query_BD.numpy(), vector_ND.numpy(), 10, allowed_N=allowed_N)
     for b, (row_K, product_K) in enumerate(together):
         ((row_alone_K, product_alone_K),) = index.search(
-            query_BD[b : b + 1], vector_ND, 10, allowed_N=allowed_N
+            query_BD[b : b + 1].numpy(), vector_ND.numpy(), 10, allowed_N=allowed_N
         )
         np.testing.assert_array_equal(row_K, row_alone_K)
         np.testing.assert_array_equal(product_K, product_alone_K)
@@ -75,12 +77,15 @@ def test_rows_are_added_and_replaced() -> None:
     vector_ND[123] = 10 * torch.ones(8)
     index.put(123, vector_ND[123:124])
     assert len(index) == 300
-    ((row_K, _),) = index.search(torch.ones(1, 8), vector_ND, 3, allowed_N=np.ones(300, np.bool_))
+    ((row_K, _),) = index.search(
+        np.ones((1, 8), np.float32), vector_ND.numpy(), 3, allowed_N=np.ones(300, np.bool_)
+    )
     assert row_K.tolist() == vector_ND.sum(1).topk(3).indices.tolist()
     with pytest.raises(IndexError, match="after 300 rows"):
         index.put(301, vector_ND[:1])
 
 
 def test_k_is_checked() -> None:
+    eye = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="at least 1"):
-        index_of(torch.eye(3)).search(torch.eye(3), torch.eye(3), 0, allowed_N=np.ones(3, np.bool_))
+        index_of(torch.eye(3)).search(eye, eye, 0, allowed_N=np.ones(3, np.bool_))
