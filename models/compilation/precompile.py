@@ -7,18 +7,22 @@ calls below.
 import numpy as np
 import torch
 
+from models.batch import HistoryBatch
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import beam_search
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.networks.compiled_ranker import CompiledRanker
+from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
+from models.networks.ranker import Ranker, RankingBatch
 from models.ranking.config import StatisticsConfig
 from models.ranking.feature_columns import FeatureInputs
 from models.ranking.features import feature_table
 
 
 def precompile() -> None:
-    """Runs one search of each kind among three items, training's mask, and the features of one item."""
+    """Runs one search of each kind among three items, training's mask, and the ranker on one item."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(
@@ -32,6 +36,21 @@ def precompile() -> None:
     node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
     _features_of_one()
+    _rank_one()
+
+
+def _rank_one() -> None:
+    config = ModelConfig(content_dim=8, d_model=8, num_heads=2, ranker_dim=8, num_identities=0)
+    one, whole = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    batch = RankingBatch(
+        history=HistoryBatch.from_lists([[0]], [[0]], [[0]], max_history=1),
+        row_BM=whole,
+        source_BM=whole,
+        beam_BM=one,
+        dense_BM=one,
+        feature_BMF=one[:, :, None],
+    )
+    CompiledRanker(Ranker(config, 1).eval())(batch, torch.zeros(1, 8))
 
 
 def _features_of_one() -> None:
