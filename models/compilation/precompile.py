@@ -12,13 +12,14 @@ from models.catalogue.trie import Trie
 from models.decoding.beam_search import beam_search
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.kernels.row_products import products_of_rows
+from models.kernels.row_sets import open_positions, spread, summed_by_row, union
 from models.networks.compiled_ranker import CompiledRanker
 from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
 from models.networks.ranker import Ranker, RankingBatch
 from models.ranking.config import StatisticsConfig
-from models.ranking.feature_columns import FeatureInputs
-from models.ranking.features import feature_table
+from models.ranking.feature_columns import FeatureInputs, column_names, fill_columns
 
 
 def precompile() -> None:
@@ -37,6 +38,11 @@ def precompile() -> None:
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
     _features_of_one()
     _rank_one()
+    row, share = np.zeros(1, np.int64), np.zeros((1, 1))
+    open_positions(row, np.ones(1, np.bool_), row)
+    union(row, row, np.zeros(1, np.float32), np.zeros(1, np.float32))
+    summed_by_row(row[None], share)
+    spread(row[None], share, row, row)
 
 
 def _rank_one() -> None:
@@ -70,8 +76,8 @@ def _features_of_one() -> None:
         last_event_ms=0,
         time_ms=0,
     )
-    for feature in feature_table(config):
-        feature.column(inputs, feature.half_life, np.zeros(1, np.float32))
+    products_of_rows(np.zeros((1, 1), np.float32), whole, whole)
+    fill_columns(inputs, np.zeros((1, len(column_names(config.half_lives_s))), np.float32))
 
 
 if __name__ == "__main__":

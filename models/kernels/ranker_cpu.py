@@ -39,6 +39,14 @@ class Norm(NamedTuple):
     bias_D: Float32Array
 
 
+class Events(NamedTuple):
+    """A history, oldest event first: item rows, actions and times (ms), int64 [T] each."""
+
+    row_T: Int64Array
+    action_T: Int64Array
+    time_ms_T: Int64Array
+
+
 class RankerWeights(NamedTuple):
     """All weights and constants of a ranker, float32 and contiguous; `bit_S` int64, the sources' bits.
 
@@ -115,21 +123,21 @@ def _projected(layer: Layer, item_NG: Float32Array, row_M: Int64Array) -> Float3
 
 @compiled_fast
 def _events(
-    weights: RankerWeights, item_NG: Float32Array, events_3T: Int64Array, begin: int, end: int
+    weights: RankerWeights, item_NG: Float32Array, events: Events, begin: int, end: int
 ) -> Float32Array:
     """A position for each event from `begin` to `end`, of item, action and the gap before it: float32 [D,
     end - begin]."""
-    x_DT = _projected(weights.history_item, item_NG, events_3T[0, begin:end])
+    x_DT = _projected(weights.history_item, item_NG, events.row_T[begin:end])
     for t in range(begin, end):
         # as `gap_bucket` of `models.networks.recommender`: 0 for the first event, then one for each doubling
         bucket = 0
         if t > 0:
-            bucket, gap_ms = 1, events_3T[2, t] - events_3T[2, t - 1]
+            bucket, gap_ms = 1, events.time_ms_T[t] - events.time_ms_T[t - 1]
             while gap_ms > 0 and bucket < len(weights.gap_GD) - 1:
                 bucket += 1
                 gap_ms >>= 1
         for d in range(x_DT.shape[0]):
-            x_DT[d, t - begin] += weights.action_AD[events_3T[1, t], d] + weights.gap_GD[bucket, d]
+            x_DT[d, t - begin] += weights.action_AD[events.action_T[t], d] + weights.gap_GD[bucket, d]
     return normed(weights.history_norm, weights.scale_5[0], x_DT)
 
 
@@ -184,14 +192,14 @@ def _attended(slope_H: Float32Array, own_XM: Float32Array, history_XT: Float32Ar
 
 
 @compiled_fast
-def _history(weights: RankerWeights, item_NG: Float32Array, events_3T: Int64Array) -> Float32Array:
+def _history(weights: RankerWeights, item_NG: Float32Array, events: Events) -> Float32Array:
     """What candidates read of a history: its keys, and below them its values, float32 [2 D, T]."""
-    width, num_events = weights.action_AD.shape[1], events_3T.shape[1]
+    width, num_events = weights.action_AD.shape[1], len(events.row_T)
     to_read = Layer(weights.attention_in.weight_OI[width:], weights.attention_in.bias_O[width:])
     read_XT = np.empty((2 * width, num_events), np.float32)
     for begin in range(0, num_events, _BLOCK):
         end = min(begin + _BLOCK, num_events)
-        x_DT = _events(weights, item_NG, events_3T, begin, end)
+        x_DT = _events(weights, item_NG, events, begin, end)
         read_XT[:, begin:end] = linear(to_read, normed(weights.attention_norm, weights.scale_5[0], x_DT))
     return read_XT
 
@@ -270,7 +278,9 @@ def _rank_block(
 def rank_candidates(
     weights: RankerWeights,
     item_NG: Float32Array,
-    history_B3T: Int64Array,
+    event_row_BT: Int64Array,
+    action_BT: Int64Array,
+    time_ms_BT: Int64Array,
     length_B: Int64Array,
     row_BM: Int64Array,
     source_BM: Int64Array,
@@ -280,12 +290,14 @@ def rank_candidates(
 ) -> Float32Array:
     """Relevance, and below it the actions' logits, of the candidates of B requests: float32 [B, 1 + A, M].
 
-    `history_B3T` are item rows, actions and times (ms); everything else is as in `RankingBatch`.
+    Everything is as in `RankingBatch`, the history in three parts.
     """
     num_requests, num_candidates = row_BM.shape
     out_BOM = np.empty((num_requests, len(weights.output.bias_O), num_candidates), np.float32)
     for b in range(num_requests):
-        history_XT = _history(weights, item_NG, history_B3T[b, :, : length_B[b]])
+        length = length_B[b]
+        events = Events(event_row_BT[b, :length], action_BT[b, :length], time_ms_BT[b, :length])
+        history_XT = _history(weights, item_NG, events)
         for begin in range(0, num_candidates, _BLOCK):
             end = min(begin + _BLOCK, num_candidates)
             out_BOM[b, :, begin:end] = _rank_block(

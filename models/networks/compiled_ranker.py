@@ -31,12 +31,13 @@ class CompiledRanker:
     def __call__(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
         """`Ranker.forward` in evaluation, within float32's rounding; for `item_ND` float32 [N, D], N >= 1."""
         history = batch.history
-        history_B3T = torch.stack([history.item_BT, history.action_BT, history.time_ms_BT], dim=1)
         out_BOM = torch.from_numpy(
             rank_candidates(
                 self._weights,
                 item_ND.numpy(),
-                history_B3T.numpy(),
+                history.item_BT.contiguous().numpy(),
+                history.action_BT.contiguous().numpy(),
+                history.time_ms_BT.contiguous().numpy(),
                 history.length_B.numpy(),
                 batch.row_BM.contiguous().numpy(),
                 batch.source_BM.contiguous().numpy(),

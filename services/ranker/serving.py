@@ -18,7 +18,6 @@ from models.candidates import Candidates, Source, proposed_by
 from models.decoding.config import SearchConfig
 from models.decoding.cpu_engine import CpuEngine
 from models.errors import IncompatibleCheckpoint
-from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.scorer import RankResult, Scorer, order_by_score
 from models.sequences.dedupe import DedupeWindow
@@ -181,10 +180,8 @@ class _Asked:
         past = translate.known_past(request.history, catalogue, meaning)
         time_ms = request.request_time_ms or int(time.time() * 1e3)
         recent = past[-scorer.engine.config.max_history :]
-        candidates = add_live_candidates(
+        candidates = scorer.live_sources.add(
             translate.candidates_of(request.candidates, catalogue),
-            scorer.statistics,
-            catalogue,
             np.array([row for row, _, _ in recent], dtype=np.int64),
             time_ms,
             disabled=translate.to_sources(request.disabled_sources),
@@ -214,7 +211,8 @@ def _response(
 ) -> RankResponse:
     """The candidates, best first, with what is known of the one to explain."""
     scorer = release.scorer
-    item_ids = [scorer.catalogue.item_ids[row] for row in candidates.row_M.tolist()]
+    id_of = scorer.catalogue.item_ids
+    item_ids = [id_of[row] for row in candidates.row_M.tolist()]
     order_M = order_by_score(result.score_M, item_ids)
     explanation = None
     if explain_item_id in item_ids:
