@@ -13,13 +13,14 @@ from models.decoding.beam_search import beam_search
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
 from models.kernels.row_products import products_of_rows
-from models.kernels.row_sets import open_positions, spread, summed_by_row, union
+from models.kernels.row_sets import open_positions, summed_by_row, union
 from models.networks.compiled_ranker import CompiledRanker
 from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
 from models.networks.ranker import Ranker, RankingBatch
 from models.ranking.config import StatisticsConfig
 from models.ranking.feature_columns import FeatureInputs, column_names, fill_columns
+from models.ranking.live_statistics import LiveStatistics
 
 
 def precompile() -> None:
@@ -42,7 +43,6 @@ def precompile() -> None:
     open_positions(row, np.ones(1, np.bool_), row)
     union(row, row, np.zeros(1, np.float32), np.zeros(1, np.float32))
     summed_by_row(row[None], share)
-    spread(row[None], share, row, row)
 
 
 def _rank_one() -> None:
@@ -76,6 +76,9 @@ def _features_of_one() -> None:
         last_event_ms=0,
         time_ms=0,
     )
+    statistics = LiveStatistics(config)
+    statistics.items(whole, 0)
+    statistics.ties(whole, whole, 0)
     products_of_rows(np.zeros((1, 1), np.float32), whole, whole)
     fill_columns(inputs, np.zeros((1, len(column_names(config.half_lives_s))), np.float32))
 

@@ -48,7 +48,7 @@ class Events(NamedTuple):
 
 
 class RankerWeights(NamedTuple):
-    """All weights and constants of a ranker, float32 and contiguous; `bit_S` int64, the sources' bits.
+    """All weights and constants of a ranker.
 
     `scale_5` are the norms' epsilon, the dense logit's divisor, the beam score's floor and divisor, and the
     logit of padding; `weight_2` the weights of dense logit and beam score.
@@ -56,24 +56,82 @@ class RankerWeights(NamedTuple):
 
     history_item: Layer
     candidate_item: Layer
-    action_AD: Float32Array
-    gap_GD: Float32Array
-    history_norm: Norm
-    candidate_norm: Norm
-    attention_norm: Norm
     attention_in: Layer
     attention_out: Layer
-    ffn_norm: Norm
     ffn_in: Layer
     ffn_out: Layer
-    last_norm: Norm
-    slope_H: Float32Array
     hidden_first: Layer
     hidden_second: Layer
     output: Layer
+    history_norm: Norm
+    candidate_norm: Norm
+    attention_norm: Norm
+    ffn_norm: Norm
+    last_norm: Norm
+    action_AD: Float32Array
+    gap_GD: Float32Array
+    slope_H: Float32Array
     weight_2: Float32Array
     scale_5: Float32Array
+
+
+class PackedWeights(NamedTuple):
+    """The same end to end, as a call takes them: each array that is passed costs time, however small it is.
+
+    `number_X` float32; the w-th array of `RankerWeights`, in the order of its fields, begins at `begin_W` and
+    has `shape_W2` rows and columns (int64), one row where it is a vector. `bit_S` int64, the sources' bits.
+    """
+
+    number_X: Float32Array
+    begin_W: Int64Array
+    shape_W2: Int64Array
     bit_S: Int64Array
+
+
+@compiled_fast
+def _vector(packed: PackedWeights, w: int) -> Float32Array:
+    begin = packed.begin_W[w]
+    return packed.number_X[begin : begin + packed.shape_W2[w, 0] * packed.shape_W2[w, 1]]
+
+
+@compiled_fast
+def _matrix(packed: PackedWeights, w: int) -> Float32Array:
+    return _vector(packed, w).reshape((packed.shape_W2[w, 0], packed.shape_W2[w, 1]))
+
+
+@compiled_fast
+def _layer(packed: PackedWeights, w: int) -> Layer:
+    return Layer(_matrix(packed, w), _vector(packed, w + 1))
+
+
+@compiled_fast
+def _norm(packed: PackedWeights, w: int) -> Norm:
+    return Norm(_vector(packed, w), _vector(packed, w + 1))
+
+
+@compiled_fast
+def _unpacked(packed: PackedWeights) -> RankerWeights:
+    return RankerWeights(
+        _layer(packed, 0),
+        _layer(packed, 2),
+        _layer(packed, 4),
+        _layer(packed, 6),
+        _layer(packed, 8),
+        _layer(packed, 10),
+        _layer(packed, 12),
+        _layer(packed, 14),
+        _layer(packed, 16),
+        _norm(packed, 18),
+        _norm(packed, 20),
+        _norm(packed, 22),
+        _norm(packed, 24),
+        _norm(packed, 26),
+        _matrix(packed, 28),
+        _matrix(packed, 29),
+        _vector(packed, 30),
+        _vector(packed, 31),
+        _vector(packed, 32),
+    )
 
 
 @compiled_fast
@@ -220,6 +278,7 @@ def _trunk(weights: RankerWeights, history_XT: Float32Array, candidate_DM: Float
 @compiled_fast
 def _head_inputs(
     weights: RankerWeights,
+    bit_S: Int64Array,
     seen_DM: Float32Array,
     source_M: Int64Array,
     beam_M: Float32Array,
@@ -230,7 +289,7 @@ def _head_inputs(
     (width, num_candidates), num_features = seen_DM.shape, feature_MF.shape[1]
     dense_scale, floor, beam_scale = weights.scale_5[1], weights.scale_5[2], weights.scale_5[3]
     after = width + num_features
-    input_IM = np.empty((after + 3 + len(weights.bit_S), num_candidates), np.float32)
+    input_IM = np.empty((after + 3 + len(bit_S), num_candidates), np.float32)
     input_IM[:width] = seen_DM
     for m in range(num_candidates):
         for f in range(num_features):
@@ -239,15 +298,16 @@ def _head_inputs(
         input_IM[after, m] = dense_M[m] / dense_scale
         input_IM[after + 1, m] = max((beam_M[m] - floor) / beam_scale, _ZERO) if by_beam else _ZERO
         input_IM[after + 2, m] = _ONE if by_beam else _ZERO
-    for s in range(len(weights.bit_S)):
+    for s in range(len(bit_S)):
         for m in range(num_candidates):
-            input_IM[after + 3 + s, m] = _ONE if source_M[m] & weights.bit_S[s] else _ZERO
+            input_IM[after + 3 + s, m] = _ONE if source_M[m] & bit_S[s] else _ZERO
     return input_IM
 
 
 @compiled_fast
 def _rank_block(
     weights: RankerWeights,
+    bit_S: Int64Array,
     item_NG: Float32Array,
     history_XT: Float32Array,
     row_M: Int64Array,
@@ -260,13 +320,13 @@ def _rank_block(
     candidate_DM = _projected(weights.candidate_item, item_NG, row_M)
     candidate_DM = normed(weights.candidate_norm, weights.scale_5[0], candidate_DM)
     seen_DM = _trunk(weights, history_XT, candidate_DM)
-    input_IM = _head_inputs(weights, seen_DM, source_M, beam_M, dense_M, feature_MF)
+    input_IM = _head_inputs(weights, bit_S, seen_DM, source_M, beam_M, dense_M, feature_MF)
     hidden_XM = linear(weights.hidden_first, input_IM)
     gelu(hidden_XM)
     hidden_XM = linear(weights.hidden_second, hidden_XM)
     gelu(hidden_XM)
     out_OM = linear(weights.output, hidden_XM)
-    beam_01_M = input_IM[len(input_IM) - len(weights.bit_S) - 2]
+    beam_01_M = input_IM[len(input_IM) - len(bit_S) - 2]
     for m in range(len(row_M)):
         out_OM[0, m] += weights.weight_2[0] * dense_M[m] + weights.weight_2[1] * beam_01_M[m]
         if row_M[m] < 0:
@@ -276,7 +336,7 @@ def _rank_block(
 
 @compiled_fast
 def rank_candidates(
-    weights: RankerWeights,
+    packed: PackedWeights,
     item_NG: Float32Array,
     event_row_BT: Int64Array,
     action_BT: Int64Array,
@@ -292,6 +352,7 @@ def rank_candidates(
 
     Everything is as in `RankingBatch`, the history in three parts.
     """
+    weights = _unpacked(packed)
     num_requests, num_candidates = row_BM.shape
     out_BOM = np.empty((num_requests, len(weights.output.bias_O), num_candidates), np.float32)
     for b in range(num_requests):
@@ -302,6 +363,7 @@ def rank_candidates(
             end = min(begin + _BLOCK, num_candidates)
             out_BOM[b, :, begin:end] = _rank_block(
                 weights,
+                packed.bit_S,
                 item_NG,
                 history_XT,
                 row_BM[b, begin:end],

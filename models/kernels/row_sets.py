@@ -11,7 +11,7 @@ import numpy as np
 from models.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from models.kernels.compiled import compiled
 
-_FREE = np.iinfo(np.int64).min
+FREE = np.iinfo(np.int64).min
 _MIXER = 2654435761  # Knuth's multiplicative hash
 
 
@@ -21,14 +21,14 @@ def empty_places(num_rows: int) -> Int64Array:
     size = 8
     while size < 2 * num_rows:
         size *= 2
-    return np.full(size, _FREE, np.int64)
+    return np.full(size, FREE, np.int64)
 
 
 @compiled
 def place_of(row: int, row_P: Int64Array) -> int:
     """Where the row is in a table, or the free place where it belongs."""
     place = (row * _MIXER) & (len(row_P) - 1)
-    while row_P[place] != row and row_P[place] != _FREE:
+    while row_P[place] != row and row_P[place] != FREE:
         place = (place + 1) & (len(row_P) - 1)
     return place
 
@@ -47,7 +47,7 @@ def open_positions(row_X: Int64Array, available_N: BoolArray, exclude_E: Int64Ar
         if row < 0 or row >= len(available_N) or not available_N[row]:
             continue
         place = place_of(row, known_P)
-        if known_P[place] == _FREE:
+        if known_P[place] == FREE:
             known_P[place] = row
             position_U[num_found] = x
             num_found += 1
@@ -67,7 +67,7 @@ def union(
     num_rows = 0
     for x in range(len(row_X)):
         place = place_of(row_X[x], row_P)
-        if row_P[place] == _FREE:
+        if row_P[place] == FREE:
             row_P[place], at_P[place] = row_X[x], num_rows
             row_U[num_rows], source_U[num_rows] = row_X[x], source_X[x]
             beam_U[num_rows], dense_U[num_rows] = beam_X[x], dense_X[x]
@@ -95,35 +95,9 @@ def summed_by_row(neighbour_RJ: Int64Array, share_RJ: Float64Array) -> tuple[Int
                 continue
             row = neighbour_RJ[r, j]
             place = place_of(row, row_P)
-            if row_P[place] == _FREE:
+            if row_P[place] == FREE:
                 row_P[place], at_P[place] = row, num_rows
                 row_U[num_rows], sum_U[num_rows] = row, 0.0
                 num_rows += 1
             sum_U[at_P[place]] += share_RJ[r, j]
     return row_U[:num_rows], sum_U[:num_rows]
-
-
-@compiled
-def spread(
-    neighbour_NJ: Int64Array, weight_NJ: Float64Array, recent_R: Int64Array, row_M: Int64Array
-) -> Float64Array:
-    """The weights of the neighbours of `recent_R` (-1: none) as a table over `row_M`, in which only -1
-    may repeat: float64 [R, M], 0 for what is no neighbour."""
-    row_P = empty_places(len(row_M))
-    at_P = np.empty(len(row_P), np.int64)
-    for m in range(len(row_M)):
-        if row_M[m] >= 0:
-            place = place_of(row_M[m], row_P)
-            row_P[place], at_P[place] = row_M[m], m
-    weight_RM = np.zeros((len(recent_R), len(row_M)))
-    for r in range(len(recent_R)):
-        if recent_R[r] < 0:
-            continue
-        for j in range(neighbour_NJ.shape[1]):
-            if not weight_NJ[recent_R[r], j] > 0.0:
-                continue
-            neighbour = neighbour_NJ[recent_R[r], j]
-            place = place_of(neighbour, row_P)
-            if row_P[place] == neighbour:
-                weight_RM[r, at_P[place]] = weight_NJ[recent_R[r], j]
-    return weight_RM

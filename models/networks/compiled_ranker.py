@@ -7,13 +7,13 @@ Shapes: B requests, N catalogue rows, M candidates, D the generator's width, A a
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.arrays import Float32Array
 from models.candidates import Source
-from models.kernels.ranker_cpu import Layer, Norm, RankerWeights, rank_candidates
+from models.kernels.ranker_cpu import PackedWeights, rank_candidates
 from models.networks import ranker as network
-from models.networks.ranker import Ranker, RankerOutput, RankingBatch
+from models.networks.ranker import PADDING_LOGIT, Ranker, RankerOutput, RankingBatch
 from models.networks.softmax_trunk import SoftmaxTrunk
 
 
@@ -26,7 +26,7 @@ class CompiledRanker:
     def __init__(self, ranker: Ranker) -> None:
         if not has_compiled_form(ranker):
             raise ValueError("only a ranker on a CPU with one softmax block has a compiled form")
-        self._weights = _weights_of(ranker)
+        self._weights = _packed(ranker)
 
     def __call__(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
         """`Ranker.forward` in evaluation, within float32's rounding; for `item_ND` float32 [N, D], N >= 1."""
@@ -56,53 +56,45 @@ def has_compiled_form(ranker: Ranker) -> bool:
     return is_plain and isinstance(ranker.trunk, SoftmaxTrunk) and len(ranker.trunk.blocks) == 1
 
 
-def _weights_of(ranker: Ranker) -> RankerWeights:
-    trunk = ranker.trunk
-    (block,) = trunk.blocks
-    ffn_in, _, ffn_out = block.ffn
-    hidden_first, _, hidden_second, _ = ranker.hidden
-    return RankerWeights(
-        history_item=_layer(ranker.history_item),
-        candidate_item=_layer(ranker.candidate_item),
-        action_AD=_copy(ranker.action_embedding.weight),
-        gap_GD=_copy(ranker.gap_embedding.weight),
-        history_norm=_norm(ranker.history_norm),
-        candidate_norm=_norm(ranker.candidate_norm),
-        attention_norm=_norm(block.attention_norm),
-        attention_in=_layer(block.attention.project_in),
-        attention_out=_layer(block.attention.project_out),
-        ffn_norm=_norm(block.ffn_norm),
-        ffn_in=_layer(ffn_in),
-        ffn_out=_layer(ffn_out),
-        last_norm=_norm(trunk.norm),
-        slope_H=_copy(trunk.slope_H),
-        hidden_first=_layer(hidden_first),
-        hidden_second=_layer(hidden_second),
-        output=_layer(ranker.output),
-        weight_2=np.array([ranker.dense_weight.item(), ranker.beam_weight.item()], np.float32),
-        scale_5=np.array(
-            [
-                trunk.norm.eps,
-                network.DENSE_SCALE,
-                network.BEAM_FLOOR,
-                network.BEAM_SCALE,
-                network.PADDING_LOGIT,
-            ],
-            np.float32,
-        ),
+def _packed(ranker: Ranker) -> PackedWeights:
+    arrays = _arrays(ranker)
+    shapes = [array.shape if array.ndim == 2 else (1, len(array)) for array in arrays]
+    sizes = np.array([array.size for array in arrays], np.int64)
+    return PackedWeights(
+        number_X=np.concatenate([array.ravel() for array in arrays]),
+        begin_W=np.cumsum(sizes) - sizes,
+        shape_W2=np.array(shapes, np.int64),
         bit_S=np.array([source.bit for source in Source], np.int64),
     )
 
 
-def _layer(layer: nn.Module) -> Layer:
-    assert isinstance(layer, nn.Linear)
-    return Layer(_copy(layer.weight), _copy(layer.bias))
+def _arrays(ranker: Ranker) -> list[Float32Array]:
+    """In the order of the fields of `RankerWeights`."""
+    trunk = ranker.trunk
+    (block,) = trunk.blocks
+    scales = [trunk.norm.eps, network.DENSE_SCALE, network.BEAM_FLOOR, network.BEAM_SCALE, PADDING_LOGIT]
+    layers = [
+        ranker.history_item,
+        ranker.candidate_item,
+        block.attention.project_in,
+        block.attention.project_out,
+        block.ffn[0],
+        block.ffn[2],
+        ranker.hidden[0],
+        ranker.hidden[2],
+        ranker.output,
+    ]
+    norms = [ranker.history_norm, ranker.candidate_norm, block.attention_norm, block.ffn_norm, trunk.norm]
+    return [
+        *(_array(getattr(layer, part)) for layer in (*layers, *norms) for part in ("weight", "bias")),
+        _array(ranker.action_embedding.weight),
+        _array(ranker.gap_embedding.weight),
+        _array(trunk.slope_H),
+        _array(torch.stack([ranker.dense_weight, ranker.beam_weight])),
+        np.array(scales, np.float32),
+    ]
 
 
-def _norm(norm: nn.LayerNorm) -> Norm:
-    return Norm(_copy(norm.weight), _copy(norm.bias))
-
-
-def _copy(tensor: Tensor) -> Float32Array:
-    copied: Float32Array = tensor.detach().contiguous().numpy().copy()
-    return copied
+def _array(tensor: Tensor) -> Float32Array:
+    array: Float32Array = tensor.detach().numpy()
+    return array

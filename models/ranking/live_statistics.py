@@ -26,9 +26,10 @@ from torch import Tensor
 
 from models.arrays import Float64Array, Int64Array
 from models.batch import PASSIVE_ACTIONS
-from models.kernels.row_sets import spread, summed_by_row
+from models.kernels.row_sets import summed_by_row
 from models.ranking.config import StatisticsConfig
 from models.ranking.hottest import COLD, Hottest
+from models.ranking.statistics_columns import ItemColumns, TieColumns, read_items, read_ties
 from models.sequences.dedupe import DedupeWindow, hash_id
 
 _MS = 1000.0
@@ -230,16 +231,9 @@ class LiveStatistics:
 
     def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
         """The statistics of own rows `row_M` (int64; -1: an item without events) at `time_ms`."""
-        known_M = row_M >= 0
-        row_M = np.where(known_M, row_M, 0)
-        lag_M = np.maximum(time_ms - self._reference_N[row_M], 0)
-        decay_MH = np.exp2(-lag_M[:, None] / self._half_life_H) * known_M[:, None]
-        return ItemStatistics(
-            count_MH=self._count_NH[row_M] * decay_MH,
-            total_M=self._total_N[row_M] * known_M,
-            first_ms_M=np.where(known_M, self._first_N[row_M], -1),
-            last_ms_M=np.where(known_M, self._last_N[row_M], -1),
-        )
+        columns = ItemColumns(self._count_NH, self._total_N, self._reference_N, self._first_N, self._last_N)
+        count_MH, total_M, first_ms_M, last_ms_M = read_items(columns, self._half_life_H, row_M, time_ms)
+        return ItemStatistics(count_MH=count_MH, total_M=total_M, first_ms_M=first_ms_M, last_ms_M=last_ms_M)
 
     def totals(self, row_M: Int64Array) -> Float64Array:
         """Wishes ever, float64 [M], for own rows (int64); 0 for -1."""
@@ -251,13 +245,8 @@ class LiveStatistics:
     ) -> tuple[Float64Array, Float64Array]:
         """The decayed weight of the ties between distinct own rows (int64), and its share of the recent one's
         ties, both float64 [R, M]."""
-        known_R = recent_R >= 0
-        known_row_R = np.where(known_R, recent_R, 0)
-        lag_R = np.maximum(time_ms - self._paired_N[known_row_R], 0)
-        total_R = (self._weight_NJ[known_row_R] * known_R[:, None]).sum(axis=1)
-        weight_RM = spread(self._neighbour_NJ, self._weight_NJ, recent_R, row_M)
-        share_RM = weight_RM / np.maximum(total_R, 1e-12)[:, None]
-        return weight_RM * np.exp2(-lag_R / self._tie_half_life)[:, None], share_RM
+        ties = TieColumns(self._neighbour_NJ, self._weight_NJ, self._paired_N)
+        return read_ties(ties, self._tie_half_life, recent_R, row_M, time_ms)
 
     def cooccurring(self, recent_item_ids: Sequence[str], k: int) -> list[str]:
         """`cooccurring_rows` of items by their ids."""
