@@ -46,31 +46,37 @@ class FeatureInputs(NamedTuple):
 
 
 @compiled
+def _log1p(x: float) -> float:
+    """log1p; most ties and many counts are 0, and 0 costs no call."""
+    return 0.0 if x == 0.0 else np.log1p(x)
+
+
+@compiled
 def log_count(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
     """log1p of the wishes decayed by one half-life."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(x.count_MH[m, half_life])
+        out_M[m] = _log1p(x.count_MH[m, half_life])
 
 
 @compiled
 def log_count_total(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the wishes ever."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(x.total_M[m])
+        out_M[m] = _log1p(x.total_M[m])
 
 
 @compiled
 def momentum(x: FeatureInputs, half_life: int, out_M: Float32Array) -> None:
     """log1p of the first half-life's count less that of the given one's: above 0 for what is in fashion."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(x.count_MH[m, 0]) - np.log1p(x.count_MH[m, half_life])
+        out_M[m] = _log1p(x.count_MH[m, 0]) - _log1p(x.count_MH[m, half_life])
 
 
 @compiled
 def tie_sum(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the scaled ties to all recent items."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[:, m].sum())
+        out_M[m] = _log1p(_TIE_SCALE * x.tie_RM[:, m].sum())
 
 
 @compiled
@@ -80,21 +86,21 @@ def tie_max(x: FeatureInputs, out_M: Float32Array) -> None:
         strongest = 0.0
         for r in range(len(x.tie_RM)):
             strongest = max(strongest, x.tie_RM[r, m])
-        out_M[m] = np.log1p(_TIE_SCALE * strongest)
+        out_M[m] = _log1p(_TIE_SCALE * strongest)
 
 
 @compiled
 def tie_to_last(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the scaled tie to the last item; 0 without one."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(_TIE_SCALE * x.tie_RM[0, m]) if len(x.tie_RM) else 0.0
+        out_M[m] = _log1p(_TIE_SCALE * x.tie_RM[0, m]) if len(x.tie_RM) else 0.0
 
 
 @compiled
 def tie_share_sum(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the scaled ties to all recent items, each as a share of that item's ties."""
     for m in range(len(out_M)):
-        out_M[m] = np.log1p(_SHARE_SCALE * x.share_RM[:, m].sum())
+        out_M[m] = _log1p(_SHARE_SCALE * x.share_RM[:, m].sum())
 
 
 @compiled
@@ -104,7 +110,7 @@ def tie_share_max(x: FeatureInputs, out_M: Float32Array) -> None:
         largest = 0.0
         for r in range(len(x.share_RM)):
             largest = max(largest, x.share_RM[r, m])
-        out_M[m] = np.log1p(_SHARE_SCALE * largest)
+        out_M[m] = _log1p(_SHARE_SCALE * largest)
 
 
 @compiled
@@ -112,7 +118,7 @@ def log_hours_since_event(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the hours since anybody wished for the item; 0 where nobody has."""
     for m in range(len(out_M)):
         elapsed_ms = max(x.time_ms - x.last_ms_M[m], 0) if x.last_ms_M[m] >= 0 else 0
-        out_M[m] = np.log1p(elapsed_ms / _HOUR_MS)
+        out_M[m] = _log1p(elapsed_ms / _HOUR_MS)
 
 
 @compiled
@@ -122,7 +128,7 @@ def log_days_since_announced(x: FeatureInputs, out_M: Float32Array) -> None:
     for m in range(len(out_M)):
         birth_ms = x.announced_ms_M[m] if x.announced_ms_M[m] > 0 else x.first_ms_M[m]
         elapsed_ms = max(x.time_ms - birth_ms, 0) if birth_ms >= 0 else 0
-        out_M[m] = np.log1p(elapsed_ms / _DAY_MS)
+        out_M[m] = _log1p(elapsed_ms / _DAY_MS)
 
 
 @compiled
@@ -170,14 +176,14 @@ def in_history(x: FeatureInputs, out_M: Float32Array) -> None:
 @compiled
 def log_history_length(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the number of the user's events."""
-    out_M[:] = np.log1p(float(len(x.history_T)))
+    out_M[:] = _log1p(float(len(x.history_T)))
 
 
 @compiled
 def log_hours_since_user_event(x: FeatureInputs, out_M: Float32Array) -> None:
     """log1p of the hours since the user's last event; 0 without one."""
     elapsed_ms = max(x.time_ms - x.last_event_ms, 0) if len(x.history_T) else 0
-    out_M[:] = np.log1p(elapsed_ms / _HOUR_MS)
+    out_M[:] = _log1p(elapsed_ms / _HOUR_MS)
 
 
 _NAMES_WITHOUT_HALF_LIFE = (
