@@ -115,7 +115,7 @@ class HistoryBatch:
             item_BT=pad(items, -1),
             action_BT=pad(actions, 0),
             time_ms_BT=pad(times_ms, 0),
-            length_B=torch.tensor(lengths, dtype=torch.int64),
+            length_B=torch.from_numpy(np.array(lengths, dtype=np.int64)),
         )
 
     def __len__(self) -> int:
