@@ -102,19 +102,20 @@ class HistoryBatch:
         max_history: int,
     ) -> "HistoryBatch":
         """Pads B histories to the longest, each cut to its newest `max_history` events."""
-        length_B = torch.tensor([min(len(row), max_history) for row in items], dtype=torch.int64)
-        width = max(1, int(length_B.max()) if len(items) else 1)
+        lengths = [min(len(row), max_history) for row in items]
+        width = max(1, max(lengths, default=1))
 
         def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-            padded = torch.full((len(rows), width), fill, dtype=torch.int64)
-            for b, row in enumerate(rows):
-                newest = row[-max_history:] if len(row) > max_history else row
-                if len(newest):
-                    padded[b, : len(newest)] = torch.as_tensor(newest, dtype=torch.int64)
-            return padded
+            padded_BT = np.full((len(rows), width), fill, dtype=np.int64)
+            for padded_T, row, length in zip(padded_BT, rows, lengths, strict=True):
+                padded_T[:length] = row[-max_history:]
+            return torch.from_numpy(padded_BT)
 
         return cls(
-            item_BT=pad(items, -1), action_BT=pad(actions, 0), time_ms_BT=pad(times_ms, 0), length_B=length_B
+            item_BT=pad(items, -1),
+            action_BT=pad(actions, 0),
+            time_ms_BT=pad(times_ms, 0),
+            length_B=torch.from_numpy(np.array(lengths, dtype=np.int64)),
         )
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 
 from models.arrays import BoolArray, Float32Array, Int64Array
+from models.kernels.row_sets import union
 
 
 class Source(IntEnum):
@@ -49,37 +50,27 @@ class Candidates:
 
     def select(self, keep_M: BoolArray) -> "Candidates":
         """The candidates that `keep_M` (bool [M]) is true for, in their order."""
-        if keep_M.all():
-            return self
+        return self if keep_M.all() else self.at(np.nonzero(keep_M)[0])
+
+    def at(self, position_X: Int64Array) -> "Candidates":
+        """The candidates at these positions (int64 [X], each once), in this order."""
         return Candidates(
-            row_M=self.row_M[keep_M],
-            source_M=self.source_M[keep_M],
-            beam_M=self.beam_M[keep_M],
-            dense_M=self.dense_M[keep_M],
+            row_M=self.row_M[position_X],
+            source_M=self.source_M[position_X],
+            beam_M=self.beam_M[position_X],
+            dense_M=self.dense_M[position_X],
         )
 
 
 def unite(proposals: Sequence[Candidates]) -> Candidates:
     """The union, each row once, in order of first appearance; of two scores the first known one stays."""
-    row_M = np.concatenate([one.row_M for one in proposals])
-    unique_U, first_U, inverse_M = np.unique(row_M, return_index=True, return_inverse=True)
-    order_U = np.argsort(first_U, kind="stable")
-    place_M = np.argsort(order_U, kind="stable")[inverse_M]
-    source_U = np.zeros(len(unique_U), dtype=np.int64)
-    np.bitwise_or.at(source_U, place_M, np.concatenate([one.source_M for one in proposals]))
-
-    def first_known(score_M: Float32Array) -> Float32Array:
-        united_U = np.full(len(unique_U), np.nan, dtype=np.float32)
-        known = np.nonzero(~np.isnan(score_M))[0][::-1]  # backwards: the first one is written last
-        united_U[place_M[known]] = score_M[known]
-        return united_U
-
-    return Candidates(
-        row_M=unique_U[order_U],
-        source_M=source_U,
-        beam_M=first_known(np.concatenate([one.beam_M for one in proposals])),
-        dense_M=first_known(np.concatenate([one.dense_M for one in proposals])),
+    row_U, source_U, beam_U, dense_U = union(
+        np.concatenate([one.row_M for one in proposals]),
+        np.concatenate([one.source_M for one in proposals]),
+        np.concatenate([one.beam_M for one in proposals]),
+        np.concatenate([one.dense_M for one in proposals]),
     )
+    return Candidates(row_M=row_U, source_M=source_U, beam_M=beam_U, dense_M=dense_U)
 
 
 def proposed_by(source: Source, row_M: Int64Array) -> Candidates:

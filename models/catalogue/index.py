@@ -11,6 +11,7 @@ Shape letters: N items, L semantic levels, C = L + 1 codes, E content width.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.arrays import Int64Array
+from models.catalogue.announcements import Announcements
 from models.catalogue.trie import Trie
 from models.catalogue.trie_level import grown
 from models.errors import IncompatibleCheckpoint, PrefixFull
@@ -51,6 +53,7 @@ class CatalogueIndex:
         self._content_NE = np.zeros((0, codebook.content_dim), np.float32)
         self._available_N = np.zeros(0, np.bool_)
         self._announced_ms_N = np.zeros(0, np.int64)
+        self._announcements: Announcements | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -80,13 +83,21 @@ class CatalogueIndex:
         """When each item was first announced, int64 [N], ms since the Unix epoch; 0 where unknown."""
         return self._announced_ms_N[: len(self)]
 
+    @property
+    def announcements(self) -> Announcements:
+        """The same in order of time; kept from the first look on."""
+        if self._announcements is None:
+            self._announcements = Announcements(self.announced_ms_N)
+        return self._announcements
+
     def row(self, item_id: str) -> int | None:
         """The row of an item id."""
         return self._row_of_id.get(item_id)
 
     def rows(self, item_ids: Sequence[str]) -> Int64Array:
         """The rows of item ids, int64; -1 where unknown."""
-        return np.fromiter((self._row_of_id.get(i, -1) for i in item_ids), np.int64, len(item_ids))
+        found = map(self._row_of_id.get, item_ids, repeat(-1))
+        return np.fromiter(found, np.int64, len(item_ids))
 
     def row_of(self, codes: Sequence[int]) -> int | None:
         """The row that has these C codes, available or not."""
@@ -152,6 +163,8 @@ class CatalogueIndex:
         self._content_NE[row] = content_E.numpy()
         if not self._announced_ms_N[row]:
             self._announced_ms_N[row] = announced_ms
+            if self._announcements is not None:
+                self._announcements.add(row, announced_ms)
         return row
 
     def add_many(self, item_ids: Sequence[str], content_NE: Tensor, announced_ms_N: Int64Array) -> None:

@@ -7,20 +7,26 @@ below.
 import numpy as np
 import torch
 
+from models.batch import HistoryBatch
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import beam_search
 from models.decoding.compiled_search import CompiledSearch
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
 from models.kernels.dense_head_cpu import DenseHead, dense_logits, dense_queries
+from models.kernels.row_products import products_of_rows
+from models.kernels.row_sets import open_positions, summed_by_row, union
+from models.networks.compiled_ranker import CompiledRanker
+from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
+from models.networks.ranker import Ranker, RankingBatch
 from models.ranking.config import StatisticsConfig
-from models.ranking.feature_columns import FeatureInputs
-from models.ranking.features import feature_table
+from models.ranking.feature_columns import FeatureInputs, column_names, fill_columns
+from models.ranking.live_statistics import LiveStatistics
 
 
 def precompile() -> None:
-    """Runs one search of each kind among three items, training's mask, and the features of one item."""
+    """Runs one search of each kind among three items, training's mask, and the ranker on one item."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(
@@ -39,6 +45,25 @@ def precompile() -> None:
     node_X, code_X = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mark_valid_codes(trie.levels[0], 4, node_X, code_X, np.zeros((1, 4), np.bool_))
     _features_of_one()
+    _rank_one()
+    row, share = np.zeros(1, np.int64), np.zeros((1, 1))
+    open_positions(row, np.ones(1, np.bool_), row)
+    union(row, row, np.zeros(1, np.float32), np.zeros(1, np.float32))
+    summed_by_row(row[None], share)
+
+
+def _rank_one() -> None:
+    config = ModelConfig(content_dim=8, d_model=8, num_heads=2, ranker_dim=8, num_identities=0)
+    one, whole = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    batch = RankingBatch(
+        history=HistoryBatch.from_lists([[0]], [[0]], [[0]], max_history=1),
+        row_BM=whole,
+        source_BM=whole,
+        beam_BM=one,
+        dense_BM=one,
+        feature_BMF=one[:, :, None],
+    )
+    CompiledRanker(Ranker(config, 1).eval())(batch, torch.zeros(1, 8))
 
 
 def _features_of_one() -> None:
@@ -58,8 +83,11 @@ def _features_of_one() -> None:
         last_event_ms=0,
         time_ms=0,
     )
-    for feature in feature_table(config):
-        feature.column(inputs, feature.half_life, np.zeros(1, np.float32))
+    statistics = LiveStatistics(config)
+    statistics.items(whole, 0)
+    statistics.ties(whole, whole, 0)
+    products_of_rows(np.zeros((1, 1), np.float32), whole, whole)
+    fill_columns(inputs, np.zeros((1, len(column_names(config.half_lives_s))), np.float32))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from models.decoding.beam_search import SearchResult
 from models.decoding.inference import Inference
 from models.decoding.item_table import ItemTable
 from models.kernels.dense_head_cpu import dense_logits, dense_queries
+from models.networks.compiled_ranker import CompiledRanker, has_compiled_form
 from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker, RankerOutput, RankingBatch
 from models.networks.recommender import GenerativeRecommender
@@ -65,6 +66,9 @@ class CpuEngine:
         self._ranker = None if ranker is None else ranker.eval()
         self._table.refresh(recommender)
         self._prepared: Inference | None = None
+        self._compiled_ranker = None
+        if ranker is not None and has_compiled_form(ranker):
+            self._compiled_ranker = CompiledRanker(ranker)
 
     def put_items(self, row_M: Sequence[int]) -> None:
         """Encodes these rows again: their content changed."""
@@ -118,6 +122,8 @@ class CpuEngine:
         if self._ranker is None:
             raise ValueError("this engine was loaded without a ranker")
         item_ND = self._table.item_ND  # outside: what is encoded here is also learned from
+        if self._compiled_ranker is not None and len(item_ND):
+            return self._compiled_ranker(batch, item_ND)
         with torch.inference_mode():
             output: RankerOutput = self._ranker(batch, item_ND)
         return output

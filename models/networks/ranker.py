@@ -29,8 +29,8 @@ RATING, LIKE = ACTION_NAMES.index("rating"), ACTION_NAMES.index("like")
 LIKE_FROM_STARS = 4.0
 NUM_HIDDEN = 128
 # Fixed scales: dense logits are cosines over a temperature near 0.07, log-probabilities of a SID -2 to -16.
-_DENSE_SCALE = 10.0
-_BEAM_FLOOR, _BEAM_SCALE = -16.0, 8.0
+DENSE_SCALE = 10.0
+BEAM_FLOOR, BEAM_SCALE = -16.0, 8.0
 # The numbers of a candidate beside its live features: dense logit, beam score, whether the beam proposed it.
 NUM_SCORES = 3
 # Logits of candidates that are only padding.
@@ -129,14 +129,14 @@ class Ranker(nn.Module):
 
 def scaled_beam(batch: RankingBatch) -> Tensor:
     """The beam scores, brought within 0 to 2, float32 [B, M]: 0 where the beam did not propose it."""
-    return ((batch.beam_BM.nan_to_num(_BEAM_FLOOR) - _BEAM_FLOOR) / _BEAM_SCALE).clamp(min=0.0)
+    return ((batch.beam_BM.nan_to_num(BEAM_FLOOR) - BEAM_FLOOR) / BEAM_SCALE).clamp(min=0.0)
 
 
 def candidate_inputs(batch: RankingBatch) -> Tensor:
     """What is known of each candidate without its item: features, scores and sources, float32 [B, M, F + 3 +
     S], S being the number of sources."""
     by_beam_BM = ~batch.beam_BM.isnan()
-    scores_BM3 = torch.stack([batch.dense_BM / _DENSE_SCALE, scaled_beam(batch), by_beam_BM.float()], dim=2)
+    scores_BM3 = torch.stack([batch.dense_BM / DENSE_SCALE, scaled_beam(batch), by_beam_BM.float()], dim=2)
     bit_S = torch.tensor([source.bit for source in Source], device=batch.source_BM.device)
     sources_BMS = (batch.source_BM[:, :, None] & bit_S) != 0
     return torch.cat([batch.feature_BMF, scores_BM3, sources_BMS.float()], dim=2)

@@ -22,10 +22,12 @@ class Hottest:
         self._rows: set[int] = set()
         self._least = COLD
         self._limit = 2 * size
+        self._in_order: Int64Array | None = None  # the rows, best first, until a heat among them changes
 
     def note(self, row: int, heat_N: Float64Array) -> None:
         """Tells it that the heat of one row rose to `heat_N[row]` (float64)."""
         if heat_N[row] >= self._least:
+            self._in_order = None
             self._rows.add(row)
             if len(self._rows) > self._limit:
                 self.begin(heat_N)
@@ -37,12 +39,22 @@ class Hottest:
         is_all = len(self._rows) < self.size
         self._least = COLD if is_all else float(heat_N[list(self._rows)].min())
         self._limit = 2 * max(self.size, len(self._rows))
+        self._in_order = None
 
     def best(self, k: int, heat_N: Float64Array) -> Int64Array:
         """The at most `k` hottest rows, int64, best first, ties by row; looks at all (float64) heats only if
         `k` > `size`."""
-        hot = _hottest(heat_N, k) if k > self.size else np.asarray(list(self._rows), dtype=np.int64)
-        return hot[np.lexsort((hot, -heat_N[hot]))][:k]
+        if k > self.size:
+            return _ordered(_hottest(heat_N, k), heat_N)[:k]
+        if self._in_order is None:
+            self._in_order = _ordered(np.asarray(list(self._rows), dtype=np.int64), heat_N)
+        return self._in_order[:k]
+
+
+def _ordered(row_X: Int64Array, heat_N: Float64Array) -> Int64Array:
+    """The rows by heat, best first, ties by row."""
+    ordered: Int64Array = row_X[np.lexsort((row_X, -heat_N[row_X]))]
+    return ordered
 
 
 def _hottest(heat_N: Float64Array, k: int) -> Int64Array:

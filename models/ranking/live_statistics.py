@@ -26,8 +26,10 @@ from torch import Tensor
 
 from models.arrays import Float64Array, Int64Array
 from models.batch import PASSIVE_ACTIONS
+from models.kernels.row_sets import summed_by_row
 from models.ranking.config import StatisticsConfig
 from models.ranking.hottest import COLD, Hottest
+from models.ranking.statistics_columns import ItemColumns, TieColumns, read_items, read_ties
 from models.sequences.dedupe import DedupeWindow, hash_id
 
 _MS = 1000.0
@@ -229,16 +231,9 @@ class LiveStatistics:
 
     def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
         """The statistics of own rows `row_M` (int64; -1: an item without events) at `time_ms`."""
-        known_M = row_M >= 0
-        row_M = np.where(known_M, row_M, 0)
-        lag_M = np.maximum(time_ms - self._reference_N[row_M], 0)
-        decay_MH = np.exp2(-lag_M[:, None] / self._half_life_H) * known_M[:, None]
-        return ItemStatistics(
-            count_MH=self._count_NH[row_M] * decay_MH,
-            total_M=self._total_N[row_M] * known_M,
-            first_ms_M=np.where(known_M, self._first_N[row_M], -1),
-            last_ms_M=np.where(known_M, self._last_N[row_M], -1),
-        )
+        columns = ItemColumns(self._count_NH, self._total_N, self._reference_N, self._first_N, self._last_N)
+        count_MH, total_M, first_ms_M, last_ms_M = read_items(columns, self._half_life_H, row_M, time_ms)
+        return ItemStatistics(count_MH=count_MH, total_M=total_M, first_ms_M=first_ms_M, last_ms_M=last_ms_M)
 
     def totals(self, row_M: Int64Array) -> Float64Array:
         """Wishes ever, float64 [M], for own rows (int64); 0 for -1."""
@@ -250,44 +245,39 @@ class LiveStatistics:
     ) -> tuple[Float64Array, Float64Array]:
         """The decayed weight of the ties between distinct own rows (int64), and its share of the recent one's
         ties, both float64 [R, M]."""
-        known_R = recent_R >= 0
-        recent_R = np.where(known_R, recent_R, 0)
-        lag_R = np.maximum(time_ms - self._paired_N[recent_R], 0)
-        weight_RJ = self._weight_NJ[recent_R] * known_R[:, None]
-        decay_R = np.exp2(-lag_R / self._tie_half_life)
-        place_N = np.full(len(self._item_ids) + 1, -1)  # the last place stands for row -1
-        place_N[row_M] = np.arange(len(row_M))
-        place_RJ = np.where(weight_RJ > 0, place_N[self._neighbour_NJ[recent_R]], -1)
-        weight_RM = np.zeros((len(recent_R), len(row_M)))
-        r, j = np.nonzero(place_RJ >= 0)
-        weight_RM[r, place_RJ[r, j]] = weight_RJ[r, j]
-        share_RM = weight_RM / np.maximum(weight_RJ.sum(axis=1, keepdims=True), 1e-12)
-        return weight_RM * decay_R[:, None], share_RM
+        ties = TieColumns(self._neighbour_NJ, self._weight_NJ, self._paired_N)
+        return read_ties(ties, self._tie_half_life, recent_R, row_M, time_ms)
 
     def cooccurring(self, recent_item_ids: Sequence[str], k: int) -> list[str]:
-        """The at most `k` items most tied to the recent ones (oldest first), best first.
+        """`cooccurring_rows` of items by their ids."""
+        return [self._item_ids[row] for row in self.cooccurring_rows(self.rows(recent_item_ids), k).tolist()]
+
+    def cooccurring_rows(self, recent_R: Int64Array, k: int) -> Int64Array:
+        """The at most `k` rows most tied to the recent ones (oldest first), best first; all are own rows,
+        int64, of the recent ones -1 for an item without events.
 
         A recent item's ties count by their share, so that a popular one does not drown the others;
         the newest counts most.
         """
-        row_R = self.rows(recent_item_ids[-self.config.num_recent_items :])[::-1]
+        row_R = recent_R[-self.config.num_recent_items :][::-1]
         gain_R = np.asarray([self.config.recency_decay**age for age in range(len(row_R))])
         row_R, gain_R = row_R[row_R >= 0], gain_R[row_R >= 0]
         weight_RJ = self._weight_NJ[row_R]
         share_RJ = weight_RJ * (gain_R / np.maximum(weight_RJ.sum(axis=1), 1e-12))[:, None]
-        is_tied_RJ = share_RJ > 0
-        neighbour_U, place_X = np.unique(self._neighbour_NJ[row_R][is_tied_RJ], return_inverse=True)
-        score_U = np.bincount(place_X, weights=share_RJ[is_tied_RJ], minlength=len(neighbour_U))
-        best = neighbour_U[np.lexsort((neighbour_U, -score_U))[:k]]
-        return [self._item_ids[row] for row in best.tolist()]
+        neighbour_U, score_U = summed_by_row(self._neighbour_NJ[row_R], share_RJ)
+        best: Int64Array = neighbour_U[np.lexsort((neighbour_U, -score_U))[:k]]
+        return best
 
     def trending(self, k: int) -> list[str]:
-        """The at most `k` items with the most wishes by the trending half-life, best first.
+        """`trending_rows` as ids."""
+        return [self._item_ids[row] for row in self.trending_rows(k).tolist()]
+
+    def trending_rows(self, k: int) -> Int64Array:
+        """The at most `k` own rows with the most wishes by the trending half-life, int64, best first.
 
         All counts fade by the same factor, so the order does not depend on the moment of asking.
         """
-        best = self._hottest.best(k, self._heat_N[: len(self._item_ids)])
-        return [self._item_ids[row] for row in best.tolist()]
+        return self._hottest.best(k, self._heat_N[: len(self._item_ids)])
 
     def state(self) -> tuple[dict[str, Tensor], pa.Table]:
         """All of it, for `models.artifacts.checkpoint`: tensors (counts, weights and heat float64, all else

@@ -21,7 +21,6 @@ from models.decoding.engine import Engine
 from models.decoding.generation import generate
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
-from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.scorer import RankResult, Scorer, order_by_score
 
@@ -108,7 +107,7 @@ def recommend_many(
 
 def take_best(catalogue: CatalogueIndex, candidates: Candidates, result: RankResult, k: int) -> Answer:
     """The `k` candidates with the highest score, ties by item id."""
-    ids = [catalogue.item_ids[row] for row in candidates.row_M]
+    ids = [catalogue.item_ids[row] for row in candidates.row_M.tolist()]
     best = order_by_score(result.score_M, ids)[:k]
     return Answer(
         row_K=candidates.row_M[best], score_K=result.score_M[best], source_K=candidates.source_M[best]
@@ -124,8 +123,7 @@ def with_live(
     exclude: Int64Array,
     disabled: Collection[Source] = (),
 ) -> Candidates:
-    """`add_live_candidates` for request `b` of a batch of histories; `exclude` int64 rows."""
+    """`candidates` and those of the live sources for request `b` of a batch of histories; `exclude` int64
+    rows."""
     rows = np.asarray(history.item_BT[b, : int(history.length_B[b])])
-    return add_live_candidates(
-        candidates, scorer.statistics, scorer.catalogue, rows, time_ms, disabled=disabled, exclude=exclude
-    )
+    return scorer.live_sources.add(candidates, rows, time_ms, disabled=disabled, exclude=exclude)

@@ -22,7 +22,9 @@ from models.decoding.engine import Engine
 from models.networks.ranker import RankingBatch
 from models.ranking.aversion import aversion_penalty
 from models.ranking.features import FeatureSource
+from models.ranking.live_sources import LiveSources
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.shared_rows import SharedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class Scorer:
         self.engine = engine
         self.statistics = statistics
         self.aversion_weight = aversion_weight
-        self.feature_source = FeatureSource(statistics, engine.catalogue)
+        rows = SharedRows(statistics, engine.catalogue)
+        self.feature_source = FeatureSource(rows)
+        self.live_sources = LiveSources(rows)
         if len(self.feature_source.names) != engine.num_features:
             raise ValueError(
                 f"the ranker takes {engine.num_features} features, the statistics make "
@@ -158,6 +162,8 @@ def order_by_score(score_M: Float32Array, item_ids: Sequence[str]) -> Int64Array
 
 
 def _pad(rows: Sequence[npt.NDArray[np.generic]], fill: float, dtype: type, *trailing: int) -> Tensor:
+    if len(rows) == 1 and len(rows[0]) and rows[0].dtype == dtype:
+        return torch.from_numpy(rows[0][None])
     width = max(1, max((len(row) for row in rows), default=1))
     padded: npt.NDArray[np.generic] = np.full((len(rows), width, *trailing), fill, dtype=dtype)
     for b, row in enumerate(rows):

@@ -138,6 +138,7 @@ def fit_examples(
         if num_worse > PATIENCE_ROUNDS:
             break
     ranker.load_state_dict(best_weights)
+    pipeline.weights_changed()
     return {**best, **figures}
 
 

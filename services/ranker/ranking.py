@@ -10,7 +10,6 @@ from torch import Tensor
 
 from models.arrays import Int64Array
 from models.candidates import Candidates
-from models.ranking.live_sources import add_live_candidates
 from models.ranking.scorer import RankResult, Scorer, order_by_score
 from protos.headrace.v1.events_pb2 import HistoryEvent
 from services.wire import translate
@@ -90,10 +89,8 @@ class Asked:
         catalogue = scorer.catalogue
         time_ms = request.request_time_ms or int(time.time() * 1e3)
         recent = past[-scorer.engine.config.max_history :]
-        united = add_live_candidates(
+        united = scorer.live_sources.add(
             candidates,
-            scorer.statistics,
-            catalogue,
             np.array([row for row, _, _ in recent], dtype=np.int64),
             time_ms,
             disabled=translate.to_sources(request.disabled_sources),

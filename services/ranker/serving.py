@@ -175,7 +175,7 @@ def _warm_up(scorer: Scorer) -> None:
         [list(range(len(recent)))],
         max_history=scorer.engine.config.max_history,
     )
-    scorer.rank(history, proposed_by(Source.DENSE, rows), 0)
+    scorer.rank(history, scorer.live_sources.add(proposed_by(Source.DENSE, rows), rows[:5], 0), 0)
 
 
 def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Tensor | None:

@@ -10,6 +10,7 @@ from models.arrays import Int64Array
 from models.batch import IMPRESSION, SKIP, EventBatch, HistoryBatch
 from models.candidates import Candidates, Source
 from models.catalogue.index import CatalogueIndex
+from models.kernels.row_sets import open_positions
 from models.tokenizers.content import Vectors
 from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import Candidates as CandidatesMessage
@@ -98,9 +99,7 @@ def candidates_message(candidates: Candidates, item_ids: Sequence[str]) -> Candi
 def candidates_of(message: CandidatesMessage, catalogue: CatalogueIndex) -> Candidates:
     """The candidates as the ranker takes them: known, available, each once; dense scores left open."""
     row_M = catalogue.rows(message.item_ids)
-    row_U, first_U = np.unique(row_M, return_index=True)
-    first_U = first_U[row_U >= 0]
-    kept_U = np.sort(first_U[catalogue.available_N[row_M[first_U]]])
+    kept_U = open_positions(row_M, catalogue.available_N, np.empty(0, dtype=np.int64))
     mask_M = np.array(message.source_masks, dtype=np.int64)[kept_U]
     beam_M = np.array(message.beam_scores, dtype=np.float32)[kept_U]
     beam_M[(mask_M & Source.BEAM.bit) == 0] = np.nan

@@ -9,6 +9,10 @@ from enum import Enum
 
 from protos.headrace.v1.events_pb2 import Action
 
+# an enumeration of protobuf looks its members up by name at each use
+_RATING, _SKIP = Action.ACTION_RATING, Action.ACTION_SKIP
+_SHOWN = (Action.ACTION_IMPRESSION, Action.ACTION_UNSPECIFIED)
+
 
 class Meaning(Enum):
     """A wish is learned, counted and read by the model; an aversion lowers what is like its item."""
@@ -35,12 +39,12 @@ class EventMeaning:
 
     def of(self, action: int, value: float) -> Meaning:
         """The meaning of an action (a number of `headrace.v1.Action`) with its value."""
-        if action == Action.ACTION_RATING:
+        if action == _RATING:
             if value == 0.0:
                 return Meaning.NOTHING
             return Meaning.WISH if value >= self.liked_rating else Meaning.AVERSION
-        if action == Action.ACTION_SKIP:
+        if action == _SKIP:
             return Meaning.AVERSION
-        if action in (Action.ACTION_IMPRESSION, Action.ACTION_UNSPECIFIED):
+        if action in _SHOWN:
             return Meaning.NOTHING
         return Meaning.WISH

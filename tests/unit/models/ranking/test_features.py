@@ -9,6 +9,7 @@ from models.batch import ACTION_NAMES
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import FeatureSource, feature_names
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.shared_rows import SharedRows
 from tests.factories import NUM_ITEMS, TIME_MS, make_catalogue
 
 CLICK, IMPRESSION = ACTION_NAMES.index("click"), ACTION_NAMES.index("impression")
@@ -60,7 +61,7 @@ def test_features_equal_the_formula_of_each(history: list[int]) -> None:
     for row in (10, 11, 48):
         catalogue._announced_ms_N[row] = TIME_MS - row * DAY
     statistics = LiveStatistics(StatisticsConfig())
-    source = FeatureSource(statistics, catalogue)
+    source = FeatureSource(SharedRows(statistics, catalogue))
     random = np.random.default_rng(0)
     for n in range(300):
         action = IMPRESSION if n % 9 == 0 else CLICK

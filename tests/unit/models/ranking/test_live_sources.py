@@ -7,8 +7,9 @@ import torch
 from models.candidates import Candidates, Source, proposed_by, unite
 from models.catalogue.index import CatalogueIndex
 from models.ranking.config import StatisticsConfig
-from models.ranking.live_sources import LIVE_SOURCES, add_live_candidates, newly_announced
+from models.ranking.live_sources import LIVE_SOURCES, LiveSources
 from models.ranking.live_statistics import LiveStatistics
+from models.ranking.shared_rows import SharedRows
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
 
@@ -72,7 +73,8 @@ def test_live_sources_exclude_and_can_be_switched_off(
     catalogue.set_available(4, False)
     nothing = proposed_by(Source.BEAM, np.empty(0, dtype=np.int64))
     recent = np.array([0, 3])
-    everything = add_live_candidates(nothing, statistics, catalogue, recent, NOW, exclude=recent)
+    sources = LiveSources(SharedRows(statistics, catalogue))
+    everything = sources.add(nothing, recent, NOW, exclude=recent)
     rows = set(everything.row_M.tolist())
     assert len(rows) == len(everything)
     assert not rows & {0, 3, 4}
@@ -82,19 +84,19 @@ def test_live_sources_exclude_and_can_be_switched_off(
     assert mask_of[25] == Source.NEW.bit
     assert 29 not in rows  # announced later than now
     for source in LIVE_SOURCES:
-        fewer = add_live_candidates(
-            nothing, statistics, catalogue, recent, NOW, disabled={source}, exclude=recent
-        )
+        fewer = sources.add(nothing, recent, NOW, disabled={source}, exclude=recent)
         assert not (fewer.source_M & source.bit).any()
         assert len(fewer) <= len(everything)
 
 
 def test_an_item_with_events_is_no_longer_new(catalogue: CatalogueIndex, statistics: LiveStatistics) -> None:
-    assert set(newly_announced(statistics, catalogue, NOW).tolist()) == set(range(21, 29))
+    assert set(LiveSources(SharedRows(statistics, catalogue)).newly_announced(NOW).tolist()) == set(
+        range(21, 29)
+    )
 
 
 def test_what_is_not_streamed_does_not_age(catalogue: CatalogueIndex, statistics: LiveStatistics) -> None:
-    known = newly_announced(statistics, catalogue, NOW + 40 * DAY).tolist()
+    known = LiveSources(SharedRows(statistics, catalogue)).newly_announced(NOW + 40 * DAY).tolist()
     assert known[0] == 29  # by now it was announced, as the last
     assert set(known) >= set(range(22, 30))
-    assert newly_announced(statistics, catalogue, NOW + 400 * DAY).tolist() == known
+    assert LiveSources(SharedRows(statistics, catalogue)).newly_announced(NOW + 400 * DAY).tolist() == known

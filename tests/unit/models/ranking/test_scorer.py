@@ -15,7 +15,6 @@ from models.networks.ranker import LIKE, RATING, Ranker, RankingTargets, action_
 from models.networks.recommender import GenerativeRecommender
 from models.ranking.config import StatisticsConfig
 from models.ranking.features import feature_names
-from models.ranking.live_sources import add_live_candidates
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
 from models.ranking.scorer import Scorer, order_by_score
@@ -180,10 +179,8 @@ def test_features_are_the_same_for_serving_and_learning() -> None:
         history = HistoryBatch.from_lists([rows], [[CLICK] * len(rows)], [[NOW] * len(rows)], max_history=9)
         nothing = proposed_by(Source.DENSE, np.arange(3))
         answers = []
-        for scorer, statistics in ((serving, served), (learning, learned)):
-            candidates = add_live_candidates(
-                nothing, statistics, catalogue, np.array(rows, np.int64), NOW + n
-            )
+        for scorer in (serving, learning):
+            candidates = scorer.live_sources.add(nothing, np.array(rows, np.int64), NOW + n)
             answers.append((candidates, scorer.features(history, 0, candidates.row_M, NOW + n)))
         assert answers[0][0].row_M.tolist() == answers[1][0].row_M.tolist()
         np.testing.assert_array_equal(answers[0][1], answers[1][1])
