@@ -132,10 +132,11 @@ class Forecast:
             if self._target_column[s] < 0:
                 ranks.append(-1)
                 continue
-            ids = [self.scorer.catalogue.item_ids[row] for row in candidates.row_M]
+            row_M, item_ids = candidates.row_M, self.scorer.catalogue.item_ids
             averse_A = self.questions[s].averse_A
-            penalty_M = self.scorer.penalty(self.history, s, candidates.row_M, averse_A)
-            order = order_by_score(relevance_BM[s, : len(ids)].numpy() - penalty_M, ids)
+            penalty_M = self.scorer.penalty(self.history, s, row_M, averse_A)
+            score_M = relevance_BM[s, : len(row_M)].numpy() - penalty_M
+            order = order_by_score(score_M, row_M, item_ids)
             ranks.append(int(np.nonzero(order == self._target_column[s])[0][0]))
         return ranks
 

@@ -107,8 +107,7 @@ def recommend_many(
 
 def take_best(catalogue: CatalogueIndex, candidates: Candidates, result: RankResult, k: int) -> Answer:
     """The `k` candidates with the highest score, ties by item id."""
-    ids = [catalogue.item_ids[row] for row in candidates.row_M.tolist()]
-    best = order_by_score(result.score_M, ids)[:k]
+    best = order_by_score(result.score_M, candidates.row_M, catalogue.item_ids)[:k]
     return Answer(
         row_K=candidates.row_M[best], score_K=result.score_M[best], source_K=candidates.source_M[best]
     )

@@ -152,12 +152,16 @@ class Scorer:
         )
 
 
-def order_by_score(score_M: Float32Array, item_ids: Sequence[str]) -> Int64Array:
-    """Int64 positions from the best score (float32) to the worst, ties by item id."""
+def order_by_score(score_M: Float32Array, row_M: Int64Array, item_ids: Sequence[str]) -> Int64Array:
+    """Int64 positions from the best score (float32) to the worst, ties by item id.
+
+    `item_ids` by catalogue row (`row_M` int64).
+    """
     order_M = np.argsort(-score_M, kind="stable")
     ordered_M = score_M[order_M]
     if (ordered_M[1:] == ordered_M[:-1]).any():
-        order_M = np.lexsort((np.asarray(item_ids, dtype=np.str_), -score_M))
+        id_M = np.array([item_ids[row] for row in row_M.tolist()], dtype=np.str_)
+        order_M = np.lexsort((id_M, -score_M))
     return order_M.astype(np.int64)
 
 

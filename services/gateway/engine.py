@@ -30,7 +30,7 @@ from services.gateway.ranking import Ranking
 from services.gateway.recommendation_log import RecommendationLogWriter
 from services.gateway.validation import DEFAULT_K
 from services.gateway.views import Views
-from services.metrics import FALLBACKS, RECOMMENDATIONS, STAGE_SECONDS
+from services.metrics import FALLBACKS, RECOMMENDATIONS, stage_seconds
 from services.settings import Settings
 from services.wire.source_masks import sources_of
 from services.wire.user_key import user_key
@@ -38,6 +38,8 @@ from streaming.histories.fresh_history import FreshHistory
 from streaming.histories.store import DEFAULT_MAX_EVENTS
 from streaming.messages.meaning import Meaning
 
+# An enumeration of protobuf looks its members up by name at each use.
+_IMPRESSION, _FALLBACK = Action.ACTION_IMPRESSION, CandidateSource.CANDIDATE_SOURCE_FALLBACK
 MAX_CANDIDATES = 512
 # Popularity is read this deep: filters and unannounced items take some; then come the newest items.
 _FALLBACK_DEPTH = 1_000
@@ -138,7 +140,7 @@ class RecommendationEngine:
         Of a user who has only turned things down the model knows no wish: it answers as for a stranger, puts
         items like those at the end, and the answer says so.
         """
-        may_fall_back = CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources
+        may_fall_back = _FALLBACK not in request.disabled_sources
         told = [self._meaning.of(event.action, event.value) for event in events]
         reason = _unusable(told, is_known=bool(events) or self._history.count(request.user_id) > 0)
         if may_fall_back and reason and Meaning.AVERSION not in told:
@@ -192,7 +194,7 @@ class RecommendationEngine:
     ) -> RecommendResponse:
         k = request.k or DEFAULT_K
         chosen = choose(ranking.items if ranking else (), policy, self._items, k)
-        if CandidateSource.CANDIDATE_SOURCE_FALLBACK not in request.disabled_sources:
+        if _FALLBACK not in request.disabled_sources:
             chosen = fill(chosen, self._fallback_ids(), policy, self._items, k)
         return RecommendResponse(
             request_id=request.request_id or uuid.uuid4().hex,
@@ -211,7 +213,7 @@ class RecommendationEngine:
             StageLatency(stage=stage, latency_ms=latency_ms[stage]) for stage in STAGES if stage in latency_ms
         )
         for stage, value in latency_ms.items():
-            STAGE_SECONDS.labels(stage=stage).observe(value / 1_000)
+            stage_seconds(stage).observe(value / 1_000)
         self.latencies.add(latency_ms)
         RECOMMENDATIONS.observe(len(response.recommendations))
         if response.fallback_reason:
@@ -221,7 +223,7 @@ class RecommendationEngine:
 
 def _had(events: Sequence[HistoryEvent]) -> set[str]:
     """Items the user had; being shown one does not count."""
-    return {event.item_id for event in events if event.action != Action.ACTION_IMPRESSION}
+    return {event.item_id for event in events if event.action != _IMPRESSION}
 
 
 def _unusable(meanings: Collection[Meaning], *, is_known: bool) -> "FallbackReason.ValueType":

@@ -49,21 +49,19 @@ class Ranked:
     candidates: Candidates
     result: RankResult
     order_M: Int64Array
-    item_ids: list[str]
 
     @classmethod
-    def of(cls, candidates: Candidates, result: RankResult, catalogue_ids: Sequence[str]) -> "Ranked":
+    def of(cls, candidates: Candidates, result: RankResult, item_ids: Sequence[str]) -> "Ranked":
         """Ordered by score, ties by item id."""
-        item_ids = [catalogue_ids[row] for row in candidates.row_M.tolist()]
-        order_M = order_by_score(result.score_M, item_ids)
-        return cls(candidates=candidates, result=result, order_M=order_M, item_ids=item_ids)
+        order_M = order_by_score(result.score_M, candidates.row_M, item_ids)
+        return cls(candidates=candidates, result=result, order_M=order_M)
 
-    def columns(self) -> tuple[list[str], list[float], list[int]]:
-        """Item ids, scores and source masks, best first."""
-        item_ids = [self.item_ids[m] for m in self.order_M.tolist()]
+    def columns(self) -> tuple[list[int], list[float], list[int]]:
+        """Catalogue rows, scores and source masks, best first."""
+        rows: list[int] = self.candidates.row_M[self.order_M].tolist()
         scores: list[float] = self.result.score_M[self.order_M].tolist()
         masks: list[int] = self.candidates.source_M[self.order_M].tolist()
-        return item_ids, scores, masks
+        return rows, scores, masks
 
 
 @dataclass(frozen=True, kw_only=True)

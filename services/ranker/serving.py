@@ -195,7 +195,8 @@ def _user_states(requests: Sequence[RankRequest], release: RankerRelease) -> Ten
 
 def _response(release: RankerRelease, ranked: Ranked, explain_item_id: str) -> RankResponse:
     """The candidates, best first, with what is known of the one to explain."""
-    item_ids, scores, source_masks = ranked.columns()
+    rows, scores, source_masks = ranked.columns()
+    item_ids = [release.scorer.catalogue.item_ids[row] for row in rows]
     explanation = None
     if explain_item_id in item_ids:
         m = int(ranked.order_M[item_ids.index(explain_item_id)])

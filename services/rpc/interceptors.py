@@ -51,6 +51,8 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         self._settings = settings
         self._deadlines_s = dict(deadlines_s or {})
         self._admission = Admission(service, settings)
+        # assembled once: the lazy logger does that for each line, which costs as much as the line
+        self._log = structlog.get_logger().bind()
         self._wrapped: dict[str, Handler] = {}
         self._answered = cache(lambda method, code: metrics.REQUESTS.labels(service, method, code))
         self._seconds = cache(lambda method: metrics.REQUEST_SECONDS.labels(service, method))
@@ -180,7 +182,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
             seconds = time.perf_counter() - started
             self._answered(method, code).inc()
             self._seconds(method).observe(seconds)
-            log.info("request", method=method, code=code, latency_ms=round(seconds * 1e3, 2))
+            self._log.info("request", method=method, code=code, latency_ms=round(seconds * 1e3, 2))
 
 
 async def _abort(context: Context, error: Exception, request_id: str) -> None:

@@ -4,7 +4,7 @@ Owns that an answer is of one release, since nothing is swapped within a turn, a
 part fails. Messages are for the network: here go arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -14,7 +14,7 @@ from services.errors import DeadlineExpired, NotReady
 from services.gateway.models import Ask, Explained, PairedModels, TimeLeft
 from services.gateway.ranking import RankedItem, Ranking
 from services.generator.serving import Found, GeneratorServing
-from services.model_host.host import ModelHost
+from services.model_host.host import HostedRelease, ModelHost
 from services.model_host.micro_batches import MicroBatcher
 from services.model_host.model_thread import ModelThread
 from services.ranker.ranking import Ranked
@@ -81,24 +81,23 @@ class HostedModels:
         found_s = perf_counter()
         try:
             ranked = self._ranker.rank_found(asks, found)
-            rankings = [_ranking(one, live.release_id) for one in ranked]
+            rankings = [_ranking(one, live) for one in ranked]
         except Exception as error:
             log.exception("ranking_failed", exc_info=error)
-            rankings = [_unranked(one, live.catalogue.item_ids, live.release_id) for one in found]
+            rankings = [_unranked(one, live) for one in found]
         generate_ms, rank_ms = (found_s - start_s) * 1e3, (perf_counter() - found_s) * 1e3
         return [_Answer(ranking=one, generate_ms=generate_ms, rank_ms=rank_ms) for one in rankings]
 
 
-def _ranking(ranked: Ranked, release_id: str) -> Ranking:
-    return Ranking(items=map(RankedItem, *ranked.columns()), release_id=release_id, degraded=False)
+def _ranking(ranked: Ranked, release: HostedRelease) -> Ranking:
+    id_of = release.catalogue.item_ids
+    items = (RankedItem(id_of[row], score, mask) for row, score, mask in zip(*ranked.columns(), strict=True))
+    return Ranking(items=items, release_id=release.release_id, degraded=False)
 
 
-def _unranked(found: Found, item_ids: Sequence[str], release_id: str) -> Ranking:
+def _unranked(found: Found, release: HostedRelease) -> Ranking:
     """The search's own order; its scores are of different kinds, so the position is the score."""
-
-    def items() -> Iterator[RankedItem]:
-        rows = zip(found.candidates.row_M.tolist(), found.candidates.source_M.tolist(), strict=True)
-        for position, (row, mask) in enumerate(rows, 1):
-            yield RankedItem(item_ids[row], 1.0 / position, mask)
-
-    return Ranking(items=items(), release_id=release_id, degraded=True)
+    id_of = release.catalogue.item_ids
+    columns = zip(found.candidates.row_M.tolist(), found.candidates.source_M.tolist(), strict=True)
+    items = (RankedItem(id_of[row], 1.0 / place, mask) for place, (row, mask) in enumerate(columns, 1))
+    return Ranking(items=items, release_id=release.release_id, degraded=True)

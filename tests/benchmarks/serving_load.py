@@ -223,7 +223,7 @@ async def change_answer(recommend: Call, track: Call, user_id: str, *, k: int, b
 
 
 def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
-    """CPU time that each process and its children have used so far (Linux)."""
+    """CPU time that each process has used so far, with those of its children without a name here (Linux)."""
     parent_of, used = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -234,6 +234,10 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
         parent_of[pid] = int(fields[1])
         used[pid] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
     return {
-        name: sum(seconds for pid, seconds in used.items() if pid == own or parent_of[pid] == own)
+        name: sum(
+            seconds
+            for pid, seconds in used.items()
+            if pid == own or (parent_of[pid] == own and pid not in pids.values())
+        )
         for name, own in pids.items()
     }

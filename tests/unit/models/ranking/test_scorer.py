@@ -195,4 +195,4 @@ def test_features_are_the_same_for_serving_and_learning() -> None:
 
 
 def test_order_breaks_ties_by_item_id() -> None:
-    assert order_by_score(np.float32([1, 2, 1]), ["b", "c", "a"]).tolist() == [1, 2, 0]
+    assert order_by_score(np.float32([1, 2, 1]), np.array([1, 2, 0]), ["a", "b", "c"]).tolist() == [1, 2, 0]
