@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_serving.py             # minutes; writes results, plots, tables
     python tests/benchmarks/bench_serving.py --quick     # does it run? on a small generated catalogue
+    python tests/benchmarks/bench_serving.py --against b341a12   # beside another commit, by turns
 
 Broker, seven services, the learner and the callers share this machine's cores. The first run makes the
 world (a hurried release; some minutes) and keeps it under `.headrace/bench-serving`. Without the data set
@@ -9,10 +10,11 @@ it measures on a generated catalogue of about the same size, and says so.
 """
 
 import asyncio
+from argparse import ArgumentParser
 from typing import Any
 
 import torch
-from harness import console, emit, parser, write_results
+from harness import console, emit, markdown_table, parser, readme_table, show, write_results
 from serving_batching import batching_rows
 from serving_measures import (
     BEAM,
@@ -27,6 +29,7 @@ from serving_measures import (
     track_rows,
     user_rows,
 )
+from serving_pairs import pair_rows, pair_table
 from serving_pauses import pause_rows
 from serving_report import publish
 from serving_world import World, copied, make_world, settings_for
@@ -71,9 +74,31 @@ async def measure(world: World, plan: Plan) -> dict[str, Any]:
     return payload
 
 
+def compare(commit: str, *, rounds: int, seconds: float, as_json: bool) -> None:
+    """This tree beside a commit: results, and the table of the documents."""
+    rows = pair_rows(commit, rounds=rounds, seconds=seconds)
+    table = pair_table(rows)
+    show(f"serving while learning, beside {commit}, {rounds} rounds", table, list(table[0]))
+    readme_table("serving-against", markdown_table(table, list(table[0])))
+    path = write_results("serving-against", {"rows": rows, "against": commit}, quick=False)
+    if as_json:
+        emit({"rows": rows})
+    console.print(f"results: {path}")
+
+
+def _parser() -> ArgumentParser:
+    result = parser(__doc__, threads=1)
+    result.add_argument("--against", metavar="COMMIT", help="measure beside this commit, by turns")
+    result.add_argument("--rounds", type=int, default=3, help="with --against: turns of each")
+    result.add_argument("--seconds", type=float, default=8.0, help="with --against: seconds for each load")
+    return result
+
+
 def main() -> None:
     """The command."""
-    options = parser(__doc__, threads=1).parse_args()
+    options = _parser().parse_args()
+    if options.against:
+        return compare(options.against, rounds=options.rounds, seconds=options.seconds, as_json=options.json)
     torch.set_num_threads(options.threads)
     world = make_world(quick=options.quick)
     payload = asyncio.run(measure(world, QUICK if options.quick else Plan()))

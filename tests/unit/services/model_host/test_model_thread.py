@@ -55,3 +55,19 @@ async def test_expired_and_cancelled_requests_never_run(thread: ModelThread) -> 
 async def test_errors_come_back(thread: ModelThread) -> None:
     with pytest.raises(ZeroDivisionError):
         await thread.run(lambda: 1 // 0)
+
+
+async def test_work_that_finds_the_model_idle_is_done_where_it_stands(thread: ModelThread) -> None:
+    assert thread.try_here(threading.get_ident) == threading.get_ident()
+    gate = threading.Event()
+    busy = asyncio.create_task(thread.run(gate.wait))
+    await asyncio.sleep(0.01)
+    assert thread.try_here(threading.get_ident) is None
+    gate.set()
+    await busy
+    with pytest.raises(ZeroDivisionError):
+        thread.try_here(lambda: 1 // 0)
+    assert thread.try_here(lambda: 3) == 3  # the lock was let go
+    thread.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        thread.try_here(lambda: 3)
