@@ -41,9 +41,6 @@ USER_STATES = Counter(
     "User states that requests needed: kept (hit), brought up to date (extended) or computed anew.",
     ["outcome"],
 )
-USER_STATES_AHEAD = Counter(
-    "headrace_user_states_ahead", "Kept user states brought up to date when the event came, before a request."
-)
 USERS_KEPT = Gauge("headrace_user_states_kept", "Users whose state is kept.")
 STAGE_SECONDS = Histogram(
     "headrace_stage_duration_seconds",

@@ -168,7 +168,7 @@ class GatewaySettings:
 class GeneratorSettings:
     """At most `max_batch` waiting requests are searched together; 1 answers each alone.
 
-    The states of the `max_kept_users` users who asked or acted last are kept (0: none): with the default
+    The states of the `max_kept_users` users who asked last are kept (0: none): with the default
     model 4 KB in float32 (2 KB in bfloat16) for each event of a history, 200 KB for a user with 50 of them.
     """
 

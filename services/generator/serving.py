@@ -28,8 +28,7 @@ from services.model_host.host import HostedRelease
 from services.model_host.live_catalogue import Changes
 from services.wire import translate
 from services.wire.translate import PastEvent
-from services.wire.user_key import user_key
-from streaming.messages.meaning import EventMeaning, Meaning
+from streaming.messages.meaning import EventMeaning
 
 log = structlog.get_logger()
 
@@ -107,7 +106,7 @@ class GeneratorRelease:
         rows = np.nonzero(self.catalogue.available_N)[0][:5].tolist()
         past = [(row, 1, time_ms) for time_ms, row in enumerate(rows)]
         nothing = np.empty(0, dtype=np.int64)
-        batches: list[list[list[PastEvent]]] = [[[]], [past[:1]], [past], [past], [past] * 4]
+        batches: list[list[list[PastEvent]]] = [[[]], [past[:-1]], [past], [past], [past] * 4]
         for pasts in batches:
             self.search([_NOBODY] * len(pasts), pasts, kind, [nothing] * len(pasts))
         self.user_states.clear()
@@ -149,23 +148,8 @@ class GeneratorServing:
             for sid in changes.inserted:
                 ITEM_TO_RECOMMENDABLE_SECONDS.observe(max(0.0, now_ms - sid.announced_time_ms) / 1e3)
 
-    def wants(self, key: int) -> bool:
-        """Whether an event of this user would change a kept state. Callable from any thread."""
-        live = self._live
-        return live is not None and live.user_states.knows(key)
-
     def put_events(self, events: Sequence[Event]) -> None:
-        """Takes events that have just happened: kept states come to cover them."""
-        if self._live is None:
-            return
-        keys = [user_key(event.user_id) for event in events]
-        mine = [(key, event) for key, event in zip(keys, events, strict=True) if self.wants(key)]
-        rows = self._live.catalogue.rows([event.item_id for _, event in mine]).tolist()
-        news: dict[int, list[PastEvent]] = {}
-        for (key, event), row in zip(mine, rows, strict=True):
-            if row >= 0 and self._meaning.of(event.action, event.value) is Meaning.WISH:
-                news.setdefault(key, []).append((row, event.action, event.event_time_ms))
-        self._live.user_states.append(news)
+        """Takes none: a request brings its user's history."""
 
     def kind_of(self, request: Asking) -> Kind:
         """Requests of one kind can be searched together. Callable from any thread."""

@@ -1,13 +1,14 @@
 """The trunk's states of the users who asked lately, kept so that a request pays for decoding only.
 
 Owns which events a kept state covers, when it is extended and when it is computed anew. The history that a
-request brings is the truth: a kept state is used only for exactly the events it covers. Belongs to one
-release and to the model's thread; only `knows` may be called from others.
+request brings is the truth: a kept state is used only for exactly the events it covers. An event changes no
+state by itself: most users who act do not ask before they act again, and an extension costs as much as an
+answer. Belongs to one release and to the model's thread.
 
 Shapes: B requests, D width of the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from models.decoding.engine import Engine
 from models.networks.user_states import UserStates
-from services.metrics import USER_STATES, USER_STATES_AHEAD, USERS_KEPT
+from services.metrics import USER_STATES, USERS_KEPT
 from services.wire.translate import PastEvent, past_batch
 
 
@@ -37,7 +38,7 @@ class _Work:
 
 
 class UserStateCache:
-    """The `max_users` users who asked, or acted, last; 0 keeps nobody. A past holds at most the model's
+    """The `max_users` users who asked last; 0 keeps nobody. A past holds at most the model's
     `max_history` events."""
 
     def __init__(self, engine: Engine, max_users: int) -> None:
@@ -48,10 +49,6 @@ class UserStateCache:
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    def knows(self, key: int) -> bool:
-        """Whether a state of this user is kept."""
-        return key in self._kept
 
     def clear(self) -> None:
         """Forgets all: what the states were computed from has changed."""
@@ -68,8 +65,8 @@ class UserStateCache:
             if one is not None and one.past == past:
                 state_of[b] = one.states.state_BD[0]
                 self._keep(keys[b], one)
-            elif one is not None and one.past == past[: len(one.past)]:
-                work.extended.append(b)
+            elif one is not None and len(past) == len(one.past) + 1 and one.past == past[:-1]:
+                work.extended.append(b)  # by more than one event it takes as long as to compute it anew
             else:
                 work.computed.append(b)
         for places, states in (
@@ -78,37 +75,10 @@ class UserStateCache:
         ):
             for place, b in enumerate(places):
                 state_of[b] = states.state_BD[place]  # type: ignore[union-attr]
-                one = kept[b]
-                if keys[b] and newest[b] and not (one is not None and _is_behind(newest[b], one.past)):
+                if keys[b] and newest[b]:
                     self._keep(keys[b], _Kept(newest[b], _one_of(states, place)))
         _count(len(keys) - len(work.extended) - len(work.computed), work)
         return torch.stack([state_of[b] for b in range(len(keys))]).float()
-
-    def append(self, events: Mapping[int, Sequence[PastEvent]]) -> None:
-        """Wishes that have just happened, by user: the states of kept users come to cover them too.
-
-        Events that a state already covers (a request was faster, or they came twice) change nothing. One that
-        is older than what a state covers belongs before that: such a state is computed anew.
-        """
-        extended: list[tuple[int, _Kept, list[PastEvent]]] = []
-        computed: list[tuple[int, list[PastEvent]]] = []
-        for key, news in events.items():
-            one = self._kept.get(key)
-            fresh = [event for event in dict.fromkeys(news) if one is not None and event not in one.past]
-            if one is None or not fresh:
-                continue
-            past = sorted([*one.past, *fresh], key=lambda event: event[2])
-            if len(past) > self._max_history or past[: len(one.past)] != one.past:
-                computed.append((key, past[-self._max_history :]))
-            else:
-                extended.append((key, one, past))
-        longer = self._extended([(one, past) for _, one, past in extended])
-        fresher = self._computed([past for _, past in computed])
-        for place, (key, _, past) in enumerate(extended):
-            self._keep(key, _Kept(past, _one_of(longer, place)))
-        for place, (key, past) in enumerate(computed):
-            self._keep(key, _Kept(past, _one_of(fresher, place)))
-        USER_STATES_AHEAD.inc(len(extended) + len(computed))
 
     def _extended(self, users: Sequence[tuple[_Kept | None, list[PastEvent]]]) -> UserStates | None:
         kept = [one for one, _ in users if one is not None]
@@ -127,18 +97,6 @@ class UserStateCache:
         if self._max_users:
             self._kept[key] = one
             USERS_KEPT.set(len(self._kept))
-
-
-def _is_behind(past: Sequence[PastEvent], kept: Sequence[PastEvent]) -> bool:
-    """Whether `kept` covers `past` and events after it: the history was read before they arrived in it.
-
-    Both may have lost their oldest events. [2, 3] is behind [1, 2, 3, 4] and behind [3, 4].
-    """
-    for last in range(len(kept) - 2, -1, -1):
-        if kept[last] == past[-1]:
-            num_common = min(last + 1, len(past))
-            return list(kept[last + 1 - num_common : last + 1]) == list(past[-num_common:])
-    return False
 
 
 def _one_of(states: UserStates | None, place: int) -> UserStates:

@@ -11,7 +11,6 @@ from services.model_host.host import ModelHost
 from services.model_host.model_thread import ModelThread
 from services.releases.watcher import ReleaseWatcher
 from services.settings import Settings
-from services.wire.user_key import user_key
 from streaming.clients.follow import follow
 from streaming.messages.records import Record
 from streaming.messages.topics import INTERACTIONS, SEMANTIC_IDS
@@ -73,14 +72,6 @@ class HostFeed:
             # the first release brings what is counted up to its offsets; it goes on from there for ever
             offsets = await self._first_offsets
             await follow(self._bootstrap, INTERACTIONS, self._put_events, offsets=offsets)
-        else:
-            await follow(
-                self._bootstrap, INTERACTIONS, self._put_events, from_now=True, is_wanted=self._is_wanted
-            )
-
-    def _is_wanted(self, user_id: str) -> bool:
-        key = user_key(user_id)
-        return any(tenant.wants(key) for tenant in self._host.tenants)
 
     async def _put_events(self, records: list[Record]) -> None:
         EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))

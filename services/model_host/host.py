@@ -28,9 +28,8 @@ class HostedRelease:
 class Tenant(Protocol):
     """A service that answers from the live release.
 
-    All but `load` and `wants` is called under the model's lock.
-    `counts_events`: whether it needs every event from its first release's offsets on, or only those that
-    happen from now on to users it `wants`.
+    All but `load` is called under the model's lock. `counts_events`: whether it takes every event, from its
+    first release's offsets on.
     """
 
     name: str
@@ -48,12 +47,8 @@ class Tenant(Protocol):
         """The catalogue of its live release changed so; `is_live`: as it happened."""
         ...
 
-    def wants(self, key: int) -> bool:
-        """Whether events of the user with this key matter to it. Callable from any thread."""
-        ...
-
     def put_events(self, events: Sequence[Event]) -> None:
-        """Takes events in stream order."""
+        """Takes events in stream order, if it `counts_events`."""
         ...
 
 
@@ -95,4 +90,5 @@ class ModelHost:
     def put_events(self, events: Sequence[Event]) -> None:
         """Takes events in stream order."""
         for tenant in self.tenants:
-            tenant.put_events(events)
+            if tenant.counts_events:
+                tenant.put_events(events)

@@ -107,10 +107,6 @@ class RankerServing:
     def items_changed(self, changes: Changes, *, is_live: bool) -> None:
         """Nothing that it keeps depends on it: the engine and the catalogue are the host's."""
 
-    def wants(self, key: int) -> bool:
-        """Every event counts."""
-        return True
-
     def put_events(self, events: Sequence[Event]) -> None:
         """Counts events in the live statistics, each once."""
         self._forget_previous()
