@@ -21,7 +21,7 @@ _MAX_BATCH = 500
 _BACK_OFF_S = 1.0
 # How long the first record of a batch waits for others: one write for each answer cost the broker and this
 # process more than a millisecond of CPU each.
-_LINGER_S = 0.1
+_LINGER_S = 0.5
 
 log = structlog.get_logger(__name__)
 

@@ -64,8 +64,8 @@ class Forks:
         """The template's process id, while it runs."""
         return None if self._template is None else self._template.pid
 
-    async def start(self, module: str, environment: Mapping[str, str], log_path: str) -> Forked:
-        """Runs `main()` of a module in a process of its own that writes to a log.
+    async def start(self, name: str, module: str, environment: Mapping[str, str], log_path: str) -> Forked:
+        """Runs `main()` of a module in a process of its own, known as `name`, that writes to a log.
 
         `environment` holds its `HEADRACE_*` variables. Raises BackendUnavailable if the template ends.
         """
@@ -73,7 +73,7 @@ class Forks:
             template = await self._living_template()
             started: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
             self._starting.append(started)
-            request = {"module": module, "environment": dict(environment), "log": log_path}
+            request = {"name": name, "module": module, "environment": dict(environment), "log": log_path}
             assert template.stdin is not None
             template.stdin.write(json.dumps(request).encode() + b"\n")
             return await started

@@ -14,6 +14,7 @@ import threading
 import time
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _POLL_INTERVAL_S = 1.0
 ORPHAN_S = 10.0
 """So long an orphan may take to stop, in seconds."""
@@ -29,6 +30,12 @@ def end_with_parent(parent_pid: int) -> None:
         if os.getppid() != parent_pid:
             sys.exit(1)
     threading.Thread(target=_kill_orphan, args=(parent_pid,), daemon=True).start()
+
+
+def name_process(name: str) -> None:
+    """What `top` and `ps -o comm` show for this process, its first 15 characters (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def _kill_orphan(parent_pid: int) -> None:

@@ -118,7 +118,7 @@ class Stack:
         name = process_of(name, self.settings.layout)
         log_path = self.log_dir / f"{name}.log"
         log = str(log_path) if self._can_log(log_path) else os.devnull
-        process = await self._forks.start(MODULES[name], to_environment(self.settings), log)
+        process = await self._forks.start(name, MODULES[name], to_environment(self.settings), log)
         child = Child(name=name, process=process, log_path=log_path)
         self.processes[name] = child
         return child

@@ -4,8 +4,8 @@ Importing torch and the rest takes each process seconds and over a hundred megab
 it is done once: a fork begins in milliseconds and shares those pages with all others. Nothing may run here
 that does not survive a fork (threads, event loops, gRPC), so this process does nothing else.
 
-It reads one JSON object a line from standard input, {"module", "environment", "log"}, and answers {"started":
-pid}; when a fork ends it says {"ended": pid, "code": its exit code}. It ends when its input does, and its
+It reads one JSON object a line from standard input, {"name", "module", "environment", "log"}, and answers
+{"started": pid}; when a fork ends it says {"ended": pid, "code": its exit code}. It ends when its input does, and its
 forks end with it.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from models.compilation.precompile import precompile
 from services.environment import PREFIX
 from services.stack.children import MODULES
-from services.stack.launch import end_with_parent
+from services.stack.launch import end_with_parent, name_process
 
 _INPUT, _OUTPUT, _ERRORS = range(3)
 
@@ -80,6 +80,7 @@ def _become(request: Mapping[str, Any], template_pid: int) -> None:
     os.dup2(log, _ERRORS)
     os.close(nothing)
     os.close(log)
+    name_process(request["name"])
     end_with_parent(template_pid)
 
 

@@ -6,6 +6,7 @@ Knows nothing of topics, groups and the network.
 import asyncio
 import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,7 @@ class PartitionLog:
         start = int(text)
         self.start_offset = min(max(start, self._segments[0].base_offset), self.end_offset)
         self.stable_offset = self.end_offset
+        self._pause_s, self._moved_s = float("inf"), -float("inf")
 
     def _base_offsets(self) -> list[int]:
         stems = (path.stem for path in self.folder.glob("*.log"))
@@ -150,7 +152,13 @@ class PartitionLog:
         """The records before `offset` are on disk: whoever waits for more wakes."""
         if offset > self.stable_offset:
             self.stable_offset = offset
+            now_s = time.monotonic()
+            self._pause_s, self._moved_s = now_s - self._moved_s, now_s
             self.wake()
+
+    def is_steady(self, within_s: float) -> bool:
+        """Whether the newest records came less than so many seconds ago, and less than that after others."""
+        return max(self._pause_s, time.monotonic() - self._moved_s) < within_s
 
     def forget_unstable(self) -> None:
         """Takes back what was appended and could not be brought to disk."""

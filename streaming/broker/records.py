@@ -41,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 _LATEST, _EARLIEST = -1, -2
 _MAX_WAIT_S = 60.0
-# A reader that waited gets what comes within this time in one answer: otherwise, at 50 events a second, each
-# of a stack's readers would be woken for every single one, which costs more than the work itself.
-_GATHER_S = 0.1
+# Records that follow each other faster than this come to a reader that waits in one answer for so long:
+# otherwise, at 50 events a second, each of a stack's readers would be woken for every single one, which costs
+# more than the work itself. One that comes after a pause is answered at once.
+_GATHER_S = 0.25
 
 _TopicProduced = ProduceResponse.TopicProduceResponse
 _PartitionProduced = _TopicProduced.PartitionProduceResponse
@@ -142,7 +143,7 @@ class RecordHandlers:
             finally:
                 for log in logs:
                     log.unwatch(waiter)
-            if waiter.done():
+            if waiter.done() and any(log.is_steady(_GATHER_S) for log in logs):
                 await asyncio.sleep(min(_GATHER_S, max(0.0, deadline_s - time.monotonic())))
 
     def _read(self, request: FetchRequest) -> tuple[list[Any], int, bool]:

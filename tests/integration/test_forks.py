@@ -60,7 +60,9 @@ def is_running(pid: int) -> bool:
 
 async def test_forks_say_how_they_ended_and_write_to_their_own_logs(forks: Forks, tmp_path: Path) -> None:
     async def start(says: str) -> Forked:
-        return await forks.start("sleeper", {"HEADRACE_SAYS": says}, str(tmp_path / f"{says}.log"))
+        return await forks.start(
+            "a-sleeper", "sleeper", {"HEADRACE_SAYS": says}, str(tmp_path / f"{says}.log")
+        )
 
     left, failed, killed, told = [await start(says) for says in ("leave", "fail", "kill", "tell")]
     assert await ended(left) == 3
@@ -77,11 +79,12 @@ async def test_forks_say_how_they_ended_and_write_to_their_own_logs(forks: Forks
 
 async def test_forks_end_with_their_template_and_the_next_has_a_new_one(forks: Forks, tmp_path: Path) -> None:
     log = tmp_path / "sleep.log"
-    first = await forks.start("sleeper", {"HEADRACE_SAYS": "sleep"}, str(log))
+    first = await forks.start("a-sleeper", "sleeper", {"HEADRACE_SAYS": "sleep"}, str(log))
     assert await written(log)
+    assert read(Path(f"/proc/{first.pid}/comm")) == "a-sleeper\n"
     assert forks.template_pid is not None
     os.kill(forks.template_pid, signal.SIGKILL)
     assert await ended(first) == -signal.SIGTERM
     await until(lambda: not is_running(first.pid))
-    second = await forks.start("sleeper", {"HEADRACE_SAYS": "leave"}, str(log))
+    second = await forks.start("a-sleeper", "sleeper", {"HEADRACE_SAYS": "leave"}, str(log))
     assert await ended(second) == 3
