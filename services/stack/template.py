@@ -5,8 +5,8 @@ it is done once: a fork begins in milliseconds and shares those pages with all o
 that does not survive a fork (threads, event loops, gRPC), so this process does nothing else.
 
 It reads one JSON object a line from standard input, {"name", "module", "environment", "log"}, and answers
-{"started": pid}; when a fork ends it says {"ended": pid, "code": its exit code}. It ends when its input does, and its
-forks end with it.
+{"started": pid}; when a fork ends it says {"ended": pid, "code": its exit code}. It ends when its input does,
+and its forks end with it.
 """
 
 import gc
