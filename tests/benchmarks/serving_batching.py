@@ -73,8 +73,9 @@ async def _restart_generator(bench: Bench, usual: Settings, max_batch: int) -> N
 
 
 def _queue_figures(settings: Settings) -> dict[str, float]:
-    """Sums and counts of the generator's batch sizes and queue waits, from its metrics page."""
-    url = f"http://{settings.endpoints.host}:{settings.endpoints.metrics_port('generator')}/metrics"
+    """Sums and counts of batch sizes and queue waits, from the page of the generator's process."""
+    host = "gateway" if settings.layout == "together" else "generator"
+    url = f"http://{settings.endpoints.host}:{settings.endpoints.metrics_port(host)}/metrics"
     with urllib.request.urlopen(url, timeout=10) as page:
         text = page.read().decode()
     wanted = ("headrace_batch_size", "headrace_queue_wait_seconds")
