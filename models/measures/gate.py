@@ -7,6 +7,8 @@ from models.arrays import Float64Array
 
 # Upper end of the one-sided 95% interval: a candidate is refused when even that is below the tolerance.
 _Z = 1.645
+# How the reason begins where nothing was decided.
+GATE_UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ def gate(
     if num_events < max(2, min_events):
         return GateDecision(
             passed=False,
-            reason=f"only {num_events} of {min_events} events to compare",
+            reason=f"{GATE_UNDECIDED}: only {num_events} of {min_events} events to compare",
             difference=0.0,
             standard_error=0.0,
         )
@@ -43,10 +45,11 @@ def gate(
     difference = float(paired_N.mean())
     standard_error = float(paired_N.std(ddof=1)) / math.sqrt(num_events)
     passed = difference + _Z * standard_error >= -tolerance
-    figures = f"{difference:+.4f} ± {standard_error:.4f} on {num_events} events, tolerance {tolerance:g}"
+    figures = f"{difference:+.4f} ± {_Z * standard_error:.4f} on {num_events:,} events"
+    verdict = "not shown to be worse" if passed else "worse"
     return GateDecision(
         passed=passed,
-        reason=f"{'not worse' if passed else 'worse'} than the live release: {figures}",
+        reason=f"{verdict} than the live release by more than {tolerance:g}: {figures}",
         difference=difference,
         standard_error=standard_error,
     )

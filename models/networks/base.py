@@ -24,6 +24,13 @@ class Trunk(Protocol):
         """The state after each event, floating, [B, T, D]; zero past the end of a history."""
         ...
 
+    def states_at(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+        """The states of the X positions that `wanted_BT` (bool) marks, in its order, floating, [X, D].
+
+        Those of a whole pass; none may be past the end of its history.
+        """
+        ...
+
     def forward_candidates(
         self,
         x_BTD: Tensor,

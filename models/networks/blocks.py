@@ -58,11 +58,20 @@ class Attention(nn.Module):
         merged: Tensor = self.project_out(out_BHTE.transpose(1, 2).flatten(2))
         return merged
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias_HTT: Tensor) -> Tensor:
-        """The output [B, T, D] of each position attending to all: `q`, `k`, `v` [B, H, T, E], `bias_HTT`
-        (-inf where a position must not look) is added to the logits."""
-        bias = bias_HTT.to(q.dtype).expand(q.shape[0], -1, -1, -1)
-        return self._merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+    def look(self, q: Tensor, k: Tensor, v: Tensor, bias_HTT: Tensor) -> Tensor:
+        """What each position sees of all, [B, T, D], before the output's projection: `q`, `k`, `v` [B, H, T,
+        E], `bias_HTT` (-inf where a position must not look) is added to the logits."""
+        if q.shape[2] == 1:
+            return v.transpose(1, 2).flatten(2)  # a position that is alone sees itself with weight 1
+        if q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            # torch 2.13's fused kernel goes back 3 to 13 times as slowly as these lines in bfloat16
+            weight_BHTT = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + bias_HTT).softmax(3)
+            seen_BHTE = weight_BHTT.to(v.dtype) @ v
+        else:
+            bias = bias_HTT.to(q.dtype).expand(q.shape[0], -1, -1, -1)
+            seen_BHTE = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        seen_BTD: Tensor = seen_BHTE.transpose(1, 2).flatten(2)
+        return seen_BTD
 
     def append(self, own: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, bias_BHT: Tensor) -> Tensor:
         """Each candidate attends to T >= 0 positions and to itself: [B, M, D].
@@ -110,7 +119,11 @@ class Block(nn.Module):
 
     def attend(self, x_BTD: Tensor, projected: tuple[Tensor, Tensor, Tensor], bias_HTT: Tensor) -> Tensor:
         """`forward` for a caller that has `project(x_BTD)` already: [B, T, D]."""
-        return self.feed_forward(x_BTD + self.dropout(self.attention(*projected, bias_HTT)))
+        return self.finish(x_BTD, self.attention.look(*projected, bias_HTT))
+
+    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The block's output for inputs `x` that saw `seen`, as `Attention.look` returns it; all [..., D]."""
+        return self.feed_forward(x + self.dropout(self.attention.project_out(seen)))
 
     def append(
         self,

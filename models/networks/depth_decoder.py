@@ -65,11 +65,14 @@ class DepthDecoder(nn.Module):
 
     def forward(self, state_ND: Tensor, codes_NC: Tensor) -> Tensor:
         """Teacher-forced logits [N, C, V], in the dtype of matrix products, for `codes_NC` int64 and
-        `state_ND` floating; code c is predicted from those before it."""
+        `state_ND` floating; code c is predicted from those before it. Of the first codes alone, C may be
+        fewer than an item has."""
+        num_codes = codes_NC.shape[1]
         token_NCD = self._tokens(self.start(state_ND), codes_NC[:, :-1])
-        hidden_CND = self.norm(self.block(token_NCD, self.causal_CC[None])).transpose(0, 1)
-        logits_CNV = torch.baddbmm(self.output_bias[:, None], hidden_CND, self.output_weight)
-        return logits_CNV.transpose(0, 1)
+        causal_CC = self.causal_CC[:num_codes, :num_codes]
+        hidden_CND = self.norm(self.block(token_NCD, causal_CC[None])).transpose(0, 1)
+        bias_C1V, weight_CDV = self.output_bias[:num_codes, None], self.output_weight[:num_codes]
+        return torch.baddbmm(bias_C1V, hidden_CND, weight_CDV).transpose(0, 1)
 
     @torch.no_grad()
     def tables(self) -> "DecoderTables":

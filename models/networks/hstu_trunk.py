@@ -156,6 +156,11 @@ class HstuTrunk(nn.Module):
             state_BTD, _, _ = block(state_BTD, bias, mask_TT)
         return zero_past_end(self.norm(state_BTD), length_B)
 
+    def states_at(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+        """The states of the positions that `wanted_BT` (bool) marks, floating [X, D]."""
+        states: Tensor = self(x_BTD, length_B, time_ms_BT)
+        return states[wanted_BT]
+
     def forward_candidates(
         self,
         x_BTD: Tensor,

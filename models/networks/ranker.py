@@ -110,10 +110,10 @@ class Ranker(nn.Module):
     def forward(self, batch: RankingBatch, item_ND: Tensor) -> RankerOutput:
         """Scores all candidates; `item_ND` float32, the generator's item representations by row, detached."""
         history = batch.history
-        x_BTD = self.history_item(functional.embedding(history.item_BT.clamp(min=0), item_ND))
+        x_BTD = _projected(self.history_item, history.item_BT, item_ND)
         x_BTD = x_BTD + self.action_embedding(history.action_BT)
         x_BTD = self.history_norm(x_BTD + self.gap_embedding(gap_bucket(history.time_ms_BT)))
-        candidate_BMD = self.candidate_item(functional.embedding(batch.row_BM.clamp(min=0), item_ND))
+        candidate_BMD = _projected(self.candidate_item, batch.row_BM, item_ND)
         last_BMD = self.candidate_norm(candidate_BMD)
         now_B = history.time_ms_BT.amax(dim=1)
         seen_BMD = self.trunk.forward_candidates(x_BTD, history.length_B, history.time_ms_BT, last_BMD, now_B)
@@ -125,6 +125,15 @@ class Ranker(nn.Module):
         )
         relevance_BM = relevance_BM.masked_fill(batch.row_BM < 0, PADDING_LOGIT)
         return RankerOutput(relevance_BM=relevance_BM, action_logit_BMA=out_BMO[:, :, 1:])
+
+
+def _projected(linear: nn.Linear, row: Tensor, item_ND: Tensor) -> Tensor:
+    """`linear` of the items at each `row` (int64, padding -1); of the whole catalogue, if that is fewer."""
+    row = row.clamp(min=0)
+    if len(item_ND) < row.numel():
+        return functional.embedding(row, linear(item_ND))
+    projected: Tensor = linear(functional.embedding(row, item_ND))
+    return projected
 
 
 def scaled_beam(batch: RankingBatch) -> Tensor:

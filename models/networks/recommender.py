@@ -93,6 +93,13 @@ class GenerativeRecommender(nn.Module):
         states: Tensor = self.trunk(x_BTD, history.length_B, history.time_ms_BT)
         return states
 
+    def states_at(self, history: HistoryBatch, item_ND: Tensor, wanted_BT: Tensor) -> Tensor:
+        """`user_states` of the X positions that `wanted_BT` (bool) marks, float32 [X, D]: training asks for
+        the supervised ones alone."""
+        x_BTD = self.embed_history(history, item_ND)
+        states: Tensor = self.trunk.states_at(x_BTD, history.length_B, history.time_ms_BT, wanted_BT)
+        return states
+
     def last_state(self, history: HistoryBatch, item_ND: Tensor) -> Tensor:
         """The user's state now, float32 [B, D]: after the last event, or the learned empty state."""
         return self.prefill(history, item_ND).state_BD

@@ -75,6 +75,20 @@ class SoftmaxTrunk(nn.Module):
             state_BTD = block(state_BTD, bias_HTT)
         return zero_past_end(self.norm(state_BTD), length_B)
 
+    def states_at(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+        """The states of the positions that `wanted_BT` (bool) marks, floating [X, D].
+
+        The last block looks from all positions, but finishes those alone: its feed-forward is most of it.
+        """
+        bias_HTT = self._causal_bias(x_BTD.shape[1])
+        state_BTD = self.input_dropout(x_BTD)
+        for block in self.blocks[:-1]:
+            state_BTD = block(state_BTD, bias_HTT)
+        last = self.blocks[-1]
+        seen_BTD = last.attention.look(*last.project(state_BTD), bias_HTT)
+        normed: Tensor = self.norm(last.finish(state_BTD[wanted_BT], seen_BTD[wanted_BT]))
+        return normed
+
     def forward_candidates(
         self,
         x_BTD: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.networks.depth_decoder import DepthDecoder
 from models.networks.recommender import GenerativeRecommender
 from models.sequences.windows import TrainingBatch
 from models.training.loss import catalogue_loss, code_loss, sampled_loss
@@ -70,18 +71,36 @@ class Objective:
         negative_S = self._draw() if self._sampled else None
         row_R = self._competing(history, target_X, negative_S)
         item_RD = recommender.encode_items(self.codes_NC[row_R], self.content_NE[row_R])
-        state_BTD = recommender.user_states(_relabelled(history, row_R), item_RD)
-        empty_YD = recommender.empty_state.to(state_BTD.dtype).expand(len(opening_Y), -1)
-        state_XD = torch.cat([state_BTD[supervised_BT], empty_YD])
+        state_XD = recommender.states_at(_relabelled(history, row_R), item_RD, supervised_BT)
+        empty_YD = recommender.empty_state.to(state_XD.dtype).expand(len(opening_Y), -1)
+        state_XD = torch.cat([state_XD, empty_YD])
         query_XD = recommender.dense_queries(state_XD)
         vector_RD = recommender.item_vectors(item_RD)
         if negative_S is None:
             dense = catalogue_loss(query_XD, vector_RD, target_X, dtype=dtype)
         else:
             dense = self._sampled_loss(query_XD, vector_RD, row_R, target_X, negative_S)
-        codes_XC = self.codes_NC[target_X]
-        code = code_loss(recommender.decoder(state_XD, codes_XC), codes_XC, self._valid_codes(target_X))
+        code = self._code_loss(recommender.decoder, state_XD, target_X)
         return GeneratorLoss(dense=dense, code=code, num_targets=len(target_X))
+
+    def _code_loss(self, decoder: DepthDecoder, state_XD: Tensor, target_X: Tensor) -> Tensor:
+        """`code_loss` over all levels, of which the decoder computes those down to each target's last choice.
+
+        Where a prefix leads to one item only, the codes below it are certain: on MovieLens 100K two levels
+        of four are, for the middling target.
+        """
+        codes_XC, valid_XCV = self.codes_NC[target_X], self._valid_codes(target_X)
+        depth_C = torch.arange(1, codes_XC.shape[1] + 1)
+        num_levels_X = ((valid_XCV.sum(2) > 1) * depth_C).amax(1)
+        total = state_XD.new_zeros((), dtype=torch.float32)
+        for depth in depth_C.tolist():
+            of_depth_Y = (num_levels_X == depth).nonzero()[:, 0]
+            if len(of_depth_Y):
+                codes_YC = codes_XC[of_depth_Y, :depth]
+                logits_YCV = decoder(state_XD[of_depth_Y], codes_YC)
+                loss = code_loss(logits_YCV, codes_YC, valid_XCV[of_depth_Y, :depth])
+                total = total + loss * len(of_depth_Y)
+        return total / max(1, len(target_X))
 
     def _valid_codes(self, target_X: Tensor) -> Tensor:
         """Which codes each target's code competes with at each level, bool [X, C, V]."""

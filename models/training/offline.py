@@ -30,6 +30,8 @@ from models.training.config import TrainConfig
 from models.training.objective import GeneratorLoss, Objective
 
 CPU = torch.device("cpu")
+# The stages, as people read them.
+_ALIGNING, _TRAINING = "learning the items", "learning to recommend"
 WARMUP_STEPS = 100
 FINAL_LEARNING_RATE = 0.05
 MAX_GRAD_NORM = 1.0
@@ -107,7 +109,7 @@ class _Run:
             parameter.requires_grad_(False)
         optimiser = self._optimiser(encoder)
         for epoch in range(self.config.align_epochs):
-            self._epoch("align", epoch, self.config.align_epochs, optimiser)
+            self._epoch(_ALIGNING, epoch, self.config.align_epochs, optimiser)
         for parameter in frozen:
             parameter.requires_grad_(True)
 
@@ -116,7 +118,7 @@ class _Run:
         optimiser = self._optimiser(list(self.recommender.parameters()))
         best, best_state, stale = -math.inf, None, 0
         for epoch in range(self.config.max_epochs):
-            self._epoch("train", epoch, self.config.max_epochs, optimiser)
+            self._epoch(_TRAINING, epoch, self.config.max_epochs, optimiser)
             if not len(self.cases):
                 if self.time_share() >= 1.0:
                     break
@@ -127,7 +129,7 @@ class _Run:
                 best_state = {k: v.clone() for k, v in self.recommender.state_dict().items()}
             else:
                 stale += 1
-            self._report("train", (epoch + 1) * self._num_steps, self.config.max_epochs * self._num_steps)
+            self._report(_TRAINING, (epoch + 1) * self._num_steps, self.config.max_epochs * self._num_steps)
             if stale >= self.config.patience_epochs or self.time_share() >= 1.0:
                 break
         if best_state is not None:
@@ -180,7 +182,7 @@ class _Run:
         return loss
 
     def _report(self, stage: str, done: int, total: int) -> None:
-        self.progress(f"{stage} recommender", done, total, dict(self.metrics))
+        self.progress(stage, done, total, dict(self.metrics))
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -12,28 +12,32 @@ Shapes: B requests, M candidates, F live features.
 """
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.arrays import Float32Array
-from models.batch import EventBatch, HistoryBatch
-from models.candidates import Candidates
-from models.decoding.generation import generate
+from models.batch import EventBatch
 from models.device import autocast, compute_dtype
-from models.measures.ranking_metrics import ranking_metrics
-from models.networks.ranker import Ranker, RankingBatch, RankingTargets, action_labels, ranking_loss
+from models.measures.ranking_metrics import Ranks, ndcg_at, ranking_metrics, recall_at
+from models.networks.ranker import Ranker, ranking_loss
 from models.progress import Progress, quietly
-from models.ranking.pipeline import Pipeline, with_live
+from models.ranking.pipeline import Pipeline
 from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
+from models.training.ranker_examples import (
+    BATCH_SIZE,
+    NUM_RIVALS,
+    Example,
+    collect_examples,
+    example_batch,
+    popularity_ranks,
+)
 
 MAX_EXAMPLES = 30_000
 VALIDATION_SHARE = 0.15
-BATCH_SIZE = 64
 # A round is a pass over the examples, or more where they are few.
 MIN_ROUND_STEPS = 40
 MAX_ROUNDS = 20
@@ -42,20 +46,10 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
+# A brief fit is compared with the whole one on so many events.
+NUM_COMPARED = 500
 # Under a time limit, the collecting of candidates ends at this share of it.
 _COLLECT_UNTIL = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One request with its item at `target` of the candidates."""
-
-    history: HistoryBatch
-    candidates: Candidates
-    features_MF: Float32Array
-    state_1D: Tensor
-    target: int
-    action_1A: Tensor
 
 
 def fit_ranker(
@@ -65,6 +59,7 @@ def fit_ranker(
     *,
     stream: EventBatch,
     seed: int,
+    num_examples: int | None = None,
     progress: Progress = quietly,
     time_share: Callable[[], float] | None = None,
 ) -> dict[str, float]:
@@ -78,26 +73,46 @@ def fit_ranker(
     `held_out` must hold wishes only; those for items that the user already had in `known` are left out, and
     at most `MAX_EXAMPLES` are drawn. `VALIDATION_SHARE` of the examples is kept for validation; the averaged
     weights of the round with the best NDCG@10 there stay. The metrics are that round's recall and NDCG,
-    `blank_ndcg@10` before any fitting, and `candidate_recall`: how often the sources together proposed the
-    right item; none where there are too few examples to validate. `time_share()` says how much of the time is
-    used up, 0 to 1, where there is a limit: fewer examples are collected then, and no round begins at 1.
+    `blank_ndcg@10` before any fitting, `candidate_recall`: how often the sources together proposed the right
+    item, and `popularity_recall@10`: that of the newest events' most frequent items on the same events; none
+    where there are too few examples to validate. `time_share()` says how much of the time is used up, 0 to 1,
+    where there is a limit: fewer examples are collected then, and no round begins at 1.
+
+    With `num_examples` a brief fit, of so many examples whatever the time. It is validated on the first
+    `NUM_COMPARED` of those events that the whole one is validated on; `compared_recall@10` and
+    `compared_popularity_recall@10` of either are on those `num_compared`.
     """
     time_share = time_share or (lambda: 0.0)
     random = np.random.default_rng(seed)
     cases = HoldoutCases.from_events(known, held_out)
-    chosen = random.permutation(len(cases))[:MAX_EXAMPLES]
-    chosen = chosen[np.argsort(cases.time_ms_B[chosen], kind="stable")]
-    follower = StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream)
+    pairs = zip(cases.target_B.tolist(), cases.known_rows(), strict=True)
+    new = random.permutation([b for b, (row, had_X) in enumerate(pairs) if row not in had_X]).astype(np.int64)
+    num_validation = int(len(new[:MAX_EXAMPLES]) * VALIDATION_SHARE)
+    drawn = new[: num_examples or MAX_EXAMPLES]
+    in_time = np.argsort(cases.time_ms_B[drawn], kind="stable")
+    chosen = drawn[in_time]
     asked = collect_examples(
         pipeline,
         cases.select(chosen),
         held_out.select(chosen),
-        follower,
+        StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream),
         progress,
-        is_over=lambda: time_share() >= _COLLECT_UNTIL,
+        is_over=lambda: num_examples is None and time_share() >= _COLLECT_UNTIL,
     )
-    return fit_examples(
-        pipeline, asked, random=random, progress=progress, is_over=lambda: time_share() >= 1.0
+    popular_N = popularity_ranks(cases.select(chosen), known, stream)
+    as_drawn = np.argsort(in_time[: len(asked)])
+    if num_examples is not None:
+        num_validation = min(num_validation, NUM_COMPARED, len(asked) // 2)
+    elif len(asked) < len(chosen):
+        num_validation = int(len(asked) * VALIDATION_SHARE)
+    return _fit(
+        pipeline,
+        [asked[i] for i in as_drawn],
+        num_validation,
+        popular_N[as_drawn],
+        random=random,
+        progress=progress,
+        is_over=lambda: time_share() >= 1.0,
     )
 
 
@@ -108,19 +123,32 @@ def fit_examples(
     random: np.random.Generator,
     validation_share: float = VALIDATION_SHARE,
     progress: Progress = quietly,
-    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """`fit_ranker` with examples that were collected before, None where nobody proposed the item."""
-    asked = [asked[i] for i in random.permutation(len(asked))]
+    shuffled = [asked[i] for i in random.permutation(len(asked))]
     num_validation = int(len(asked) * validation_share)
+    return _fit(pipeline, shuffled, num_validation, None, random=random, progress=progress)
+
+
+def _fit(
+    pipeline: Pipeline,
+    asked: list[Example | None],
+    num_validation: int,
+    popular_N: Ranks | None,
+    *,
+    random: np.random.Generator,
+    progress: Progress,
+    is_over: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The rounds, on all but the first `num_validation` of the examples; `popular_N`: popularity's ranks."""
     if not num_validation:
         return {}
     validation = asked[:num_validation]
     training = [example for example in asked[num_validation:] if example is not None]
     ranker = pipeline.ranker
-    best = _validate(pipeline, ranker, validation)
+    best_N = _validate(pipeline, ranker, validation)
     figures = {
-        "blank_ndcg@10": best["ndcg@10"],
+        "blank_ndcg@10": ndcg_at(best_N, 10),
         "candidate_recall": float(np.mean([example is not None for example in validation])),
     }
     best_weights, num_worse = copy.deepcopy(ranker.state_dict()), 0
@@ -129,99 +157,29 @@ def fit_examples(
         if is_over():
             break
         trained.one_round()
-        reached = _validate(pipeline, trained.average, validation)
-        progress("fit ranker", round_ + 1, MAX_ROUNDS, reached)
-        if reached["ndcg@10"] > best["ndcg@10"]:
-            best, best_weights, num_worse = reached, copy.deepcopy(trained.average.state_dict()), 0
+        rank_N = _validate(pipeline, trained.average, validation)
+        progress("learning to rank", round_ + 1, MAX_ROUNDS, ranking_metrics(rank_N))
+        if ndcg_at(rank_N, 10) > ndcg_at(best_N, 10):
+            best_N, best_weights, num_worse = rank_N, copy.deepcopy(trained.average.state_dict()), 0
             continue
         num_worse += 1
         if num_worse > PATIENCE_ROUNDS:
             break
     ranker.load_state_dict(best_weights)
     pipeline.weights_changed()
-    return {**best, **figures}
+    if popular_N is not None:
+        figures |= _beside_popularity(best_N, popular_N[:num_validation])
+    return {**ranking_metrics(best_N), **figures}
 
 
-def collect_examples(
-    pipeline: Pipeline,
-    cases: HoldoutCases,
-    events: EventBatch,
-    follower: StatisticsFollower,
-    progress: Progress,
-    *,
-    is_over: Callable[[], bool] = lambda: False,
-) -> list[Example | None]:
-    """Asks all sources for the candidates of each case, in time order; None where none had the item.
-
-    Of the first cases only, if `is_over()` before the last.
-    """
-    engine, scorer, search = pipeline.engine, pipeline.scorer, pipeline.search
-    examples: list[Example | None] = []
-    for begin in range(0, len(cases), BATCH_SIZE):
-        if is_over():
-            break
-        part = np.arange(begin, min(begin + BATCH_SIZE, len(cases)))
-        batch, known_rows = cases.select(part), cases.select(part).known_rows()
-        history = batch.histories(engine.config.max_history)
-        found = generate(engine, history, k=search.num_dense, beam=search.beam, exclude=known_rows)
-        label_BA = action_labels(
-            torch.from_numpy(events.action_N[part]), torch.from_numpy(events.value_N[part])
-        )
-        for b, row in enumerate(batch.target_B.tolist()):
-            if row in known_rows[b]:
-                continue
-            time_ms = int(batch.time_ms_B[b])
-            follower.reach(time_ms)
-            united = with_live(scorer, found.candidates[b], history, b, time_ms, known_rows[b])
-            place = np.nonzero(united.row_M == row)[0]
-            if not len(place):
-                examples.append(None)
-                continue
-            examples.append(
-                Example(
-                    history=_one(history, b),
-                    candidates=united,
-                    features_MF=scorer.features(history, b, united.row_M, time_ms),
-                    state_1D=found.state_BD[b : b + 1],
-                    target=int(place[0]),
-                    action_1A=label_BA[b : b + 1],
-                )
-            )
-        progress("collect candidates", int(part[-1]) + 1, len(cases))
-    return examples
-
-
-def _one(history: HistoryBatch, b: int) -> HistoryBatch:
-    """Request `b` alone, without padding."""
-    width = max(1, int(history.length_B[b]))
-    return HistoryBatch(
-        item_BT=history.item_BT[b : b + 1, :width],
-        action_BT=history.action_BT[b : b + 1, :width],
-        time_ms_BT=history.time_ms_BT[b : b + 1, :width],
-        length_B=history.length_B[b : b + 1],
-    )
-
-
-def example_batch(pipeline: Pipeline, examples: list[Example]) -> tuple[RankingBatch, RankingTargets]:
-    """The examples as one input of the ranker, and what it is to learn from them."""
-    histories = [example.history for example in examples]
-    history = HistoryBatch.from_lists(
-        [one.item_BT[0, : int(one.length_B)].tolist() for one in histories],
-        [one.action_BT[0, : int(one.length_B)].tolist() for one in histories],
-        [one.time_ms_BT[0, : int(one.length_B)].tolist() for one in histories],
-        max_history=pipeline.engine.config.max_history,
-    )
-    batch = pipeline.scorer.batch(
-        history,
-        [example.candidates for example in examples],
-        [example.features_MF for example in examples],
-        torch.cat([example.state_1D for example in examples]),
-    )
-    return batch, RankingTargets(
-        target_B=torch.tensor([example.target for example in examples]),
-        chosen_B=torch.ones(len(examples), dtype=torch.bool),
-        action_BA=torch.cat([example.action_1A for example in examples]),
-    )
+def _beside_popularity(rank_N: Ranks, popular_N: Ranks) -> dict[str, float]:
+    """Recall@10 of both on all validation events, and on those that a brief fit is validated on."""
+    return {
+        "popularity_recall@10": recall_at(popular_N, 10),
+        "compared_recall@10": recall_at(rank_N[:NUM_COMPARED], 10),
+        "compared_popularity_recall@10": recall_at(popular_N[:NUM_COMPARED], 10),
+        "num_compared": float(len(rank_N[:NUM_COMPARED])),
+    }
 
 
 class AveragedTraining:
@@ -251,9 +209,14 @@ class AveragedTraining:
                 num_steps += 1
 
     def _step(self, examples: list[Example]) -> None:
-        batch, targets = example_batch(self._pipeline, examples)
+        sampled = [example.sampled(self._random) for example in examples]
+        batch, targets = example_batch(self._pipeline, sampled)
+        # each rival stands for the others that were not drawn, so that the sum over all is estimated
+        log_share_B1 = torch.tensor([[_log_share(len(example))] for example in examples])
         with autocast(torch.device("cpu"), self._dtype):
-            loss = ranking_loss(self._ranker(batch, self._pipeline.engine.item_ND), targets)
+            output = self._ranker(batch, self._pipeline.engine.item_ND)
+            output.relevance_BM[:, 1:] += log_share_B1
+            loss = ranking_loss(output, targets)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._ranker.parameters(), _MAX_GRAD_NORM)
@@ -265,13 +228,21 @@ class AveragedTraining:
                 average.lerp_(weight, 1.0 - decay)
 
 
+def _log_share(num_candidates: int) -> float:
+    """Log of how many rivals each drawn one stands for."""
+    return math.log(max(1.0, (num_candidates - 1) / NUM_RIVALS))
+
+
 @torch.no_grad()
-def _validate(pipeline: Pipeline, ranker: Ranker, examples: list[Example | None]) -> dict[str, float]:
-    """Recall and NDCG of what serving would answer: an item that nobody proposed is a miss."""
+def _validate(pipeline: Pipeline, ranker: Ranker, examples: list[Example | None]) -> Ranks:
+    """The rank of each example's item in what serving would answer; -1 for one that nobody proposed."""
+    is_proposed_N = np.array([example is not None for example in examples])
     proposed = [example for example in examples if example is not None]
-    ranks = [-1] * (len(examples) - len(proposed))
+    ranks: list[int] = []
     for begin in range(0, len(proposed), BATCH_SIZE):
         batch, targets = example_batch(pipeline, proposed[begin : begin + BATCH_SIZE])
         relevance_BM = ranker(batch, pipeline.engine.item_ND).relevance_BM
         ranks += (relevance_BM > relevance_BM.gather(1, targets.target_B[:, None])).sum(1).tolist()
-    return ranking_metrics(np.asarray(ranks, dtype=np.int64))
+    rank_N = np.full(len(examples), -1, dtype=np.int64)
+    rank_N[is_proposed_N] = ranks
+    return rank_N

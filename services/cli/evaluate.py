@@ -36,7 +36,7 @@ def evaluate(
     from models.evaluation.leave_one_out import evaluate_leave_one_out
     from models.tokenizers.health import distinct_prefix_ratio
     from services.cores import use_cores
-    from services.learner.cold_start.train import prepare_catalogue
+    from services.learner.cold_start.catalogue import prepare_catalogue
     from services.wire.columns import dataset_batch
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns

@@ -12,14 +12,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
@@ -29,8 +28,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Task as ProgressTask
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from models.progress import Progress as Report
 
 ColumnsOption = Annotated[
     str | None,
@@ -51,6 +53,21 @@ out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 _LINE_INTERVAL_S = 10.0
 _MIN_RATED_S = 1.0
+# A terminal of so many columns has room for everything about a stage.
+_WIDE = 100
+_METRIC_NAMES = {
+    f"{key}@{k}": f"{name}@{k}" for key, name in (("recall", "Recall"), ("ndcg", "NDCG")) for k in (5, 10)
+}
+# The figures that are shown beside a bar; the others are for programs.
+_FIGURE_NAMES = {"recall@10": "Recall@10"}
+
+
+class CountColumn(ProgressColumn):
+    """Finished steps and all of them, such as 1,500/63,000; the finished alone where nobody knows all."""
+
+    def render(self, task: ProgressTask) -> Text:
+        done = f"{int(task.completed):,}"
+        return Text(done if task.total is None else f"{done}/{int(task.total):,}", style="green")
 
 
 class RateColumn(ProgressColumn):
@@ -85,12 +102,10 @@ class Stages:
         self, stage: str, num_done: int, num_total: int, figures: Mapping[str, float] | None = None
     ) -> None:
         if stage not in self._task_ids:
-            self._task_ids[stage] = self._bars.add_task(stage, total=num_total or None)
-        text = " ".join(
-            [stage, *(f"[dim]{name} {value:.4g}[/dim]" for name, value in (figures or {}).items())]
-        )
+            self._task_ids[stage] = self._bars.add_task(stage, total=num_total or None, figures="")
         task_id = self._task_ids[stage]
-        self._bars.update(task_id, completed=num_done, total=num_total or None, description=text)
+        total = num_total or None
+        self._bars.update(task_id, completed=num_done, total=total, figures=_figures_text(figures or {}))
         if not self._bars.console.is_terminal:
             self._line(stage, task_id, num_done, num_total)
 
@@ -104,8 +119,8 @@ class Stages:
             return
         self._next_line_s[stage] = now_s + _LINE_INTERVAL_S
         task = next(task for task in self._bars.tasks if task.id == task_id)
-        line = f"{Text.from_markup(task.description)} {num_done:,}/{num_total:,} {_rate(task)}"
-        self.say(line.rstrip())
+        line = f"{stage} {num_done:,}/{num_total:,} {_rate(task)}".rstrip()
+        self.say(f"{line} {task.fields['figures']}".rstrip())
 
     def stop(self) -> None:
         """Ends the bars where they stand."""
@@ -116,21 +131,53 @@ class Stages:
         self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _bar_columns(width: int) -> list[ProgressColumn]:
+    """Bar, count and time left are whole at 80 columns; a rate and the time used need more."""
+    stage = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+    figures = TextColumn("{task.fields[figures]}", style="dim", table_column=Column(no_wrap=True))
+    needed = [
+        SpinnerColumn(),
+        stage,
+        BarColumn(bar_width=None),
+        CountColumn(),
+        TimeRemainingColumn(),
+        figures,
+    ]
+    if width < _WIDE:
+        return needed
+    return [*needed[:4], RateColumn(), TimeElapsedColumn(), *needed[4:]]
+
+
+def _figures_text(figures: Mapping[str, float]) -> str:
+    """Those figures that say something to people, by plain names."""
+    return " ".join(f"{_FIGURE_NAMES[key]} {figures[key]:.3f}" for key in _FIGURE_NAMES if key in figures)
+
+
 @contextmanager
 def progress_bars() -> Iterator[Stages]:
     """Progress on stderr, bars on a terminal and lines elsewhere; use the result as a callback."""
     with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *_bar_columns(err.width),
         console=err,
         disable=not err.is_terminal,
     ) as bars:
         yield Stages(bars)
+
+
+@contextmanager
+def json_lines() -> "Iterator[Report]":
+    """Progress for a program that draws it: a line of JSON on stdout for each report."""
+
+    def say(stage: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+        print_json_line({"stage": stage, "done": done, "total": total, "figures": dict(figures or {})})
+
+    yield say
+
+
+def print_json_line(data: Any) -> None:
+    """One JSON document on one line of stdout, at once."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
 
 
 def take_any_text() -> None:
@@ -197,17 +244,14 @@ def print_table(
 
 
 def print_metrics(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """One row for each group, one column for each metric; of a single group, one row for each metric."""
+    """One row for each group, named "system", and one column for each metric."""
     names = sorted({name for group in groups.values() for name in group})
-    if len(groups) == 1:
-        [(group, metrics)] = groups.items()
-        print_table(title, ["", group], [(name, f"{metrics[name]:.4f}") for name in names], numbers=(group,))
-        return
     rows = [
-        [group, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)]
+        [group, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names)]
         for group, metrics in groups.items()
     ]
-    print_table(title, ["", *names], rows, numbers=names)
+    shown = [_METRIC_NAMES.get(name, name) for name in names]
+    print_table(title, ["system", *shown], rows, numbers=shown)
 
 
 def time_text(time_ms: int) -> str:

@@ -4,6 +4,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,10 @@ from services.cli import calls, terminal
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from models.progress import Progress
     from protos.headrace.v1.events_pb2 import Event
     from protos.headrace.v1.items_pb2 import Item
-    from services.cli.terminal import Stages
+    from protos.headrace.v1.release_pb2 import Release
     from services.learner.cold_start.train import FirstRelease
     from streaming.clients.consumer import PartitionConsumer
     from streaming.messages.records import Record
@@ -38,10 +40,20 @@ def train(
     max_minutes: Annotated[
         float, typer.Option(help="End the whole training by about then; 0: no limit.", min=0)
     ] = 0.0,
+    modest_seconds: Annotated[
+        float,
+        typer.Option(
+            help="First a release of so short a training, the whole one after it; 0: the whole one alone.",
+            min=0,
+        ),
+    ] = 0.0,
     keep_times: terminal.KeepTimesOption = False,
     columns: terminal.ColumnsOption = None,
     allow_unmatched: terminal.UnmatchedOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print progress and releases as JSON, one object a line.")
+    ] = False,
 ) -> None:
     """Learn a release from a data folder, or from the topics, and make it live.
 
@@ -52,7 +64,7 @@ def train(
     """
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
-    _check_finite(max_minutes, until)
+    _check_finite(max_minutes, until, modest_seconds)
     from services.learner.cold_start.deadline import Deadline
     from services.learner.cold_start.preflight import check_folder_of_data, check_training
     from services.rpc.state import find_state
@@ -68,18 +80,28 @@ def train(
     terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
 
     from services.cores import use_cores
-    from services.learner.cold_start.train import train_first_release
+    from services.learner.cold_start.train import Modest, train_first_release
 
     use_cores()
-    with terminal.progress_bars() as bars:
+    with terminal.json_lines() if json_lines else terminal.progress_bars() as bars:
         offsets: dict[str, int] = {}
         if data is not None:
             items, events = read_folder(data, until, keep_times, columns_of, allow_unmatched=allow_unmatched)
         else:
             items, events, offsets = read_topics(settings, bars)
+        modest = None
+        if modest_seconds:
+            modest = Modest(
+                max_seconds=modest_seconds,
+                went_live=partial(_say_modest, json_lines=json_lines),
+                progress=lambda stage, *report: bars(f"first {stage}", *report),
+            )
         first = train_first_release(
-            settings, items, events, offsets=offsets, progress=bars, deadline=deadline
+            settings, items, events, offsets=offsets, progress=bars, deadline=deadline, modest=modest
         )
+    if json_lines:
+        terminal.print_json_line({"release": terminal.message_dict(first.release)})
+        return
     _report(first, json)
     if data is not None:
         flags = {"--keep-times": keep_times, "--allow-unmatched": allow_unmatched}
@@ -87,10 +109,10 @@ def train(
     _wait_for_learner(settings, first.release.release_id)
 
 
-def _check_finite(max_minutes: float, until: float) -> None:
-    """Raises BadParameter for what Typer's bounds let pass: NaN, and minutes without end."""
-    if not (math.isfinite(max_minutes) and math.isfinite(until)):
-        raise typer.BadParameter("--max-minutes and --until must be numbers")
+def _check_finite(max_minutes: float, until: float, modest_seconds: float) -> None:
+    """Raises BadParameter for what Typer's bounds let pass: NaN, and times without end."""
+    if not all(map(math.isfinite, (max_minutes, until, modest_seconds))):
+        raise typer.BadParameter("--max-minutes, --until and --modest-seconds must be numbers")
 
 
 def _advise_replay(data: Path, options: Mapping[str, object], flags: Mapping[str, bool]) -> None:
@@ -102,6 +124,13 @@ def _advise_replay(data: Path, options: Mapping[str, object], flags: Mapping[str
         "unless these events were sent before, only the model knows them: "
         f"`{shlex.join([*words, '--allow-known'])}` gives their users histories, and everybody popularity"
     )
+
+
+def _say_modest(release: "Release", *, json_lines: bool) -> None:
+    if json_lines:
+        terminal.print_json_line({"release": terminal.message_dict(release)})
+    else:
+        terminal.note(f"a modest release is live meanwhile: {release.release_id}")
 
 
 def _report(first: "FirstRelease", json: bool) -> None:
@@ -121,8 +150,11 @@ def _report(first: "FirstRelease", json: bool) -> None:
         terminal.warn(
             f"{first.num_repeated:,} events left out: their user had an event of the same id before"
         )
-    if first.bundle.meta.metrics:
-        terminal.print_metrics("held-out events", {"recommend": first.bundle.meta.metrics})
+    metrics = first.bundle.meta.metrics
+    if metrics:
+        ours = {name: metrics[name] for name in ("recall@10", "ndcg@10") if name in metrics}
+        popularity = {"recall@10": metrics["popularity_recall@10"]}
+        terminal.print_metrics("held-out events", {"this release": ours, "popularity": popularity})
     else:
         terminal.note(
             "nothing was measured: the newest events are first ones of users, or on items had before"
@@ -174,7 +206,7 @@ def read_folder(
     return items_until(dataset, end), [dataset.event(n) for n in range(end)]
 
 
-def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[Event], dict[str, int]]":
+def read_topics(settings: Settings, bars: "Progress") -> "tuple[list[Item], list[Event], dict[str, int]]":
     """Everything in `items` and `interactions`, and the offsets of what was read of the latter."""
     from streaming.clients.consumer import PartitionConsumer
     from streaming.messages.topics import INTERACTIONS, ITEMS
@@ -198,7 +230,7 @@ def read_topics(settings: Settings, bars: "Stages") -> "tuple[list[Item], list[E
     return list(items.values()), events, offsets
 
 
-def _records(consumer: "PartitionConsumer", stage: str, bars: "Stages") -> "list[Record]":
+def _records(consumer: "PartitionConsumer", stage: str, bars: "Progress") -> "list[Record]":
     """All records; the bar counts offsets, since not every offset is a record (and not all begin at 0)."""
     from streaming.clients.consumer import describe_hidden
     from streaming.datasets.replay import replay_topic

@@ -23,8 +23,8 @@ from models.evaluation.leave_one_out import LeaveOneOutSplit, split_leave_one_ou
 from models.networks.config import ModelConfig
 from models.tokenizers.config import CodebookConfig
 from protos.headrace.v1.items_pb2 import Embedding
+from services.learner.cold_start.catalogue import prepare_catalogue
 from services.learner.cold_start.content import item_content
-from services.learner.cold_start.train import prepare_catalogue
 from services.settings import Settings, load_settings
 from services.wire.columns import dataset_batch
 from streaming.datasets.folder import Dataset, load_dataset

@@ -34,7 +34,8 @@ from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
-from models.training.ranker_fitting import AVERAGE_DECAY, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY
+from models.training.ranker_examples import BATCH_SIZE
+from models.training.ranker_fitting import AVERAGE_DECAY, LEARNING_RATE, WEIGHT_DECAY
 
 SHARES = (0.5, 0.8, 0.9)
 NDCG_AT = 10

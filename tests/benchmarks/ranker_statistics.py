@@ -32,7 +32,8 @@ from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
-from models.training.ranker_fitting import Example, collect_examples, fit_examples
+from models.training.ranker_examples import Example, collect_examples
+from models.training.ranker_fitting import fit_examples
 
 Row = dict[str, float | int | str]
 Tick = Callable[[str, int, int], None]

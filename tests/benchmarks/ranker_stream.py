@@ -37,7 +37,8 @@ from models.sequences.histories import Past, pad_pasts
 from models.sequences.stories import tell
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
-from models.training.ranker_fitting import AveragedTraining, Example, example_batch
+from models.training.ranker_examples import Example, example_batch
+from models.training.ranker_fitting import AveragedTraining
 
 MAX_ASKED = 96
 STEP_EXAMPLES = 32

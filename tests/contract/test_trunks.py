@@ -73,6 +73,13 @@ def test_every_trunk_is_in_the_suite() -> None:
     assert set(MAKERS) == set(TRUNKS)
 
 
+def test_the_states_of_some_positions_are_those_of_the_whole_pass(trunk: Trunk) -> None:
+    x, times, length = torch.randn(3, 6, D_MODEL), make_times(3, 6), torch.tensor([6, 3, 1])
+    wanted = torch.rand(3, 6) < 0.5
+    wanted &= torch.arange(6) < length[:, None]
+    close(trunk.states_at(x, length, times, wanted), trunk(x, length, times)[wanted])
+
+
 def test_a_state_depends_on_the_past_only(trunk: Trunk) -> None:
     x, times, length = torch.randn(2, 7, D_MODEL), make_times(2, 7), torch.tensor([7, 7])
     changed, later = x.clone(), times.clone()

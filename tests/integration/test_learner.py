@@ -242,7 +242,7 @@ def test_the_rpcs_pause_promote_and_roll_back(bootstrap: str, tmp_path: Path) ->
         assert second.state == RELEASE_STATE_LIVE, second.reason
         assert (old.release_id, old.state) == (first.release_id, RELEASE_STATE_RETIRED)
         assert (second.parent_release_id, second.state) == (first.release_id, RELEASE_STATE_LIVE)
-        assert "not worse than the live release" in second.reason
+        assert "not shown to be worse than the live release" in second.reason
 
         back = stub.Rollback(learner_pb2.RollbackRequest(reason="test")).release
         assert (back.release_id, back.state) == (first.release_id, RELEASE_STATE_LIVE)

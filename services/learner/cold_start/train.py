@@ -17,15 +17,13 @@ from models.artifacts.release import ReleaseBundle
 from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
 from models.measures.quality import PrequentialQuality
-from models.networks.config import ModelConfig
 from models.networks.ranker import Ranker
 from models.networks.recommender import GenerativeRecommender
 from models.online.learner import OnlineLearner
-from models.progress import Progress
+from models.progress import Progress, quietly
 from models.ranking.features import feature_names
 from models.ranking.live_statistics import LiveStatistics
 from models.ranking.pipeline import Pipeline
-from models.tokenizers.rq_kmeans import fit_codebook
 from models.training.offline import train_recommender
 from models.training.ranker_fitting import fit_ranker
 from protos.headrace.v1.events_pb2 import Event
@@ -33,7 +31,7 @@ from protos.headrace.v1.items_pb2 import Item
 from protos.headrace.v1.release_pb2 import Release
 from services.errors import ServiceError
 from services.learner.checkpoints import CheckpointStore
-from services.learner.cold_start.content import Content, item_content
+from services.learner.cold_start.catalogue import NothingToLearn, catalogue_of, fitted_config
 from services.learner.cold_start.deadline import Deadline
 from services.learner.cold_start.publish import Trained, announce_before, clear_remains, publish_training
 from services.learner.release_desk import new_release_id
@@ -52,8 +50,8 @@ _RECOMMENDER_UNTIL, _RANKER_UNTIL, _NEWEST_UNTIL = 0.6, 0.85, 0.95
 _OBSERVE_S = 50e-6
 
 
-class NothingToLearn(ServiceError):
-    """There are too few events or items for a first release."""
+# Passes of a modest training, which its time limit cuts shorter where it must.
+_MODEST_EPOCHS, _MODEST_EXAMPLES = 2, 1_500
 
 
 class TooLittleTime(ServiceError):
@@ -76,6 +74,23 @@ class FirstRelease:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Modest:
+    """A release that goes live before the whole training ends, `max_seconds` after its codebook is there.
+
+    `went_live` is told its record, `progress` how far it is.
+    """
+
+    max_seconds: float
+    went_live: Callable[[Release], None]
+    progress: Progress = quietly
+
+    def of(self, settings: Settings) -> Settings:
+        """The settings with a training of few passes, all of them on everything."""
+        short = replace(settings.train, align_epochs=0, max_epochs=_MODEST_EPOCHS)
+        return settings.model_copy(update={"train": short})
+
+
 def train_first_release(
     settings: Settings,
     items: Sequence[Item],
@@ -84,8 +99,12 @@ def train_first_release(
     offsets: Mapping[str, int],
     progress: Progress,
     deadline: Deadline | None = None,
+    modest: Modest | None = None,
 ) -> FirstRelease:
     """Trains on all events and makes the release live, with the checkpoint from which the learner goes on.
+
+    With `modest`, a release of a short training on the same events goes live before that, of the same
+    codebook and measured on the same held-out events.
 
     `offsets` ("topic/partition") is where the learner goes on reading: what `events` hold of the topics.
     Events on items that are not in `items` are left out and counted. Items that were never announced are
@@ -97,20 +116,23 @@ def train_first_release(
     with CheckpointStore(settings.store.checkpoint_path).training_lock():
         _require_wishes(events, {item.item_id for item in items}, settings.meaning)
         clear_remains(settings)
-        catalogue, notes = _catalogue_of(settings, items, events, watched(progress, deadline))
+        catalogue, notes = catalogue_of(settings, items, events, watched(progress, deadline))
         batch = _known_events(events, catalogue, settings.meaning)
+        if modest is not None:
+            shortened = modest.of(settings)
+            learner, figures = _train(
+                shortened,
+                catalogue.copy(),
+                batch,
+                modest.progress,
+                Deadline(modest.max_seconds),
+                num_examples=_MODEST_EXAMPLES,
+            )
+            reason = f"trained briefly on {len(batch):,} events"
+            modest.went_live(_publish(settings, items, learner, figures, batch, offsets, reason)[0])
         learner, figures = _train(settings, catalogue, batch, progress, deadline)
-        parent_release_id = announce_before(settings, items)
-        bundle = learner.release_bundle(
-            new_release_id(time.time()),
-            parent_release_id=parent_release_id,
-            created_time_ms=time.time_ns() // 1_000_000,
-            offsets=dict(offsets),
-        )
-        bundle = replace(bundle, meta=replace(bundle.meta, metrics=figures))
-        learner.set_live(bundle)
-        trained = Trained(learner=learner, bundle=bundle, event_ids=batch.event_ids)
-        release = publish_training(settings, trained, f"trained offline on {len(batch):,} events")
+        reason = f"trained offline on {len(batch):,} events"
+        release, bundle = _publish(settings, items, learner, figures, batch, offsets, reason)
     num_unmatched = sum(catalogue.row(event.item_id) is None for event in events)
     log.info("first_release", release_id=release.release_id, num_events=len(batch), num_items=len(catalogue))
     return FirstRelease(
@@ -123,29 +145,26 @@ def train_first_release(
     )
 
 
-def prepare_catalogue(
+def _publish(
     settings: Settings,
     items: Sequence[Item],
-    progress: Progress,
-    *,
-    say: Callable[[str], None] = lambda note: None,
-) -> tuple[CatalogueIndex, ModelConfig]:
-    """A catalogue with a codebook fitted to the items, and the model's config for it; `say` gets notes."""
-    catalogue, notes = _catalogue_of(settings, items, (), progress)
-    for note in notes:
-        say(note)
-    return catalogue, fitted_config(settings, catalogue)
-
-
-def fitted_config(settings: Settings, catalogue: CatalogueIndex) -> ModelConfig:
-    """The model's config with the sizes that the codebook decides."""
-    codebook = catalogue.codebook
-    return replace(
-        settings.model,
-        content_dim=codebook.content_dim,
-        num_levels=codebook.num_levels,
-        codebook_size=codebook.codebook_size,
+    learner: OnlineLearner,
+    figures: dict[str, float],
+    batch: EventBatch,
+    offsets: Mapping[str, int],
+    reason: str,
+) -> tuple[Release, ReleaseBundle]:
+    """Cuts a release of what was trained on `batch` and makes it live."""
+    bundle = learner.release_bundle(
+        new_release_id(time.time()),
+        parent_release_id=announce_before(settings, items),
+        created_time_ms=time.time_ns() // 1_000_000,
+        offsets=dict(offsets),
     )
+    bundle = replace(bundle, meta=replace(bundle.meta, metrics=figures))
+    learner.set_live(bundle)
+    trained = Trained(learner=learner, bundle=bundle, event_ids=batch.event_ids)
+    return publish_training(settings, trained, reason), bundle
 
 
 def watched(progress: Progress, deadline: Deadline) -> Progress:
@@ -169,53 +188,6 @@ def watched(progress: Progress, deadline: Deadline) -> Progress:
             )
 
     return watch
-
-
-def _catalogue_of(
-    settings: Settings, items: Sequence[Item], events: Sequence[Event], progress: Progress
-) -> tuple[CatalogueIndex, list[str]]:
-    """The catalogue of all items that have content, and what is to be said of the others."""
-    if not items:
-        raise NothingToLearn(
-            "there are no items to learn a codebook from (`headrace replay --data DIR` announces them)"
-        )
-    content = item_content(items, events, progress)
-    kept = [items[n] for n in content.kept]
-    catalogue = _fit_catalogue(settings, kept, content, progress)
-    return catalogue, content.notes + _crowding(catalogue)
-
-
-def _crowding(catalogue: CatalogueIndex) -> list[str]:
-    """A line where more items are alike than one semantic prefix holds."""
-    described_NL = catalogue.codebook.encode(catalogue.content_NE)
-    num_moved = int((catalogue.codes_NC[:, :-1] != described_NL).any(dim=1).sum())
-    if not num_moved:
-        return []
-    return [
-        f"{num_moved:,} of {len(catalogue):,} items have a semantic ID that says another content: more are "
-        f"alike than the {catalogue.num_disambiguation} that one prefix holds (titles or vectors that tell "
-        "them apart help, or a larger HEADRACE_CODEBOOK__CODEBOOK_SIZE)"
-    ]
-
-
-def _fit_catalogue(
-    settings: Settings, items: Sequence[Item], content: Content, progress: Progress
-) -> CatalogueIndex:
-    config = settings.codebook
-    room = config.codebook_size ** (config.num_levels + 1)
-    if len(items) > room:
-        raise NothingToLearn(
-            f"{len(items):,} items are more than the {room:,} that {config.num_levels} levels of "
-            f"{config.codebook_size} codes can name: raise HEADRACE_CODEBOOK__CODEBOOK_SIZE"
-        )
-    codebook = fit_codebook(content.content_NE, settings.codebook, progress)
-    catalogue = CatalogueIndex(codebook, modality=content.modality)
-    announced_ms_N = np.array([item.announced_time_ms for item in items], dtype=np.int64)
-    catalogue.add_many([item.item_id for item in items], content.content_NE, announced_ms_N)
-    for row, item in enumerate(items):
-        if item.unavailable:
-            catalogue.set_available(row, False)
-    return catalogue
 
 
 def _require_wishes(events: Sequence[Event], item_ids: set[str], meaning: EventMeaning) -> None:
@@ -249,6 +221,7 @@ def _train(
     batch: EventBatch,
     progress: Progress,
     deadline: Deadline,
+    num_examples: int | None = None,
 ) -> tuple[OnlineLearner, dict[str, float]]:
     """Both networks on all events, the last ones through the learner; and what the ranker reached.
 
@@ -268,7 +241,9 @@ def _train(
         time_share=deadline.until(_RECOMMENDER_UNTIL, reserve_s=reserve_s),
     )
     time_share = deadline.until(_RANKER_UNTIL, reserve_s=reserve_s)
-    ranker, figures = _fit_ranker(settings, recommender, catalogue, past, held_out, progress, time_share)
+    ranker, figures = _fit_ranker(
+        settings, recommender, catalogue, past, held_out, progress, time_share, num_examples
+    )
     learner = OnlineLearner(
         recommender,
         ranker,
@@ -292,12 +267,12 @@ def _read_and_learn(
     """The learner reads what was trained on and learns the newest events, or reads those too without time."""
     for begin, end in _chunks(past, settings):
         learner.observe_many(past.select(np.arange(begin, end)))
-        progress("read histories", end, len(past))
+        progress("reading histories", end, len(past))
     time_share = deadline.until(_NEWEST_UNTIL)
     for begin, end in _chunks(held_out, settings):
         take = learner.learn_many if time_share() < 1.0 else learner.observe_many
         take(held_out.select(np.arange(begin, end)))
-        progress("learn the newest events", end, len(held_out))
+        progress("learning the newest events", end, len(held_out))
     # The ranker was fitted on these very events, so nothing that was scored here was a prediction.
     num_codes = learner.recommender.config.num_levels + 1
     learner.memory.quality = PrequentialQuality(settings.learner.quality_window, num_codes)
@@ -311,6 +286,7 @@ def _fit_ranker(
     held_out: EventBatch,
     progress: Progress,
     time_share: Callable[[], float],
+    num_examples: int | None,
 ) -> tuple[Ranker, dict[str, float]]:
     statistics = LiveStatistics(settings.statistics)
     past_ids = [catalogue.item_ids[row] for row in past.item_N]
@@ -326,6 +302,7 @@ def _fit_ranker(
         held_out.select(wishes),
         stream=held_out,
         seed=settings.train.seed,
+        num_examples=num_examples,
         progress=progress,
         time_share=time_share,
     )

@@ -88,7 +88,7 @@ def test_every_system_is_reported_and_finds_an_easy_pattern(catalogue):
     assert len(report.hierarchical_recall) == 3
     assert report.hierarchical_recall[0] >= report.hierarchical_recall[2] > 0.9
     assert report.train_minutes > 0
-    assert stages[0] == "align recommender"
+    assert stages[0] == "learning the items"
     assert stages[-1] == "test"
 
 

@@ -9,6 +9,7 @@ from models.networks.config import ModelConfig
 from models.networks.recommender import GenerativeRecommender
 from models.sequences.windows import TrainingBatch
 from models.tokenizers.codebook import Codebook
+from models.training.loss import code_loss
 from models.training.objective import Objective
 
 NUM_ITEMS = 30
@@ -63,6 +64,15 @@ def test_only_supervised_positions_and_the_opening_count(recommender):
         expected = -logits.log_softmax(1)[range(3), [3, 9, 5]].mean()
     torch.testing.assert_close(loss.dense.detach(), expected)
     assert make_objective()(recommender, make_batch(7), torch.float32).num_targets == 4
+
+
+def test_the_levels_that_are_left_out_would_have_cost_nothing(recommender):
+    objective = make_objective()
+    state_XD, target_X = torch.randn(NUM_ITEMS, 16), torch.arange(NUM_ITEMS)
+    codes_XC = objective.codes_NC
+    decoder = recommender.decoder.eval()
+    whole = code_loss(decoder(state_XD, codes_XC), codes_XC, objective._valid_codes(target_X))
+    torch.testing.assert_close(objective._code_loss(decoder, state_XD, target_X), whole)
 
 
 def test_every_weight_learns(recommender):

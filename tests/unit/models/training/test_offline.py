@@ -57,8 +57,8 @@ def train(catalogue, config=TRAIN, num_validation=1):
 def test_it_learns_what_comes_next_in_two_stages(catalogue):
     model, reports = train(catalogue)
     assert not model.training
-    assert [stage for stage, *_ in reports][:3] == ["align recommender"] * 3
-    assert reports[-1][:3] == ("train recommender", 75, 75)
+    assert [stage for stage, *_ in reports][:3] == ["learning the items"] * 3
+    assert reports[-1][:3] == ("learning to recommend", 75, 75)
     assert max(metrics.get("recall@5", 0) for *_, metrics in reports) > 0.9
     assert reports[-1][3]["code_loss"] < reports[0][3]["code_loss"] / 2
 
@@ -86,7 +86,7 @@ def test_without_validation_events_it_trains_to_the_end(catalogue):
     _, reports = train(
         catalogue, TrainConfig(max_epochs=2, align_epochs=0, batch_positions=96), num_validation=0
     )
-    assert reports[-1][:3] == ("train recommender", 6, 6)
+    assert reports[-1][:3] == ("learning to recommend", 6, 6)
     assert "recall@10" not in reports[-1][3]
 
 

@@ -70,7 +70,7 @@ def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
     assert pipeline.scorer.statistics.num_events == len(known)
     assert figures["candidate_recall"] > 0.9
     assert figures["ndcg@10"] > figures["blank_ndcg@10"] + 0.3
-    assert set(reports) == {"collect candidates", "fit ranker"}
+    assert set(reports) == {"collecting candidates", "learning to rank"}
     assert all(parameter.grad is None for parameter in pipeline.recommender.parameters())
 
     rows = np.arange(20, 20 + LENGTH)

@@ -9,8 +9,9 @@ from models.catalogue.index import CatalogueIndex
 from models.tokenizers.content import unit_vectors
 from protos.headrace.v1.events_pb2 import Action, Event
 from protos.headrace.v1.items_pb2 import Embedding, Item
+from services.learner.cold_start.catalogue import NothingToLearn, prepare_catalogue
 from services.learner.cold_start.content import item_content
-from services.learner.cold_start.train import NothingToLearn, prepare_catalogue, train_first_release
+from services.learner.cold_start.train import train_first_release
 from services.settings import Settings
 from tests.integration.learner_world import small_settings
 
