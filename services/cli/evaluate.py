@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from models.evaluation.leave_one_out import EvaluationReport
 
 
+# Reports of progress, one for each step of training or each batch of cases.
+_GIVE_BACK_EVERY = 2
+
+
 class Protocol(StrEnum):
     """How events are split into training and test."""
 
@@ -37,25 +41,32 @@ def evaluate(
     from models.tokenizers.health import distinct_prefix_ratio
     from services.cores import use_cores
     from services.learner.cold_start.catalogue import prepare_catalogue
+    from services.memory import give_back, giving_back, keep_few_products
     from services.wire.columns import dataset_batch
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns
 
     settings = load_settings()
     use_cores()
+    keep_few_products()
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
+    name = dataset.name
     with terminal.progress_bars() as bars:
         catalogue, model = prepare_catalogue(settings, dataset.items, bars, say=terminal.warn)
+        events = dataset_batch(dataset, catalogue, settings.meaning)
+        # titles, vectors and ids as they were in the files: a sixth of a gigabyte on Beauty
+        del dataset
+        give_back()
         report = evaluate_leave_one_out(
             catalogue,
-            dataset_batch(dataset, catalogue, settings.meaning),
+            events,
             model=model,
             train=settings.train,
             search=settings.search,
             statistics=settings.statistics,
-            progress=bars,
+            progress=giving_back(bars, every=_GIVE_BACK_EVERY),
         )
-    _report(report, distinct_prefix_ratio(catalogue.codes_NC), dataset.name, protocol, json=json)
+    _report(report, distinct_prefix_ratio(catalogue.codes_NC), name, protocol, json=json)
 
 
 def _report(

@@ -9,6 +9,7 @@ from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.learner.loop import LearningLoop
 from services.learner.servicer import LearnerServicer
+from services.memory import keep_few_products
 from services.rpc.server import ServiceServer, run_service
 from services.rpc.state import STATE_SERVICE, add_state_service
 from services.settings import Settings
@@ -23,9 +24,6 @@ _SLOW_DEADLINE_S = 60.0
 _READY_INTERVAL_S = 0.2
 # Learning can wait, an answer cannot: where both want a core, those who serve get it.
 _NICENESS = 10
-# oneDNN, which multiplies for torch, keeps a prepared product for each of the last 1,024 shapes, and no two
-# batches have the same shape: 400 MB and more that is never used again. It reads this at the first product.
-_KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 async def _learn(loop: LearningLoop, server: ServiceServer) -> None:
@@ -68,7 +66,7 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     """`python -m services.learner`."""
     os.nice(_NICENESS)
-    os.environ.setdefault(*_KEPT_PRIMITIVES)
+    keep_few_products()  # no two batches have the same shape
     run_service("learner", serve)
 
 
