@@ -79,6 +79,6 @@ def test_releases_that_the_gate_could_not_judge_are_no_failure(
         console=Console(file=io.StringIO()),
         announced=set(),
     )
-    one._judge_releases(num_new, [Release(release_id="a", reason=reason)])
+    one._judge_releases(num_new, [Release(release_id="a", reason=reason)], 100_000)
     assert len(one.findings.broken) == broken
     assert len(one.findings.undecided) == undecided
