@@ -46,6 +46,8 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
+# So many a brief fit has in any case: a blank ranker does not use the live statistics, which know most then.
+MIN_BRIEF_ROUNDS = 2
 # A brief fit is compared with the whole one on so many events.
 NUM_COMPARED = 500
 # Under a time limit, the collecting of candidates ends at this share of it.
@@ -112,6 +114,7 @@ def fit_ranker(
         popular_N[as_drawn],
         random=random,
         progress=progress,
+        min_rounds=0 if num_examples is None else MIN_BRIEF_ROUNDS,
         is_over=lambda: time_share() >= 1.0,
     )
 
@@ -138,6 +141,7 @@ def _fit(
     *,
     random: np.random.Generator,
     progress: Progress,
+    min_rounds: int = 0,
     is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The rounds, on all but the first `num_validation` of the examples; `popular_N`: popularity's ranks."""
@@ -154,7 +158,7 @@ def _fit(
     best_weights, num_worse = copy.deepcopy(ranker.state_dict()), 0
     trained = AveragedTraining(pipeline, ranker, training, random)
     for round_ in range(MAX_ROUNDS if training else 0):
-        if is_over():
+        if round_ >= min_rounds and is_over():
             break
         trained.one_round()
         rank_N = _validate(pipeline, trained.average, validation)

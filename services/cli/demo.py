@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OFFLINE_SHARE = 0.7
 # what a shell gives a command that SIGTERM ended
 _TERMINATED = 128 + 15
-_RELEASES_DURING_REPLAY = 4
+_RELEASES_DURING_REPLAY = 8
 # How long the modest first release is trained: it is on the screen within a minute of the start.
 _MODEST_S = 20.0
 
@@ -36,7 +36,7 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the tour.")] = False,
     train_minutes: Annotated[
         float, typer.Option(help="Time for the whole training, modest first release included.", min=0.1)
-    ] = 2.5,
+    ] = 2.75,
 ) -> None:
     """Learn a modest release from 70% of the data in a minute, then a better one; replay the rest live."""
     import asyncio

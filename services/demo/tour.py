@@ -260,13 +260,18 @@ class Tour:
             with Live(console=self.console, refresh_per_second=2, transient=True) as live:
                 await replay.run(live)
         status = await learner.Status(learner_pb2.StatusRequest(), timeout=30.0)
-        self._report(status, traffic, await self._releases())
+        if replay.end < len(self.dataset):
+            self.console.print(
+                f"{len(self.dataset) - replay.end:,} events were left out: they came slowly here"
+            )
+        self._report(status, traffic, await self._releases(), num_replayed=replay.end - self.begin)
 
     def _report(
         self,
         status: learner_pb2.StatusResponse,
         traffic: Traffic,
         releases: list[release_pb2.Release],
+        num_replayed: int,
     ) -> None:
         report = traffic.report
         self.console.print(screen.curve_panel(status.curve, console_width=self.console.width))
@@ -280,16 +285,18 @@ class Tour:
         promise = self.findings.promise
         promise(not report.problems, f"{len(report.problems)} answers failed, first: {report.problems[:1]}")
         promise(report.num_answered > 0, "no answer was made during the replay")
-        self._judge_releases(len(report.releases) - 1, releases)
+        self._judge_releases(len(report.releases) - 1, releases, num_replayed)
         whole = next((row for row in status.quality if row.segment == "all"), None)
         above = None
         if whole is not None:
             above = is_above(whole.recall_at_10, whole.popularity_recall_at_10, whole.num_events)
         self.findings.judge(above, "prequential Recall@10 is above popularity")
 
-    def _judge_releases(self, num_new: int, releases: list[release_pb2.Release]) -> None:
+    def _judge_releases(self, num_new: int, releases: list[release_pb2.Release], num_replayed: int) -> None:
         """`num_new` releases answered that were not live before the replay; the gate may not have decided."""
-        if num_new < MIN_RELEASES and any(GATE_UNDECIDED in release.reason for release in releases):
+        are_few = num_replayed < (MIN_RELEASES + 1) * self.settings.learner_service.release_interval_events
+        is_open = are_few or any(GATE_UNDECIDED in release.reason for release in releases)
+        if num_new < MIN_RELEASES and is_open:
             self.findings.leave_open(
                 f"whether more than {num_new} releases would go live: too few events for the gate to compare"
             )

@@ -20,6 +20,12 @@ class Deadline:
         """Seconds since the beginning."""
         return self._clock() - self._began_s
 
+    def rest(self) -> "Deadline":
+        """What is left of it, at least a second, as a deadline of its own."""
+        if self.max_seconds is None:
+            return self
+        return Deadline(max(1.0, self.max_seconds - self.used_s), self._clock)
+
     def until(self, share: float, *, reserve_s: float = 0.0) -> Callable[[], float]:
         """How much of the time from now to `share` of the whole is used up: 0 to 1, and 1 from then on.
 

@@ -130,6 +130,8 @@ def train_first_release(
             )
             reason = f"trained briefly on {len(batch):,} events"
             modest.went_live(_publish(settings, items, learner, figures, batch, offsets, reason)[0])
+            # the stages' shares are of the time that is left
+            deadline = deadline.rest()
         learner, figures = _train(settings, catalogue, batch, progress, deadline)
         reason = f"trained offline on {len(batch):,} events"
         release, bundle = _publish(settings, items, learner, figures, batch, offsets, reason)

@@ -1,6 +1,7 @@
 """What the command says while it works, where stderr is no terminal."""
 
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -52,3 +53,32 @@ def test_a_stage_of_less_than_a_second_has_no_rate(log: Log) -> None:
 def test_a_long_line_is_not_broken(log: Log) -> None:
     log.stages.say("word " * 20)
     assert log.lines == ["word " * 20]
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_a_bar_keeps_its_bar_count_and_time_left_beside_figures(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    now_s = [0.0]
+    bars = Progress(*terminal._bar_columns(width), console=console, get_time=lambda: now_s[0])
+    stages = Stages(bars)
+    stages("learning to recommend", 0, 63_000)
+    now_s[0] = 20.0
+    stages("learning to recommend", 1_500, 63_000, {"code_loss": 1.0, "recall@10": 0.0812})
+    now_s[0] = 40.0
+    stages("learning to recommend", 31_500, 63_000, {"code_loss": 1.0, "recall@10": 0.0812})
+    console.print(bars.make_tasks_table(bars.tasks))
+    line = file.getvalue().splitlines()[-1]
+    assert len(line) <= width
+    for part in ("learning to recommend", "31,500/63,000", "0:00:", "Recall@10 0.081", "━━"):
+        assert part in line
+    assert "code_loss" not in line
+
+
+def test_progress_for_programs_is_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.json_lines() as report:
+        report("learning to rank", 1, 20, {"recall@10": 0.5})
+        report("reading", 2, 3)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {"stage": "learning to rank", "done": 1, "total": 20, "figures": {"recall@10": 0.5}}
+    assert lines[1]["figures"] == {}

@@ -54,3 +54,15 @@ def test_what_cannot_be_cut_ends_when_it_is_plain_that_it_takes_too_long() -> No
     clock.now_s += 10.0
     with pytest.raises(TooLittleTime, match=r"embed items \(400\).*raise --max-minutes"):
         watch("embed items", 96, 400, {})
+
+
+def test_the_rest_of_a_deadline_is_one_of_its_own() -> None:
+    now_s = [0.0]
+    deadline = Deadline(100.0, lambda: now_s[0])
+    now_s[0] = 60.0
+    rest = deadline.rest()
+    assert rest.max_seconds == 40.0
+    assert rest.used_s == 0.0
+    now_s[0] = 300.0
+    assert deadline.rest().max_seconds == 1.0
+    assert Deadline(None).rest().max_seconds is None
