@@ -15,7 +15,7 @@ from models.measures.ranking_metrics import Ranks, ranks_of_targets
 from models.sequences.holdout import HoldoutCases
 
 
-def dense_ranks(engine: Engine, cases: HoldoutCases, batch_size: int = 512) -> Ranks:
+def dense_ranks(engine: Engine, cases: HoldoutCases, batch_size: int = 128) -> Ranks:
     """The rank of each case's target by the dense head, int64 [B], -1 where excluded."""
     unavailable_N = ~torch.from_numpy(np.asarray(engine.catalogue.available_N))
     rank_B = np.full(len(cases), -1, dtype=np.int64)
