@@ -51,8 +51,7 @@ class Forked:
 class Forks:
     """Starts modules as forks; the template is started with the first, and again after it died."""
 
-    def __init__(self, num_threads: int) -> None:
-        self._num_threads = num_threads
+    def __init__(self) -> None:
         self._template: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._starting: deque[asyncio.Future[Forked]] = deque()
@@ -101,7 +100,7 @@ class Forks:
             *(sys.executable, "-m", "services.stack.template"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=inherited | {"OMP_NUM_THREADS": str(self._num_threads)},
+            env=inherited | {"OMP_NUM_THREADS": "1"},  # threads do not survive a fork
             start_new_session=True,
         )
         self._reading = asyncio.create_task(self._read(self._template))

@@ -65,7 +65,7 @@ class Stack:
         self._embedded_broker = embedded_broker
         self._down: set[str] = set()
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._forks = Forks(settings.torch_threads)
+        self._forks = Forks()
         self._say: Callable[[str], None] = lambda line: None
 
     @property

@@ -30,7 +30,7 @@ async def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (tmp_path / "sleeper.py").write_text(_MODULE)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("HEADRACE_LEFT_OVER", "1")
-    forks = Forks(1)
+    forks = Forks()
     yield forks
     await forks.stop()
 
