@@ -26,7 +26,7 @@ from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 
 BATCH_SIZE = 64
-# How many candidates an item competes with in one step, of some 180: a third of the time, the same quality.
+# How many candidates an item competes with in a step, of some 180: half the time (docs/decisions.md).
 NUM_RIVALS = 63
 # Popularity is that of so many newest events, as for the learner's own figures.
 POPULARITY_WINDOW = 5_000
