@@ -1,13 +1,13 @@
 """The examples that a ranker is fitted on: what all sources proposed for a held-out event, right before it.
 
-Owns how they are collected, sampled and put into a batch; `models/training/ranker_fitting.py` learns from
+Owns how they are collected and put into a batch; `models/training/ranker_fitting.py` learns from
 them.
 
 Shapes: B requests, M candidates, F live features.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 
 BATCH_SIZE = 64
-# How many candidates an item competes with in a step, of some 180: half the time (docs/decisions.md).
-NUM_RIVALS = 63
 # Popularity is that of so many newest events, as for the learner's own figures.
 POPULARITY_WINDOW = 5_000
 
@@ -45,18 +43,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.candidates)
-
-    def sampled(self, random: np.random.Generator) -> "Example":
-        """The example with its item first, and at most `NUM_RIVALS` others drawn from its candidates."""
-        rival_M = random.permutation(np.delete(np.arange(len(self)), self.target))[:NUM_RIVALS]
-        chosen_M = np.concatenate([[self.target], rival_M])
-        few = Candidates(
-            row_M=self.candidates.row_M[chosen_M],
-            source_M=self.candidates.source_M[chosen_M],
-            beam_M=self.candidates.beam_M[chosen_M],
-            dense_M=self.candidates.dense_M[chosen_M],
-        )
-        return replace(self, candidates=few, features_MF=self.features_MF[chosen_M], target=0)
 
 
 def popularity_ranks(cases: HoldoutCases, known: EventBatch, stream: EventBatch) -> Ranks:

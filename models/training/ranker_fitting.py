@@ -12,7 +12,6 @@ Shapes: B requests, M candidates, F live features.
 """
 
 import copy
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +28,6 @@ from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 from models.training.ranker_examples import (
     BATCH_SIZE,
-    NUM_RIVALS,
     Example,
     collect_examples,
     example_batch,
@@ -213,13 +211,9 @@ class AveragedTraining:
                 num_steps += 1
 
     def _step(self, examples: list[Example]) -> None:
-        sampled = [example.sampled(self._random) for example in examples]
-        batch, targets = example_batch(self._pipeline, sampled)
-        # each rival stands for the others that were not drawn, so that the sum over all is estimated
-        log_share_B1 = torch.tensor([[_log_share(len(example))] for example in examples])
+        batch, targets = example_batch(self._pipeline, examples)
         with autocast(torch.device("cpu"), self._dtype):
             output = self._ranker(batch, self._pipeline.engine.item_ND)
-            output.relevance_BM[:, 1:] += log_share_B1
             loss = ranking_loss(output, targets)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -230,11 +224,6 @@ class AveragedTraining:
         with torch.no_grad():
             for average, weight in zip(self.average.parameters(), self._ranker.parameters(), strict=True):
                 average.lerp_(weight, 1.0 - decay)
-
-
-def _log_share(num_candidates: int) -> float:
-    """Log of how many rivals each drawn one stands for."""
-    return math.log(max(1.0, (num_candidates - 1) / NUM_RIVALS))
 
 
 @torch.no_grad()
