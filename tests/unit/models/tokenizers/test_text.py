@@ -33,7 +33,7 @@ def test_vectors_are_unit_length_in_the_order_of_the_texts(embedder: TextEmbedde
     vectors = embedder.embed_many(texts, lambda *report: seen.append(report[:3]))
     assert vectors.shape == (80, TEXT_DIM)
     assert vectors.dtype == torch.float32
-    assert seen == [("embed items", n, 80) for n in (16, 32, 48, 64, 80)]
+    assert seen == [("embed items", 64, 80), ("embed items", 80, 80)]
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(80))
     torch.testing.assert_close(vectors[:4], embedder.embed_many(texts[:4]), atol=0.01, rtol=0)
     similarity = vectors[:4] @ vectors[:4].T
