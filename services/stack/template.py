@@ -16,7 +16,10 @@ import os
 import selectors
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from models.compilation.precompile import precompile
 from services.environment import PREFIX
@@ -30,7 +33,8 @@ def main() -> None:
     """Serves until the input ends; in a fork, runs its module."""
     for module in MODULES.values():
         importlib.import_module(module)
-    precompile()
+    with _without_onednn():
+        precompile()
     gc.collect()
     gc.freeze()
     template_pid = os.getpid()
@@ -41,6 +45,16 @@ def main() -> None:
             importlib.import_module(request["module"]).main()
             return
         _say({"started": pid})
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN reads at its first product how much it may keep: that is for each fork to say."""
+    torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=True)  # type: ignore[no-untyped-call]
 
 
 def _requests() -> Iterator[Mapping[str, Any]]:
