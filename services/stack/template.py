@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def main() -> None:
     torch.set_num_threads(1)  # a pool of threads does not survive a fork; each service makes its own
     for module in MODULES.values():
         importlib.import_module(module)
-    precompile()
+    with _without_onednn():
+        precompile()
     gc.collect()
     gc.freeze()
     template_pid = os.getpid()
@@ -46,6 +48,16 @@ def main() -> None:
             importlib.import_module(request["module"]).main()
             return
         _say({"started": pid})
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN reads at its first product how much it may keep: that is for each fork to say."""
+    torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=True)  # type: ignore[no-untyped-call]
 
 
 def _requests() -> Iterator[Mapping[str, Any]]:
