@@ -23,7 +23,6 @@ import torch
 
 from models.compilation.precompile import precompile
 from services.environment import PREFIX
-from services.memory import keep_few_products
 from services.stack.children import MODULES
 from services.stack.launch import end_with_parent, name_process
 
@@ -32,7 +31,6 @@ _INPUT, _OUTPUT, _ERRORS = range(3)
 
 def main() -> None:
     """Serves until the input ends; in a fork, runs its module."""
-    keep_few_products()  # read at the first product, which is made here
     torch.set_num_threads(1)  # a pool of threads does not survive a fork; each service makes its own
     for module in MODULES.values():
         importlib.import_module(module)
