@@ -83,6 +83,8 @@ class HostedModels:
             ranked = self._ranker.rank_found(asks, found)
             rankings = [_ranking(one, live) for one in ranked]
         except Exception as error:
+            if len(asks) > 1:
+                raise  # then each is tried alone
             log.exception("ranking_failed", exc_info=error)
             rankings = [_unranked(one, live) for one in found]
         generate_ms, rank_ms = (found_s - start_s) * 1e3, (perf_counter() - found_s) * 1e3

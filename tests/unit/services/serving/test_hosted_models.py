@@ -157,6 +157,24 @@ def new_items(num_items: int) -> list[ItemSid]:
     ]
 
 
+async def test_a_ranking_that_fails_degrades_its_own_answer_alone(
+    thread: ModelThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process(thread)
+    process.take_up()
+    rank_found = process.ranker.rank_found
+
+    def rank_most(requests: Sequence[Ask], found: Sequence[Any]) -> Any:
+        if any(request.user_key == 13 for request in requests):
+            raise ZeroDivisionError
+        return rank_found(requests, found)
+
+    monkeypatch.setattr(process.ranker, "rank_found", rank_most)
+    asked = [ask(1, 2, user_key=key) for key in (12, 13, 14)]
+    answers = await asyncio.gather(*(ranking_of(process.models, request) for request in asked))
+    assert [ranking.degraded for _, ranking in answers] == [False, True, False]
+
+
 async def test_what_fails_takes_no_more_with_it_than_it_must(
     thread: ModelThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
