@@ -12,6 +12,7 @@ import pytest
 
 from protos.headrace.v1 import recommend_pb2
 from protos.headrace.v1.events_pb2 import Action, Event
+from services.stack.children import BROKER
 from tests.cases.test_meaning import Record
 from tests.cases.world import World, item_of, until
 
@@ -22,9 +23,9 @@ AWAY_S = 12.0
 
 def broker_pid() -> int:
     """The process of the world's embedded broker: the one under this test run."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
-            if b"services.stack.broker_host" in path.read_bytes() and is_descendant(int(path.parent.name)):
+            if path.read_text() == f"{BROKER}\n" and is_descendant(int(path.parent.name)):
                 return int(path.parent.name)
     raise LookupError("no broker process")
 
