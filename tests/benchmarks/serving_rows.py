@@ -13,10 +13,9 @@ import urllib.request
 from typing import Any
 
 import torch
+from bench_serving import Stack  # wherever the tree has it
 from serving_measures import Bench, Plan, bench_on, change_row, learning, recommend_rows, track_rows
 from serving_world import World, copied, make_world, settings_for
-
-from services.stack.supervisor import Stack
 
 _NAME = "headrace_event_to_weights_seconds_bucket"
 
