@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Protocol, TypeVar
 
 from protos.headrace.v1.events_pb2 import HistoryEvent
-from protos.headrace.v1.generator_pb2 import Candidates, GenerateRequest, GenerateResponse
+from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from protos.headrace.v1.ranker_pb2 import Explanation, RankRequest, RankResponse
 from protos.headrace.v1.recommend_pb2 import CandidateSource
 from services.errors import BackendUnavailable, NotFound, WrongRelease
@@ -94,9 +94,13 @@ class PairedModels:
             except WrongRelease:
                 if attempt < _PAIR_ATTEMPTS:
                     continue
-                return unranked(generated.candidates, generated.release_id)
+                return unranked(
+                    generated.candidates.item_ids, generated.candidates.source_masks, generated.release_id
+                )
             except BackendUnavailable:
-                return unranked(generated.candidates, generated.release_id)
+                return unranked(
+                    generated.candidates.item_ids, generated.candidates.source_masks, generated.release_id
+                )
             return Ranking(items=_items(ranked), release_id=ranked.release_id, degraded=False)
         raise AssertionError("unreachable")
 
@@ -171,12 +175,8 @@ def _items(ranked: RankResponse) -> Iterable[RankedItem]:
     return map(RankedItem, ranked.item_ids, ranked.scores, ranked.source_masks)
 
 
-def unranked(proposed: Candidates, release_id: str) -> Ranking:
+def unranked(item_ids: Iterable[str], source_masks: Iterable[int], release_id: str) -> Ranking:
     """The generator's own order; its scores are of different kinds, so the position is the score."""
-    items = (
-        RankedItem(item_id, 1.0 / position, mask)
-        for position, (item_id, mask) in enumerate(
-            zip(proposed.item_ids, proposed.source_masks, strict=True), 1
-        )
-    )
+    pairs = zip(item_ids, source_masks, strict=True)
+    items = (RankedItem(item_id, 1.0 / place, mask) for place, (item_id, mask) in enumerate(pairs, 1))
     return Ranking(items=items, release_id=release_id, degraded=True)

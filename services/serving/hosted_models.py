@@ -11,7 +11,7 @@ from time import perf_counter
 import structlog
 
 from services.errors import DeadlineExpired, NotReady
-from services.gateway.models import Ask, Explained, PairedModels, TimeLeft
+from services.gateway.models import Ask, Explained, PairedModels, TimeLeft, unranked
 from services.gateway.ranking import RankedItem, Ranking
 from services.generator.serving import Found, GeneratorServing
 from services.model_host.host import HostedRelease, ModelHost
@@ -98,8 +98,5 @@ def _ranking(ranked: Ranked, release: HostedRelease) -> Ranking:
 
 
 def _unranked(found: Found, release: HostedRelease) -> Ranking:
-    """The search's own order; its scores are of different kinds, so the position is the score."""
-    id_of = release.catalogue.item_ids
-    columns = zip(found.candidates.row_M.tolist(), found.candidates.source_M.tolist(), strict=True)
-    items = (RankedItem(id_of[row], 1.0 / place, mask) for place, (row, mask) in enumerate(columns, 1))
-    return Ranking(items=items, release_id=release.release_id, degraded=True)
+    ids = [release.catalogue.item_ids[row] for row in found.candidates.row_M.tolist()]
+    return unranked(ids, found.candidates.source_M.tolist(), release.release_id)

@@ -164,7 +164,11 @@ class Stack:
             )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-            await self.start_service(name)
+            try:
+                await self.start_service(name)
+            except BackendUnavailable as error:
+                self._say(f"{name} was not started: {error}")
+                continue
             self._down.discard(name)
 
     async def stop(self) -> None:
