@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.arrays import Float64Array, Int64Array
 
@@ -120,3 +121,23 @@ class HistoryBatch:
 
     def __len__(self) -> int:
         return int(self.length_B.shape[0])
+
+    def padded(self, num: int, width: int) -> "HistoryBatch":
+        """The same histories in `width` columns, and empty ones up to `num`."""
+        at_end = (0, width - self.item_BT.shape[1], 0, num - len(self))
+        return HistoryBatch(
+            item_BT=functional.pad(self.item_BT, at_end, value=-1),
+            action_BT=functional.pad(self.action_BT, at_end),
+            time_ms_BT=functional.pad(self.time_ms_BT, at_end),
+            length_B=functional.pad(self.length_B, at_end[2:]),
+        )
+
+
+def few_sizes(size: int) -> int:
+    """The smallest of a few sizes that is no smaller: four between a power of two and the next.
+
+    What has ever other sizes is padded to these, since a library that prepares a kernel for each size (oneDNN
+    for bfloat16: a millisecond and half a megabyte) would spend more time on that than on the products.
+    """
+    step = max(4, (1 << max(0, size - 1).bit_length()) // 8)
+    return -(-size // step) * step

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 _Asked = ParamSpec("_Asked")
-# oneDNN, which multiplies bf16 for torch, keeps a prepared product for each of the last 1,024 shapes, and no
-# two batches of a training have the same shape: hundreds of megabytes that are never used again.
-_KEPT_PRODUCTS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+# oneDNN, which multiplies bf16 for torch, keeps a prepared product for each of the last 1,024 shapes:
+# hundreds of megabytes where batches have many (`models.batch.few_sizes`).
+_KEPT_PRODUCTS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def keep_few_products() -> None:

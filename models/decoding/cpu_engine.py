@@ -78,16 +78,12 @@ class CpuEngine:
     @torch.no_grad()
     def states(self, history: HistoryBatch) -> UserStates:
         """The users' states now, ready to be extended by their next events."""
-        rows_ND = self._rows_to_read
-        with self._inference.precision():
-            return self._inference.recommender.prefill(history, rows_ND)
+        return self._inference.prefill(history, self._rows_to_read)
 
     @torch.no_grad()
     def extend(self, states: UserStates, new: HistoryBatch) -> UserStates:
         """The states after `new` events of the same users."""
-        rows_ND = self._rows_to_read
-        with self._inference.precision():
-            return self._inference.recommender.extend(states, new, rows_ND)
+        return self._inference.extend(states, new, self._rows_to_read)
 
     def decode(
         self, state_BD: Tensor, *, k: int, beam: int, exclude: Sequence[Int64Array] | None = None
@@ -137,10 +133,7 @@ class CpuEngine:
 
     @property
     def _rows_to_read(self) -> Tensor:
-        """`item_ND`; one row of zeros in its place where there is no item, for what no history names.
-
-        To be taken before `precision()` holds: items are encoded in float32, whoever needs them first.
-        """
+        """`item_ND`; one row of zeros in its place where there is no item, for what no history names."""
         item_ND = self._table.item_ND
         return item_ND if len(item_ND) else item_ND.new_zeros(1, self.config.d_model)
 

@@ -6,7 +6,7 @@ Shapes: B users, T history, H heads, E width of a head, Z blocks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ class TrunkCache:
     value_ZBHTE: Tensor
     time_ms_BT: Tensor
     length_B: Tensor
+
+    def to(self, dtype: torch.dtype) -> "TrunkCache":
+        """The same histories, keys and values in `dtype`."""
+        return replace(self, key_ZBHTE=self.key_ZBHTE.to(dtype), value_ZBHTE=self.value_ZBHTE.to(dtype))
 
     def select(self, index_B: Tensor) -> "TrunkCache":
         """The histories at these positions (int64 [B]), without padding that none of them needs."""

@@ -55,19 +55,17 @@ def choose(
     events: EventBatch,
     pasts: Sequence[Past],
     aversions: UserHistories,
-    num_scored: int,
+    every: int,
     num_before: int,
 ) -> list[Question]:
-    """At most `num_scored` evenly spaced events of the batch, `num_before` having been looked at before.
+    """Every `every`-th wish of a stream of which `num_before` came before these, however it is cut.
 
     `pasts[n]` is what event n's user had wished for right before it. `aversions` are those of the batches
     before.
     """
     questions: list[Question] = []
-    if not len(events):
-        return questions
-    positions = np.unique(np.linspace(0, len(events) - 1, min(num_scored, len(events))).astype(np.int64))
-    for ordinal, position in enumerate(positions.tolist(), start=num_before):
+    for position in range(-num_before % every, len(events), every):
+        ordinal = (num_before + position) // every
         include_seen = ordinal % INCLUDE_SEEN_EVERY == INCLUDE_SEEN_EVERY - 1
         is_repeat = bool((pasts[position].item_T == events.item_N[position]).any())
         if include_seen or not is_repeat:

@@ -276,9 +276,9 @@ class OnlineLearner:
         wishes = events.select(events.is_wish_N)
         stories, pasts = tell(wishes, self.memory.histories)
         questions = choose(
-            wishes, pasts, self.memory.aversions, self.config.num_scored_events, self.memory.num_asked
+            wishes, pasts, self.memory.aversions, self.config.score_every, self.memory.num_wishes
         )
-        self.memory.num_asked += min(self.config.num_scored_events, len(wishes))
+        self.memory.num_wishes += len(wishes)
         replayed = self.memory.reservoir.draw(
             round(len(wishes) * self.config.replay_ratio), self.memory.random
         )
@@ -340,7 +340,7 @@ class OnlineLearner:
             window for story in stories for window in cut_windows(story.past, story.is_new_T, max_history)
         ]
         windows += map(whole_window, replayed)
-        groups = group_by_length(windows, len(self.catalogue))
+        groups = group_by_length(windows)
         batches = [training_batch(group, max_history) for group in groups]
         targets = [rows.flatten() for batch in batches for rows in (batch.target_BT, batch.first_B)]
         row_X = np.unique(torch.cat(targets).numpy())

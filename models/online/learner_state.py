@@ -4,7 +4,7 @@ Knows which parts there are and how they fit together; `models.artifacts.checkpo
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def _parts(checkpoint: Checkpoint) -> LearnerParts:
     meta = checkpoint.meta
     tensors = checkpoint.tensors
     model = ModelConfig(**meta["model"])
-    config = LearnerConfig(**meta["learner"])
+    # a setting that there was when this was written, and is no more, decides nothing
+    names = {field.name for field in fields(LearnerConfig)}
+    config = LearnerConfig(**{name: value for name, value in meta["learner"].items() if name in names})
     statistics = StatisticsConfig(
         **{**meta["statistics"], "half_lives_s": tuple(meta["statistics"]["half_lives_s"])}
     )

@@ -33,7 +33,7 @@ class Memory:
     paired: PairedHits
     random: np.random.Generator
     num_learned: int = 0
-    num_asked: int = 0
+    num_wishes: int = 0
 
     @classmethod
     def blank(cls, config: LearnerConfig, num_codes: int) -> "Memory":
@@ -62,7 +62,7 @@ class Memory:
         }
         return tensors, {
             "num_learned": self.num_learned,
-            "num_asked": self.num_asked,
+            "num_wishes": self.num_wishes,
             # 128-bit integers: text, for readers of JSON that know only floats
             "random": json.dumps(self.random.bit_generator.state),
         }
@@ -88,5 +88,5 @@ class Memory:
             paired=PairedHits.from_state(config.gate_window, tensors["paired"]),
             random=random,
             num_learned=int(values["num_learned"]),
-            num_asked=int(values["num_asked"]),
+            num_wishes=int(values.get("num_wishes", 0)),
         )

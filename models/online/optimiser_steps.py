@@ -56,10 +56,10 @@ class OnlineTrainer:
     def restart(self) -> None:
         """Forgets the optimisers' memory and anchors to the present weights, which were just loaded."""
         self.generator_optimiser = torch.optim.AdamW(
-            self.recommender.parameters(), lr=self.config.learning_rate, weight_decay=0.0
+            self.recommender.parameters(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
         self.ranker_optimiser = torch.optim.AdamW(
-            self.ranker.parameters(), lr=self.config.ranker_learning_rate, weight_decay=0.0
+            self.ranker.parameters(), lr=self.config.ranker_learning_rate, weight_decay=0.0, fused=True
         )
         self.anchor_recommender = frozen_copy(self.recommender)
         self.anchor_ranker = frozen_copy(self.ranker)
@@ -77,17 +77,12 @@ class OnlineTrainer:
 
         A batch without a target, and a missing loss, teach nothing.
         """
-        num_targets = [_num_targets(batch) for batch in batches]
         dense_value = code_value = ranker_value = grad_norm = math.nan
         num_nonfinite = 0
-        if sum(num_targets):
+        batches = [batch for batch in batches if batch.num_targets]
+        if batches:
             self.generator_optimiser.zero_grad()
-            dense_value = code_value = 0.0
-            for batch, number in zip(batches, num_targets, strict=True):
-                if number:
-                    loss = self._backward(batch, number / sum(num_targets), catalogue)
-                    dense_value += loss[0]
-                    code_value += loss[1]
+            dense_value, code_value = self._backward(batches, catalogue)
             grad_norm = self._descend(self.generator_optimiser, dense_value + code_value)
             num_nonfinite += not math.isfinite(grad_norm)
             self._pull(self.recommender, self.anchor_recommender)
@@ -106,14 +101,14 @@ class OnlineTrainer:
             num_nonfinite=num_nonfinite,
         )
 
-    def _backward(self, batch: TrainingBatch, share: float, catalogue: CatalogueIndex) -> tuple[float, float]:
-        """Adds the gradient of a batch that holds `share` of the step's targets; its part of both losses."""
+    def _backward(self, batches: Sequence[TrainingBatch], catalogue: CatalogueIndex) -> tuple[float, float]:
+        """Adds the gradient of all batches together; both losses."""
         # popularity matters only to catalogues beyond the full softmax: there, all alike
         objective = Objective(catalogue, torch.ones(len(catalogue)), seed=self.config.seed + self.num_steps)
         with autocast(_CPU, self.dtype):
-            loss = objective(self.recommender, batch, self.dtype)
-        (loss.total * share).backward()  # type: ignore[no-untyped-call]
-        return loss.dense.item() * share, loss.code.item() * share
+            loss = objective(self.recommender, batches, self.dtype)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        return loss.dense.item(), loss.code.item()
 
     def _descend(self, optimiser: torch.optim.AdamW, loss: float) -> float:
         """One clipped step; the gradient's norm. Where that or the loss is not finite: NaN, nothing moves."""
@@ -154,10 +149,6 @@ class OnlineTrainer:
         _load_optimiser(self.generator_optimiser, tensors.pop("generator_optimiser"))
         _load_optimiser(self.ranker_optimiser, tensors.pop("ranker_optimiser"))
         self.num_steps = num_steps
-
-
-def _num_targets(batch: TrainingBatch) -> int:
-    return int((batch.target_BT >= 0).sum()) + int((batch.first_B >= 0).sum())
 
 
 def frozen_copy(model: _Module) -> _Module:

@@ -15,6 +15,9 @@ import torch
 from models.sequences.histories import Past, pad_pasts
 from models.sequences.windows import TrainingBatch, cut_targets
 
+# Fewer padded positions cost less than another pass of the trunk.
+_WORTH_A_GROUP = 256
+
 Window = tuple[Past, npt.NDArray[np.bool_]]
 """Events, and which of them are to be predicted."""
 
@@ -42,12 +45,8 @@ def whole_window(past: Past) -> Window:
     return past, is_target_T
 
 
-def group_by_length(windows: Sequence[Window], num_items: int) -> list[list[Window]]:
-    """The windows in one group, or in a short and a long one where that spares more padding than it costs.
-
-    Each group encodes the catalogue of `num_items` again, which costs about as much as an eighth as
-    many positions of the trunk.
-    """
+def group_by_length(windows: Sequence[Window]) -> list[list[Window]]:
+    """The windows in one group, or in a short and a long one where that spares many padded positions."""
     ordered = sorted(windows, key=lambda window: len(window[0]))
     lengths = np.array([len(past) for past, _ in ordered])
     if not len(lengths):
@@ -55,7 +54,7 @@ def group_by_length(windows: Sequence[Window], num_items: int) -> list[list[Wind
     num_short = np.arange(1, len(lengths) + 1)
     padded = num_short * lengths + (len(lengths) - num_short) * lengths[-1]
     best = int(padded.argmin())
-    if padded[-1] - padded[best] <= num_items / 8:
+    if padded[-1] - padded[best] <= _WORTH_A_GROUP:
         return [ordered]
     return [ordered[: best + 1], ordered[best + 1 :]]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.arrays import Int64Array
-from models.batch import HistoryBatch
+from models.batch import HistoryBatch, few_sizes
 from models.sequences.user_sequences import UserSequences
 
 LENGTH_BLUR = 0.25
@@ -30,6 +31,21 @@ class TrainingBatch:
     history: HistoryBatch
     target_BT: Tensor
     first_B: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """How many items are to be predicted, first ones included."""
+        return int((self.target_BT >= 0).sum()) + int((self.first_B >= 0).sum())
+
+    def in_few_sizes(self, max_history: int) -> "TrainingBatch":
+        """The same, padded to `models.batch.few_sizes`; no wider than `max_history` if it was not before."""
+        num, width = self.target_BT.shape
+        more = few_sizes(num) - num, min(few_sizes(width), max(width, max_history)) - width
+        return TrainingBatch(
+            history=self.history.padded(num + more[0], width + more[1]),
+            target_BT=functional.pad(self.target_BT, (0, more[1], 0, more[0]), value=-1),
+            first_B=functional.pad(self.first_B, (0, more[0]), value=-1),
+        )
 
 
 def cut_targets(target_N: Int64Array, max_history: int) -> Iterator[tuple[int, Int64Array]]:

@@ -44,19 +44,20 @@ class _CatalogueCrossEntropy(Function):
         grad_query_XD = torch.empty_like(query_XD)
         grad_vector_ND = torch.zeros_like(vector_ND, dtype=torch.float32)
         total = query_XD.new_zeros((), dtype=torch.float32)
-        scale = 1.0 / max(1, len(query_XD))
+        is_target_X = target_X >= 0
+        weight_X = is_target_X / is_target_X.sum().clamp(min=1)
         for start in range(0, len(queries), CHUNK_STATES):
             chunk = slice(start, start + CHUNK_STATES)
             log_p = (queries[chunk] @ vectors.T).float().log_softmax(1)
-            target = target_X[chunk, None]
-            total -= log_p.gather(1, target).sum()
+            target, weight = target_X[chunk, None].clamp(min=0), weight_X[chunk, None]
+            total -= (log_p.gather(1, target) * weight).sum()
             grad = log_p.exp_()
             grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
-            low = grad.mul_(scale).to(dtype)
+            low = grad.mul_(weight).to(dtype)
             grad_query_XD[chunk] = low @ vectors
             grad_vector_ND += (low.T @ queries[chunk]).float()
         ctx.save_for_backward(grad_query_XD, grad_vector_ND.to(vector_ND.dtype))
-        return total * scale
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -67,7 +68,7 @@ class _CatalogueCrossEntropy(Function):
 
 def catalogue_loss(query_XD: Tensor, vector_ND: Tensor, target_X: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Mean cross entropy of each query's target row (int64) among all N vectors, by dot product: float32, in
-    nats.
+    nats. Queries with target -1 do not count.
 
     Matrix products run in `dtype`, sums in float32; gradients reach both queries and vectors.
     """

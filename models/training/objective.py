@@ -1,4 +1,4 @@
-"""What one batch of windows costs the generative recommender: dense head + depth decoder.
+"""What batches of windows cost the generative recommender: dense head + depth decoder.
 
 Owns which positions count and which items compete; `models/training/loss.py` owns the formulas and
 `models/training/offline.py` the optimiser. The online learner uses the same objective.
@@ -6,13 +6,15 @@ Owns which positions count and which items compete; `models/training/loss.py` ow
 Shapes: X supervised states, N catalogue rows, R rows used here, S negatives, C codes, D width, E content.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from models.batch import HistoryBatch
+from models.batch import HistoryBatch, few_sizes
 from models.catalogue.index import CatalogueIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
 from models.networks.depth_decoder import DepthDecoder
@@ -58,30 +60,40 @@ class Objective:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(
-        self, recommender: GenerativeRecommender, batch: TrainingBatch, dtype: torch.dtype
+        self, recommender: GenerativeRecommender, batches: Sequence[TrainingBatch], dtype: torch.dtype
     ) -> GeneratorLoss:
-        """The loss of `batch`; matrix products of the full softmax run in `dtype`.
+        """The loss of one or more batches together; matrix products of the full softmax run in `dtype`.
 
         One in `EMPTY_STATE_SHARE` windows that open a sequence also teaches the empty state: it is one
         vector, and needs fewer examples than the network.
         """
-        history, opening_Y = batch.history, batch.first_B[batch.first_B >= 0][::EMPTY_STATE_SHARE]
-        supervised_BT = batch.target_BT >= 0
-        target_X = torch.cat([batch.target_BT[supervised_BT], opening_Y])
+        max_history = recommender.config.max_history
+        batches = [batch.in_few_sizes(max_history) for batch in batches]
+        wanted = [_wanted(batch.target_BT) for batch in batches]
+        first_B = torch.cat([batch.first_B for batch in batches])
+        opening_Y = first_B[first_B >= 0][::EMPTY_STATE_SHARE]
+        targets = [batch.target_BT[wanted_BT] for batch, wanted_BT in zip(batches, wanted, strict=True)]
+        target_X = torch.cat([*targets, opening_Y])
         negative_S = self._draw() if self._sampled else None
-        row_R = self._competing(history, target_X, negative_S)
+        row_R = self._competing([batch.history for batch in batches], target_X, negative_S)
         item_RD = recommender.encode_items(self.codes_NC[row_R], self.content_NE[row_R])
-        state_XD = recommender.states_at(_relabelled(history, row_R), item_RD, supervised_BT)
-        empty_YD = recommender.empty_state.to(state_XD.dtype).expand(len(opening_Y), -1)
-        state_XD = torch.cat([state_XD, empty_YD])
+        states = [
+            recommender.states_at(_relabelled(batch.history, row_R), item_RD, wanted_BT)
+            for batch, wanted_BT in zip(batches, wanted, strict=True)
+        ]
+        states.append(recommender.empty_state.to(states[0].dtype).expand(len(opening_Y), -1))
+        num_more = few_sizes(len(target_X)) - len(target_X)
+        state_XD = functional.pad(torch.cat(states), (0, 0, 0, num_more))
+        target_X = functional.pad(target_X, (0, num_more), value=-1)
         query_XD = recommender.dense_queries(state_XD)
         vector_RD = recommender.item_vectors(item_RD)
+        known_X = target_X >= 0
         if negative_S is None:
             dense = catalogue_loss(query_XD, vector_RD, target_X, dtype=dtype)
         else:
-            dense = self._sampled_loss(query_XD, vector_RD, row_R, target_X, negative_S)
-        code = self._code_loss(recommender.decoder, state_XD, target_X)
-        return GeneratorLoss(dense=dense, code=code, num_targets=len(target_X))
+            dense = self._sampled_loss(query_XD[known_X], vector_RD, row_R, target_X[known_X], negative_S)
+        code = self._code_loss(recommender.decoder, state_XD[known_X], target_X[known_X])
+        return GeneratorLoss(dense=dense, code=code, num_targets=int(known_X.sum()))
 
     def _code_loss(self, decoder: DepthDecoder, state_XD: Tensor, target_X: Tensor) -> Tensor:
         """`code_loss` over all levels, of which the decoder computes those down to each target's last choice.
@@ -95,11 +107,12 @@ class Objective:
         total = state_XD.new_zeros((), dtype=torch.float32)
         for depth in depth_C.tolist():
             of_depth_Y = (num_levels_X == depth).nonzero()[:, 0]
-            if len(of_depth_Y):
-                codes_YC = codes_XC[of_depth_Y, :depth]
-                logits_YCV = decoder(state_XD[of_depth_Y], codes_YC)
-                loss = code_loss(logits_YCV, codes_YC, valid_XCV[of_depth_Y, :depth])
-                total = total + loss * len(of_depth_Y)
+            number = len(of_depth_Y)
+            if number:
+                some_Y = functional.pad(of_depth_Y, (0, few_sizes(number) - number))
+                logits_YCV = decoder(state_XD[some_Y], codes_XC[some_Y, :depth])[:number]
+                valid_YCV = valid_XCV[of_depth_Y, :depth]
+                total = total + number * code_loss(logits_YCV, codes_XC[of_depth_Y, :depth], valid_YCV)
         return total / max(1, len(target_X))
 
     def _valid_codes(self, target_X: Tensor) -> Tensor:
@@ -116,12 +129,14 @@ class Objective:
     def _draw(self) -> Tensor:
         return torch.multinomial(self._draw_N, NUM_NEGATIVES, replacement=True, generator=self._generator)
 
-    def _competing(self, history: HistoryBatch, target_X: Tensor, negative_S: Tensor | None) -> Tensor:
-        """The rows to encode, ascending: all, or those that this batch touches."""
+    def _competing(
+        self, histories: Sequence[HistoryBatch], target_X: Tensor, negative_S: Tensor | None
+    ) -> Tensor:
+        """The rows to encode, ascending: all, or those that these batches touch."""
         if negative_S is None:
             return torch.arange(len(self.codes_NC))
-        touched = torch.cat([history.item_BT.clamp(min=0).flatten(), target_X, negative_S])
-        row_R: Tensor = torch.unique(touched, sorted=True)
+        read = [history.item_BT.flatten() for history in histories]
+        row_R: Tensor = torch.unique(torch.cat([*read, target_X, negative_S]).clamp(min=0), sorted=True)
         return row_R
 
     def _sampled_loss(
@@ -134,6 +149,15 @@ class Objective:
             (NUM_NEGATIVES * self._draw_N[negative_S]).log(),
             negative_S == target_X[:, None],
         )
+
+
+def _wanted(target_BT: Tensor) -> Tensor:
+    """The positions whose states are computed, bool [B, T]: the supervised ones, and others up to one of a
+    few sizes."""
+    supervised = (target_BT >= 0).flatten()
+    number = int(supervised.sum())
+    others = (~supervised).nonzero()[: few_sizes(number) - number, 0]
+    return supervised.index_fill(0, others, True).view_as(target_BT)
 
 
 def _relabelled(history: HistoryBatch, row_R: Tensor) -> HistoryBatch:

@@ -171,7 +171,7 @@ class _Run:
     def _step(self, batch: TrainingBatch, optimiser: torch.optim.AdamW) -> GeneratorLoss:
         optimiser.zero_grad()
         with autocast(CPU, self.dtype):
-            loss = self.objective(self.recommender, batch, self.dtype)
+            loss = self.objective(self.recommender, [batch], self.dtype)
         total: Tensor = loss.total
         if not bool(total.isfinite()):
             raise NonFiniteLoss("the training loss is not a finite number; lower the learning rate")

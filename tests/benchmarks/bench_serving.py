@@ -79,7 +79,7 @@ def compare(commit: str, *, rounds: int, seconds: float, as_json: bool) -> None:
     rows = pair_rows(commit, rounds=rounds, seconds=seconds)
     table = pair_table(rows)
     show(f"serving while learning, beside {commit}, {rounds} rounds", table, list(table[0]))
-    readme_table("serving-against", markdown_table(table, list(table[0])))
+    readme_table("serving-against", markdown_table(table, list(table[0])), quick=False)
     path = write_results("serving-against", {"rows": rows, "against": commit}, quick=False)
     if as_json:
         emit({"rows": rows})

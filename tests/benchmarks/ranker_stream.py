@@ -80,7 +80,7 @@ class Stream:
             built.ranker,
             self.catalogue,
             LiveStatistics(built.scorer.statistics.config),
-            LearnerConfig(num_scored_events=1),  # what is asked is asked here, with every variant
+            LearnerConfig(score_every=1_000_000),  # what is asked is asked here, with every variant
             built.search,
         )
         self.learner.observe_many(past)

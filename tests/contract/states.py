@@ -154,7 +154,7 @@ def use_statistics(statistics: LiveStatistics, random: Random) -> Answers:
 
 def use_memory(memory: Memory, random: Random) -> Answers:
     memory.num_learned += 1
-    memory.num_asked += 2
+    memory.num_wishes += 2
     return [
         use_dedupe(memory.dedupe, random),
         use_histories(memory.histories, random),
@@ -165,7 +165,7 @@ def use_memory(memory: Memory, random: Random) -> Answers:
         use_pairs(memory.paired, random),
         memory.random.integers(1 << 60, size=3).tolist(),
         memory.num_learned,
-        memory.num_asked,
+        memory.num_wishes,
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every engine does; a second one joins by a line in ENGINES."""
+"""What every engine does with a recommender; the ranker's half is `test_engines_ranking.py`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,74 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.batch import HistoryBatch
 from models.catalogue.index import CatalogueIndex
 from models.decoding.beam_search import beam_search
 from models.decoding.beam_search_reference import beam_search_reference
-from models.decoding.cpu_engine import CpuEngine
 from models.decoding.engine import Engine
 from models.networks.config import ModelConfig
-from models.networks.ranker import Ranker, RankingBatch
 from models.networks.recommender import GenerativeRecommender
+from tests.contract.engines import ENGINES, SERVED, World, histories
 from tests.factories import MODEL, NUM_ITEMS, make_catalogue, make_content
-
-NUM_FEATURES = 3
-Make = Callable[[GenerativeRecommender, CatalogueIndex, Ranker | None], Engine]
-
-ENGINES: dict[str, Make] = {
-    "cpu": lambda recommender, catalogue, ranker: CpuEngine(
-        recommender, catalogue, ranker, dtype=torch.float32
-    ),
-}
-# As they are served: a CPU multiplies in another format where that is faster.
-SERVED: dict[str, Make] = {
-    "cpu": lambda recommender, catalogue, ranker: CpuEngine(
-        recommender, catalogue, ranker, dtype=torch.bfloat16
-    ),
-}
-
-
-class World:
-    """An engine, and the networks it was loaded with."""
-
-    def __init__(self, make: Make, model: ModelConfig = MODEL, num_items: int = NUM_ITEMS) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.recommender = GenerativeRecommender(model).eval()
-            self.ranker = Ranker(model, NUM_FEATURES).eval()
-            self.shake(self.ranker)
-        whole = make_catalogue(model=model)
-        self.catalogue = whole if num_items == NUM_ITEMS else CatalogueIndex(whole.codebook)
-        for n in range(len(self.catalogue), num_items):
-            self.catalogue.insert(f"item-{n}", whole.codes_NC[n].tolist(), whole.content_NE[n])
-        self.engine = make(self.recommender, self.catalogue, self.ranker)
-
-    @staticmethod
-    def shake(network: torch.nn.Module) -> None:
-        """Other weights than it had."""
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-
-    def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the networks themselves make of the catalogue: items [N, D] and dense vectors [N, D]."""
-        with torch.no_grad():
-            item_ND = self.recommender.encode_items(self.catalogue.codes_NC, self.catalogue.content_NE)
-            return item_ND, self.recommender.item_vectors(item_ND)
-
-
-@pytest.fixture(params=list(ENGINES))
-def world(request: pytest.FixtureRequest) -> World:
-    return World(ENGINES[request.param])
-
-
-def histories(*rows: list[int]) -> HistoryBatch:
-    return HistoryBatch.from_lists(
-        rows,
-        [[2] * len(one) for one in rows],
-        [[1_000 * (n + 1) for n in range(len(one))] for one in rows],
-        max_history=MODEL.max_history,
-    )
 
 
 def test_states_are_those_of_the_network(world: World) -> None:
@@ -236,104 +176,6 @@ def test_networks_of_another_width_may_be_loaded(world: World) -> None:
     state_BD = world.engine.states(histories([3, 9])).state_BD
     assert state_BD.shape == (1, 2 * MODEL.d_model)
     assert len(world.engine.nearest(state_BD, k=5)[0][0]) == 5
-
-
-def test_ranking_is_the_network_s(world: World) -> None:
-    batch = ranking_batch(world)
-    with torch.no_grad():
-        expected = world.ranker(batch, world.encoded()[0])
-    found = world.engine.rank(batch)
-    torch.testing.assert_close(found.relevance_BM, expected.relevance_BM, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.action_logit_BMA, expected.action_logit_BMA, atol=1e-4, rtol=1e-4)
-    assert world.engine.num_features == NUM_FEATURES
-
-
-@pytest.mark.parametrize("name", list(ENGINES))
-@pytest.mark.parametrize("lengths", [(0,), (1,), (50,), (7, 0, 50)])
-@pytest.mark.parametrize("num_candidates", [1, 33, 700])
-@pytest.mark.parametrize(
-    ("num_features", "changes"),
-    [
-        (3, {}),
-        (0, {"ranker_dim": 8, "num_heads": 4}),
-        (21, {"ranker_dim": 64, "num_heads": 1}),
-        (5, {"ranker_dim": 24, "num_heads": 2, "num_layers": 2}),
-        (3, {"trunk": "hstu"}),
-    ],
-)
-def test_ranking_is_the_networks_for_every_size(
-    name: str, lengths: tuple[int, ...], num_candidates: int, num_features: int, changes: dict[str, object]
-) -> None:
-    config = replace(MODEL, max_history=50, **changes)  # type: ignore[arg-type]
-    random = torch.Generator().manual_seed(num_candidates)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        recommender, ranker = GenerativeRecommender(config).eval(), Ranker(config, num_features).eval()
-        World.shake(ranker)
-    catalogue = make_catalogue(model=config)
-    engine = ENGINES[name](recommender, catalogue, ranker)
-    size = (len(lengths), num_candidates)
-    beam_BM = torch.randn(size, generator=random) * 4 - 8
-    beam_BM[torch.rand(size, generator=random) < 0.5] = torch.nan
-    batch = RankingBatch(
-        history=some_history(lengths, len(catalogue)),
-        row_BM=torch.randint(-1, len(catalogue), size, generator=random),
-        source_BM=torch.randint(0, 256, size, generator=random),
-        beam_BM=beam_BM,
-        dense_BM=torch.randn(size, generator=random) * 9,
-        feature_BMF=torch.randn((*size, num_features), generator=random),
-    )
-    with torch.no_grad():
-        expected = ranker(batch, engine.item_ND)
-    found = engine.rank(batch)
-    torch.testing.assert_close(found.relevance_BM, expected.relevance_BM, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.action_logit_BMA, expected.action_logit_BMA, atol=1e-4, rtol=1e-4)
-
-
-def some_history(lengths: tuple[int, ...], num_items: int) -> HistoryBatch:
-    """Gaps of all sizes, also none and backwards; rows and actions of all kinds."""
-    random = np.random.default_rng(0)
-    gaps = [np.sign(random.normal(0.5, 1, n)) * 2.0 ** random.integers(0, 60, n) for n in lengths]
-    return HistoryBatch.from_lists(
-        [random.integers(num_items, size=n).tolist() for n in lengths],
-        [random.integers(8, size=n).tolist() for n in lengths],
-        [np.cumsum(gap.astype(np.int64)).tolist() for gap in gaps],
-        max_history=50,
-    )
-
-
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_ranking_follows_the_weights_that_were_loaded(name: str) -> None:
-    world = World(ENGINES[name])
-    batch = ranking_batch(world)
-    before = world.engine.rank(batch).relevance_BM.clone()
-    world.shake(world.ranker)
-    world.engine.load(world.recommender, world.ranker)
-    assert not torch.allclose(world.engine.rank(batch).relevance_BM, before)
-
-
-def ranking_batch(world: World) -> RankingBatch:
-    history = histories([3, 9], [1])
-    row_BM = torch.tensor([[4, 7, 8], [2, 6, -1]])
-    state_BD = world.engine.states(history).state_BD
-    return RankingBatch(
-        history=history,
-        row_BM=row_BM,
-        source_BM=torch.full((2, 3), 2),
-        beam_BM=torch.tensor([[-3.0, torch.nan, -4.0], [torch.nan, -2.0, torch.nan]]),
-        dense_BM=world.engine.dense_logits(state_BD, row_BM.clamp(min=0)),
-        feature_BMF=torch.randn(2, 3, NUM_FEATURES, generator=torch.Generator().manual_seed(1)),
-    )
-
-
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_without_a_ranker_nothing_is_ranked(name: str) -> None:
-    world = World(ENGINES[name])
-    batch = ranking_batch(world)
-    engine = ENGINES[name](world.recommender, world.catalogue, None)
-    assert engine.num_features == 0
-    with pytest.raises(ValueError, match="without a ranker"):
-        engine.rank(batch)
 
 
 def test_a_new_item_is_found_at_once_and_another_content_when_it_was_put(world: World) -> None:

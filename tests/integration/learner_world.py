@@ -74,6 +74,6 @@ def small_settings(bootstrap: str, root: Path, **service: float) -> Settings:
         model=ModelConfig(d_model=16, num_layers=1, num_heads=2, max_history=10, dropout=0.0),
         search=SearchConfig(beam=8, num_dense=8),
         train=TrainConfig(max_epochs=1, batch_positions=256),
-        learner=LearnerConfig(num_scored_events=32, gate_every=1, reservoir_size=500),
+        learner=LearnerConfig(score_every=2, gate_every=1, reservoir_size=500),
         learner_service=replace(LearnerServiceSettings(batch_events=64, batch_wait_s=0.1), **service),
     )

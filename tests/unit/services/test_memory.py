@@ -10,7 +10,7 @@ from services import memory
 def test_the_environment_decides_before_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     memory.keep_few_products()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     memory.keep_few_products()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

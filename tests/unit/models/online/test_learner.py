@@ -38,7 +38,7 @@ MODEL = ModelConfig(
 )
 CONFIG = LearnerConfig(
     learning_rate=3e-3,
-    num_scored_events=12,
+    score_every=4,
     reservoir_size=50,
     dedupe_window=500,
     gate_every=2,
@@ -303,7 +303,7 @@ def test_release_of_another_codebook_is_refused() -> None:
 
 
 def test_a_worse_model_does_not_pass_the_gate() -> None:
-    learner = make_learner(replace(CONFIG, num_scored_events=24, gate_every=1))
+    learner = make_learner(replace(CONFIG, score_every=1, gate_every=1))
     for begin in range(0, 1200, 24):
         learner.learn_many(make_events(begin, begin + 24))
     assert learner.gate().passed

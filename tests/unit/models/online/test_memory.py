@@ -149,6 +149,6 @@ def test_pad_keeps_the_newest() -> None:
 
 def test_groups_spare_padding_only_where_it_pays() -> None:
     windows = [whole_window(past(*range(length))) for length in (3, 40, 2, 4, 3, 2)]
-    assert [len(group) for group in group_by_length(windows, num_items=80)] == [5, 1]
-    assert [len(group) for group in group_by_length(windows, num_items=100_000)] == [6]
-    assert group_by_length([], 10) == []
+    assert [len(group) for group in group_by_length(windows)] == [6]
+    assert [len(group) for group in group_by_length(windows * 2)] == [10, 2]
+    assert group_by_length([]) == []

@@ -47,6 +47,18 @@ def test_catalogue_loss_and_its_gradients_equal_cross_entropy(num_states):
     torch.testing.assert_close(fast, (query.grad, vector.grad))
 
 
+def test_a_query_without_a_target_counts_for_nothing():
+    torch.manual_seed(0)
+    query, vector = torch.randn(7, 6, requires_grad=True), torch.randn(40, 6, requires_grad=True)
+    target = torch.tensor([3, -1, 39, 0, -1, -1, 8])
+    catalogue_loss(query, vector, target, dtype=torch.float32).backward()
+    assert (query.grad != 0).any(1).tolist() == (target >= 0).tolist()
+    found = vector.grad.clone(), query.grad[target >= 0].clone()
+    query.grad = vector.grad = None
+    functional.cross_entropy(query @ vector.T, target, ignore_index=-1).backward()
+    torch.testing.assert_close(found, (vector.grad, query.grad[target >= 0]))
+
+
 def test_the_sampled_loss_estimates_the_full_one():
     torch.manual_seed(0)
     query, vector = torch.randn(64, 6), torch.randn(50, 6)

@@ -55,7 +55,7 @@ def test_a_code_competes_with_its_siblings_alone():
 
 def test_only_supervised_positions_and_the_opening_count(recommender):
     objective = make_objective()
-    loss = objective(recommender, make_batch(-1), torch.float32)
+    loss = objective(recommender, [make_batch(-1)], torch.float32)
     assert loss.num_targets == 3
     with torch.no_grad():
         item_ND = recommender.encode_items(objective.codes_NC, objective.content_NE)
@@ -63,7 +63,18 @@ def test_only_supervised_positions_and_the_opening_count(recommender):
         logits = recommender.dense_logits(state_XD, recommender.item_vectors(item_ND))
         expected = -logits.log_softmax(1)[range(3), [3, 9, 5]].mean()
     torch.testing.assert_close(loss.dense.detach(), expected)
-    assert make_objective()(recommender, make_batch(7), torch.float32).num_targets == 4
+    assert make_objective()(recommender, [make_batch(7)], torch.float32).num_targets == 4
+
+
+def test_batches_together_cost_the_mean_over_all_their_targets(recommender):
+    recommender.eval()
+    one, other = make_batch(-1), make_batch(7)
+    apart = [make_objective()(recommender, [batch], torch.float32) for batch in (one, other)]
+    together = make_objective()(recommender, [one, other], torch.float32)
+    assert together.num_targets == sum(loss.num_targets for loss in apart) == 7
+    for name in ("dense", "code"):
+        expected = sum(getattr(loss, name) * loss.num_targets for loss in apart) / together.num_targets
+        torch.testing.assert_close(getattr(together, name), expected)
 
 
 def test_the_levels_that_are_left_out_would_have_cost_nothing(recommender):
@@ -76,20 +87,20 @@ def test_the_levels_that_are_left_out_would_have_cost_nothing(recommender):
 
 
 def test_every_weight_learns(recommender):
-    make_objective()(recommender, make_batch(7), torch.float32).total.backward()
+    make_objective()(recommender, [make_batch(7)], torch.float32).total.backward()
     without = [name for name, p in recommender.named_parameters() if p.grad is None]
     assert without == []
 
 
 def test_the_sampled_objective_is_near_the_full_one(recommender, monkeypatch):
-    full = make_objective()(recommender, make_batch(7), torch.float32)
+    full = make_objective()(recommender, [make_batch(7)], torch.float32)
     monkeypatch.setattr(models.training.objective, "MAX_FULL_SOFTMAX", 10)
-    sampled = make_objective()(recommender, make_batch(7), torch.float32)
+    sampled = make_objective()(recommender, [make_batch(7)], torch.float32)
     assert sampled.code.item() == pytest.approx(full.code.item())
     assert sampled.dense.item() == pytest.approx(full.dense.item(), abs=0.05)
 
 
 def test_the_sample_depends_on_the_seed_only(recommender, monkeypatch):
     monkeypatch.setattr(models.training.objective, "MAX_FULL_SOFTMAX", 10)
-    first, again = (make_objective()(recommender, make_batch(7), torch.float32).dense for _ in range(2))
+    first, again = (make_objective()(recommender, [make_batch(7)], torch.float32).dense for _ in range(2))
     assert np.array_equal(first.detach().numpy(), again.detach().numpy())

@@ -26,11 +26,11 @@ def request_of(*numbers: int, **more: object) -> GenerateRequest:
 
 
 def assert_same(one: GenerateResponse, other: GenerateResponse) -> None:
-    """The same items; scores and state equal up to what the shape of a matrix product changes."""
+    """The same items; scores and state equal up to what another shape or format of a product changes."""
     mine, theirs = one.candidates, other.candidates
     assert list(mine.item_ids) == list(theirs.item_ids)
     assert list(mine.source_masks) == list(theirs.source_masks)
-    assert list(mine.beam_scores) == pytest.approx(list(theirs.beam_scores), abs=1e-4, nan_ok=True)
+    assert list(mine.beam_scores) == pytest.approx(list(theirs.beam_scores), abs=5e-3, nan_ok=True)
     assert (one.release_id, one.num_known_events) == (other.release_id, other.num_known_events)
     assert len(one.user_state) == len(other.user_state) == 4 * MODEL.d_model
 
