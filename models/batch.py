@@ -67,6 +67,17 @@ class EventBatch:
         """What tells the events apart: each one's user and id. Ids have no line breaks."""
         return [f"{user}\n{event}" for user, event in zip(self.user_ids, self.event_ids, strict=True)]
 
+    def followed_by(self, other: "EventBatch") -> "EventBatch":
+        """These events, and then those of the other batch."""
+        return EventBatch(
+            event_ids=[*self.event_ids, *other.event_ids],
+            user_ids=[*self.user_ids, *other.user_ids],
+            item_N=np.concatenate([self.item_N, other.item_N]),
+            action_N=np.concatenate([self.action_N, other.action_N]),
+            time_ms_N=np.concatenate([self.time_ms_N, other.time_ms_N]),
+            value_N=np.concatenate([self.value_N, other.value_N]),
+        )
+
     def select(self, index_N: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "EventBatch":
         """The events at `index_N` (integer positions, or a bool mask of all N), in that order."""
         positions = np.arange(len(self))[index_N]

@@ -51,8 +51,7 @@ class TrainedTiger:
         rank_B = np.full(len(cases), -1, dtype=np.int64)
         done = 0
         for chosen, part in cases.batches(_BATCH_CASES):
-            users = [cases.sequences.user_ids[u] if u >= 0 else "" for u in part.user_B]
-            user_B = torch.tensor([user_token(user, config.num_user_tokens) for user in users])
+            user_B = torch.tensor([user_token(user, config.num_user_tokens) for user in part.user_ids])
             item_BT = part.histories(config.max_items).item_BT
             with autocast(_CPU, dtype):
                 found = network.search(

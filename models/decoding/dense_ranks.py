@@ -20,9 +20,9 @@ def dense_ranks(engine: Engine, cases: HoldoutCases, batch_size: int = 128) -> R
     unavailable_N = ~torch.from_numpy(np.asarray(engine.catalogue.available_N))
     rank_B = np.full(len(cases), -1, dtype=np.int64)
     for chosen, part in cases.batches(batch_size):
-        distinct, user_of_case = part.of_distinct_users()
+        distinct, state_of_case = part.of_distinct_histories()
         states = engine.states(distinct.histories(engine.config.max_history))
-        logits_BN = engine.dense_logits(states.state_BD[torch.from_numpy(user_of_case)])
+        logits_BN = engine.dense_logits(states.state_BD[torch.from_numpy(state_of_case)])
         logits_BN.masked_fill_(unavailable_N, -torch.inf)
         known = part.known_rows()
         case_X = np.repeat(np.arange(len(known)), [len(rows) for rows in known])

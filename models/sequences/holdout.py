@@ -1,9 +1,9 @@
-"""Held-out events as cases: what was known of the user, and the one item to find.
+"""Held-out events as cases: what was known of the user right before, and the one item to find.
 
 Shapes: B cases, T history.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,23 +15,38 @@ from models.sequences.user_sequences import UserSequences
 
 @dataclass(frozen=True, kw_only=True)
 class HoldoutCases:
-    """B held-out events of users whose known events are in `sequences` (`user_B` -1: no known event).
+    """B held-out events; the user of case b had chosen [`begin_B[b]`, `end_B[b]`) of `sequences` before it.
 
-    `user_B`, `target_B` (catalogue rows) and `time_ms_B` are int64.
+    All int64: positions, `target_B` (catalogue rows) and `time_ms_B`.
     """
 
     sequences: UserSequences
-    user_B: Int64Array
+    begin_B: Int64Array
+    end_B: Int64Array
     target_B: Int64Array
     time_ms_B: Int64Array
 
     @classmethod
     def from_events(cls, known: EventBatch, held_out: EventBatch) -> "HoldoutCases":
-        """One case per held-out event, in their order; each with all known events of its user."""
-        sequences = UserSequences.from_events(known)
+        """One case per held-out event, in their order, as it is met in serving: with all wishes of its user
+        that came before it, known ones and held-out ones.
+
+        Where events have the same time, the known ones come first, then those before in the stream.
+        """
+        both = known.followed_by(held_out)
+        _, user_N = np.unique(np.asarray(both.user_ids, dtype=np.str_), return_inverse=True)
+        order_N = np.lexsort((both.time_ms_N, user_N))
+        is_wish_N = both.is_wish_N[order_N].astype(np.int64)
+        # the position among the wishes sorted alike, which are those of `sequences`
+        before_N = np.cumsum(is_wish_N) - is_wish_N
+        _, first_U, place_N = np.unique(user_N[order_N], return_index=True, return_inverse=True)
+        begin_N, end_N = np.empty_like(before_N), np.empty_like(before_N)
+        begin_N[order_N] = before_N[first_U[place_N]]
+        end_N[order_N] = before_N
         return cls(
-            sequences=sequences,
-            user_B=sequences.lookup(held_out.user_ids),
+            sequences=UserSequences.from_events(both),
+            begin_B=begin_N[len(known) :],
+            end_B=end_N[len(known) :],
             target_B=held_out.item_N,
             time_ms_B=held_out.time_ms_N,
         )
@@ -39,36 +54,49 @@ class HoldoutCases:
     def __len__(self) -> int:
         return len(self.target_B)
 
+    @property
+    def length_B(self) -> Int64Array:
+        """How many events are known of each case's user, int64."""
+        return self.end_B - self.begin_B
+
+    @property
+    def user_ids(self) -> Sequence[str]:
+        """Each case's user; empty where nothing is known of them."""
+        user_B = np.searchsorted(self.sequences.begin_U, self.begin_B, side="right") - 1
+        known = zip(user_B.tolist(), (self.length_B > 0).tolist(), strict=True)
+        return [self.sequences.user_ids[user] if is_known else "" for user, is_known in known]
+
     def select(self, case_B: Int64Array) -> "HoldoutCases":
         """The cases at these positions (int64)."""
         return HoldoutCases(
             sequences=self.sequences,
-            user_B=self.user_B[case_B],
+            begin_B=self.begin_B[case_B],
+            end_B=self.end_B[case_B],
             target_B=self.target_B[case_B],
             time_ms_B=self.time_ms_B[case_B],
         )
 
     def histories(self, max_history: int) -> HistoryBatch:
         """What the model reads: the newest events of each case's user."""
-        return self.sequences.latest(self.user_B, max_history)
+        return self.sequences.histories(np.maximum(self.begin_B, self.end_B - max_history), self.end_B)
 
-    def of_distinct_users(self) -> tuple["HoldoutCases", Int64Array]:
-        """The first case of each user, and for every case the position (int64 [B]) of its user's in that.
+    def of_distinct_histories(self) -> tuple["HoldoutCases", Int64Array]:
+        """The first case of each history, and for every case the position (int64 [B]) of its own in that.
 
-        Cases of one user share a history, and so a state that need be computed only once.
+        A state need be computed only once for all cases that share a history.
         """
-        _, first, inverse = np.unique(self.user_B, return_index=True, return_inverse=True)
+        key_B = np.where(self.length_B > 0, self.end_B, -1)
+        _, first, inverse = np.unique(key_B, return_index=True, return_inverse=True)
         return self.select(first), inverse
 
     def known_rows(self) -> list[Int64Array]:
         """Every item in each case's history, int64 rows, also those older than what the model reads."""
-        begin_B, end_B = self.sequences.span(self.user_B)
-        return [self.sequences.item_N[begin:end] for begin, end in zip(begin_B, end_B, strict=True)]
+        spans = zip(self.begin_B.tolist(), self.end_B.tolist(), strict=True)
+        return [self.sequences.item_N[begin:end] for begin, end in spans]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Int64Array, "HoldoutCases"]]:
         """(positions int64, cases) in batches of similar history lengths."""
-        begin_B, end_B = self.sequences.span(self.user_B)
-        order_B = np.argsort(end_B - begin_B, kind="stable")
+        order_B = np.argsort(self.length_B, kind="stable")
         for start in range(0, len(order_B), batch_size):
             chosen = order_B[start : start + batch_size]
             yield chosen, self.select(chosen)

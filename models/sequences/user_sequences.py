@@ -50,16 +50,6 @@ class UserSequences:
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def lookup(self, user_ids: Sequence[str]) -> Int64Array:
-        """The index of each user, int64 [B], -1 for one without events."""
-        index = {user_id: u for u, user_id in enumerate(self.user_ids)}
-        return np.array([index.get(user_id, -1) for user_id in user_ids], dtype=np.int64)
-
-    def span(self, user_B: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Begin and end of each user's events, int64 [B] each; an empty span for user -1."""
-        end_B = np.where(user_B >= 0, self.begin_U[user_B + 1], 0)
-        return np.where(user_B >= 0, self.begin_U[user_B], 0), end_B
-
     def histories(self, begin_B: Int64Array, end_B: Int64Array) -> HistoryBatch:
         """The events of B spans (int64 [B] each) as a padded batch."""
         length_B = end_B - begin_B
@@ -78,8 +68,3 @@ class UserSequences:
             time_ms_BT=padded(self.time_ms_N, 0),
             length_B=torch.from_numpy(length_B),
         )
-
-    def latest(self, user_B: Int64Array, max_history: int) -> HistoryBatch:
-        """The newest `max_history` events of each user (int64 index, -1: none)."""
-        begin_B, end_B = self.span(user_B)
-        return self.histories(np.maximum(begin_B, end_B - max_history), end_B)

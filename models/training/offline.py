@@ -35,6 +35,8 @@ _ALIGNING, _TRAINING = "learning the items", "learning to recommend"
 WARMUP_STEPS = 100
 FINAL_LEARNING_RATE = 0.05
 MAX_GRAD_NORM = 1.0
+# What a validation reads costs about as much as training on a third of it.
+MAX_VALIDATED_POSITIONS = 150_000
 
 
 def train_recommender(
@@ -50,9 +52,9 @@ def train_recommender(
 ) -> GenerativeRecommender:
     """Trains on `events` (in stream order) and returns the weights that ranked `validation` best.
 
-    Stage "align" trains the item encoder alone, stage "train" everything. Validation is one case per event,
-    with the user's training events as history; without validation events the last weights are kept. The
-    same seed, events and thread count give the same weights. The global random state is left as it was.
+    Stage "align" trains the item encoder alone, stage "train" everything. Validation is one case per wish,
+    with all that the user chose before it as history; without such events the last weights are kept. The same
+    seed, events and thread count give the same weights. The global random state is left as it was.
 
     `time_share()` says how much of the time for training is used up, 0 to 1, where there is a limit: the
     learning rate then falls with the time as well, and at 1 training ends (the weights depend on the clock).
@@ -94,7 +96,8 @@ class _Run:
         self.random = np.random.default_rng(config.seed)
         sequences = UserSequences.from_events(events)
         self.windows = TrainingWindows(sequences, recommender.config.max_history)
-        self.cases = HoldoutCases.from_events(events, validation)
+        cases = HoldoutCases.from_events(events, validation.select(validation.is_wish_N))
+        self.cases = _some(cases, recommender.config.max_history)
         popularity_N = torch.from_numpy(np.bincount(events.item_N, minlength=len(catalogue)))
         self.objective = Objective(catalogue, popularity_N, seed=config.seed)
         by_popularity_N = popularity_N.argsort(descending=True, stable=True)[: int((popularity_N > 0).sum())]
@@ -183,6 +186,13 @@ class _Run:
 
     def _report(self, stage: str, done: int, total: int) -> None:
         self.progress(stage, done, total, dict(self.metrics))
+
+
+def _some(cases: HoldoutCases, max_history: int) -> HoldoutCases:
+    """Cases that read `MAX_VALIDATED_POSITIONS` events together, always the same; all if that is fewer."""
+    order_B = np.random.default_rng(0).permutation(len(cases))
+    read_B = np.minimum(cases.length_B, max_history)[order_B]
+    return cases.select(np.sort(order_B[np.cumsum(read_B) <= MAX_VALIDATED_POSITIONS]))
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

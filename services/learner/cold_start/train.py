@@ -48,10 +48,9 @@ _MIN_EVENTS = 20
 _RECOMMENDER_UNTIL, _RANKER_UNTIL, _NEWEST_UNTIL = 0.6, 0.85, 0.95
 # Reading histories cannot be cut: some 25 us an event, twice that where the machine is busy.
 _OBSERVE_S = 50e-6
-
-
-# Passes of a modest training, which its time limit cuts shorter where it must.
-_MODEST_EPOCHS, _MODEST_EXAMPLES = 2, 1_500
+# A modest training: passes, which its time limit cuts shorter where it must, examples of the ranker, and a
+# network that learns in so little time what it can: a wide one would have seen too little of anything.
+_MODEST_EPOCHS, _MODEST_EXAMPLES, _MODEST_WIDTH, _MODEST_LAYERS = 5, 1_500, 128, 1
 
 
 class TooLittleTime(ServiceError):
@@ -86,9 +85,16 @@ class Modest:
     progress: Progress = quietly
 
     def of(self, settings: Settings) -> Settings:
-        """The settings with a training of few passes, all of them on everything."""
-        short = replace(settings.train, align_epochs=0, max_epochs=_MODEST_EPOCHS)
-        return settings.model_copy(update={"train": short})
+        """The settings with a small network and few passes, all of them on everything."""
+        num_epochs = min(settings.train.max_epochs, _MODEST_EPOCHS)
+        short = replace(settings.train, align_epochs=0, max_epochs=num_epochs)
+        width = settings.model.d_model
+        if width > _MODEST_WIDTH and _MODEST_WIDTH % settings.model.num_heads == 0:
+            width = _MODEST_WIDTH
+        small = replace(
+            settings.model, d_model=width, num_layers=min(settings.model.num_layers, _MODEST_LAYERS)
+        )
+        return settings.model_copy(update={"train": short, "model": small})
 
 
 def train_first_release(

@@ -30,14 +30,14 @@ def make_tiger(seed: int = 0) -> Tiger:
     return Tiger(SMALL, some_codes()).eval()
 
 
-def make_events(sequences: list[list[int]]) -> EventBatch:
+def make_events(sequences: list[list[int]], *, after: int = 0) -> EventBatch:
     users = [f"u{u}" for u, items in enumerate(sequences) for _ in items]
     return EventBatch(
         event_ids=[str(n) for n in range(len(users))],
         user_ids=users,
         item_N=np.array([item for items in sequences for item in items], dtype=np.int64),
         action_N=np.full(len(users), 2, dtype=np.int64),
-        time_ms_N=np.arange(1, len(users) + 1, dtype=np.int64) * 1_000,
+        time_ms_N=np.arange(after + 1, after + len(users) + 1, dtype=np.int64) * 1_000,
         value_N=np.zeros(len(users)),
     )
 
@@ -120,7 +120,7 @@ def test_it_learns_what_follows_what():
         torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
     )
     train = make_events([items[:-1] for items in sequences])
-    last = make_events([items[-1:] for items in sequences])
+    last = make_events([items[-1:] for items in sequences], after=len(train))
     codes = RqVaeConfig(num_levels=2, codebook_size=8, latent_dim=8, hidden_dims=(16,), num_steps=50)
     config = TigerConfig(**{**vars(SMALL), "max_epochs": 30, "learning_rate": 5e-3})
     torch.manual_seed(3)
@@ -135,7 +135,7 @@ def test_it_learns_what_follows_what():
 
 def test_popularity_counts_what_is_known_and_leaves_out_what_the_user_had():
     known = make_events([[0, 1], [0, 2], [0, 2], [3]])
-    held_out = make_events([[2], [1], [1], [0]])
+    held_out = make_events([[2], [1], [1], [0]], after=len(known))
     ranks = popularity_ranks(HoldoutCases.from_events(known, held_out), known, num_items=5)
     # u0 had 0 and 1: 2 is first. u1 and u2 had 0 and 2: of 1 and 3, with one event each, half a place.
     # u3 had 3: 0 is first of all

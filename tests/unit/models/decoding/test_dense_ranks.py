@@ -34,8 +34,20 @@ def cases() -> HoldoutCases:
 
 
 def test_cases_know_the_whole_history_and_read_the_newest(cases):
-    assert [rows.tolist() for rows in cases.known_rows()] == [[1, 2, 4], [], [3], [3]]
-    assert cases.histories(2).item_BT.tolist() == [[2, 4], [-1, -1], [3, -1], [3, -1]]
+    assert [rows.tolist() for rows in cases.known_rows()] == [[1, 2, 4], [], [3], [3, 3]]
+    assert cases.histories(2).item_BT.tolist() == [[2, 4], [-1, -1], [3, -1], [3, 3]]
+    assert cases.user_ids == ["a", "", "b", "b"]
+
+
+def test_cases_know_what_was_held_out_before_them_and_nothing_later():
+    held_out = make_events([("b", 5, 7), ("a", 6, 9), ("b", 7, 6), ("new", 8, 3), ("new", 9, 3)])
+    held_out.action_N[1] = ACTION_NAMES.index("skip")
+    cases = HoldoutCases.from_events(KNOWN, held_out)
+    assert [rows.tolist() for rows in cases.known_rows()] == [[3, 7], [1, 2, 4], [3], [], [8]]
+    some = cases.select(np.array([3, 0, 0, 4]))
+    distinct, of_case = some.of_distinct_histories()
+    assert [rows.tolist() for rows in distinct.known_rows()] == [[], [3, 7], [8]]
+    assert of_case.tolist() == [0, 1, 1, 2]
 
 
 def test_batches_cover_every_case_once(cases):

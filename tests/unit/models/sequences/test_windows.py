@@ -27,15 +27,15 @@ def make_events(users: str, items: list[int], times: list[int]) -> EventBatch:
 def test_users_are_grouped_in_time_order_and_ties_keep_stream_order():
     sequences = UserSequences.from_events(make_events("babab", [1, 2, 3, 4, 5], [9, 5, 9, 5, 1]))
     assert sequences.user_ids == ["a", "b"]
-    latest = sequences.latest(sequences.lookup(["b", "nobody", "a"]), max_history=2)
-    assert latest.item_BT.tolist() == [[1, 3], [-1, -1], [2, 4]]
-    assert latest.length_B.tolist() == [2, 0, 2]
+    newest = sequences.histories(np.array([3, 0, 0]), np.array([5, 0, 2]))
+    assert newest.item_BT.tolist() == [[1, 3], [-1, -1], [2, 4]]
+    assert newest.length_B.tolist() == [2, 0, 2]
 
 
 def test_no_events_at_all():
     sequences = UserSequences.from_events(make_events("", [], []))
     assert len(TrainingWindows(sequences, 4)) == 0
-    assert sequences.latest(sequences.lookup(["x"]), 4).length_B.tolist() == [0]
+    assert sequences.histories(np.array([0]), np.array([0])).length_B.tolist() == [0]
 
 
 def test_windows_of_the_worked_example():
