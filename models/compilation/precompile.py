@@ -7,7 +7,7 @@ below.
 import numpy as np
 import torch
 
-from models.batch import HistoryBatch
+from models.batch import ACTION_NAMES, HistoryBatch
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import beam_search
 from models.decoding.compiled_search import CompiledSearch
@@ -84,6 +84,7 @@ def _features_of_one() -> None:
         time_ms=0,
     )
     statistics = LiveStatistics(config)
+    statistics.update_many(["u", "u"], ["a", "b"], [ACTION_NAMES.index("click")] * 2, [0, 1])
     statistics.items(whole, 0)
     statistics.ties(whole, whole, 0)
     products_of_rows(np.zeros((1, 1), np.float32), whole, whole)

@@ -27,7 +27,7 @@ class LearnerConfig:
     max_seen_events: int = 1_000
     quality_window: int = 2_000
     popularity_window: int = 5_000
-    gate_every: int = 8
+    gate_every: int = 4
     gate_window: int = 2_000
     gate_tolerance: float = 0.005
     seed: int = 0

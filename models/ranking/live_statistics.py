@@ -29,7 +29,13 @@ from models.batch import PASSIVE_ACTIONS
 from models.kernels.row_sets import summed_by_row
 from models.ranking.config import StatisticsConfig
 from models.ranking.hottest import COLD, Hottest
-from models.ranking.statistics_columns import ItemColumns, TieColumns, read_items, read_ties
+from models.ranking.statistics_columns import (
+    ItemColumns,
+    TieColumns,
+    read_items,
+    read_ties,
+    strengthen_ties,
+)
 from models.sequences.dedupe import DedupeWindow, hash_id
 
 _MS = 1000.0
@@ -203,31 +209,18 @@ class LiveStatistics:
 
         The newest of `other_R` came `age` wishes before the one right before `row`.
         """
-        gain_R = self.config.recency_decay ** np.arange(age, age + len(other_R))
-        slots_RJ = self._fade(other_R, time_ms)
-        gain_R *= np.exp2(np.minimum(time_ms - self._paired_N[other_R], 0) / self._tie_half_life)
-        same_RJ = self._neighbour_NJ[other_R] == row
-        # the tie itself where there is one, else the weakest: empty places weigh 0
-        slot_R = np.where(same_RJ, -1.0, slots_RJ).argmin(axis=1)
-        known_R = same_RJ[np.arange(len(other_R)), slot_R]
-        self._weight_NJ[other_R, slot_R] = self._weight_NJ[other_R, slot_R] * known_R + gain_R
-        self._neighbour_NJ[other_R, slot_R] = row
-        self._fade(np.asarray([row]), time_ms)
-        late = np.exp2(min(time_ms - int(self._paired_N[row]), 0) / self._tie_half_life)
-        neighbour_J, weight_J = self._neighbour_NJ[row], self._weight_NJ[row]
-        for place, other in enumerate(other_R):
-            slot = int(np.where(neighbour_J == other, -1.0, weight_J).argmin())
-            gain = self.config.backward_weight * self.config.recency_decay ** (age + place) * late
-            weight_J[slot] = gain + (weight_J[slot] if neighbour_J[slot] == other else 0.0)
-            neighbour_J[slot] = other
-
-    def _fade(self, row_R: Int64Array, time_ms: int) -> Float64Array:
-        """Decays the ties of the distinct `row_R` to `time_ms` where that is later; their weights [R, J]."""
-        lag_R = np.maximum(time_ms - self._paired_N[row_R], 0)
-        weight_RJ: Float64Array = self._weight_NJ[row_R] * np.exp2(-lag_R / self._tie_half_life)[:, None]
-        self._weight_NJ[row_R] = weight_RJ
-        self._paired_N[row_R] += lag_R
-        return weight_RJ
+        ties = TieColumns(self._neighbour_NJ, self._weight_NJ, self._paired_N)
+        config = self.config
+        strengthen_ties(
+            ties,
+            self._tie_half_life,
+            other_R,
+            row,
+            time_ms,
+            age,
+            config.recency_decay,
+            config.backward_weight,
+        )
 
     def items(self, row_M: Int64Array, time_ms: int) -> ItemStatistics:
         """The statistics of own rows `row_M` (int64; -1: an item without events) at `time_ms`."""

@@ -1,4 +1,6 @@
-"""The columns of live statistics as a request reads them, compiled: a few rows, decayed to one moment.
+"""The columns of live statistics, compiled: as a request reads them, and as an event changes their ties.
+
+What is read is of a few rows, decayed to one moment.
 
 Shapes: N own rows, M items asked for, R recent items, J neighbours kept per item, H half-lives.
 """
@@ -80,3 +82,51 @@ def read_ties(
                 weight_RM[r, at_P[place]] = weight * decay
                 share_RM[r, at_P[place]] = weight / total
     return weight_RM, share_RM
+
+
+@compiled
+def _fade(ties: TieColumns, half_life: float, row: int, time_ms: int) -> float:
+    """Decays the ties of a row to `time_ms` where that is later; what an earlier one weighs by then."""
+    lag_ms = time_ms - ties.paired_N[row]
+    if lag_ms <= 0:
+        return float(np.exp2(lag_ms / half_life))
+    ties.weight_NJ[row] *= np.exp2(-lag_ms / half_life)
+    ties.paired_N[row] = time_ms
+    return 1.0
+
+
+@compiled
+def _add_to_tie(ties: TieColumns, row: int, other: int, gain: float) -> None:
+    """The tie itself where there is one, else in place of the weakest: empty places weigh 0."""
+    neighbour_J, weight_J = ties.neighbour_NJ[row], ties.weight_NJ[row]
+    slot = 0
+    for j in range(len(neighbour_J)):
+        if neighbour_J[j] == other:
+            weight_J[j] += gain
+            return
+        if weight_J[j] < weight_J[slot]:
+            slot = j
+    neighbour_J[slot], weight_J[slot] = other, gain
+
+
+@compiled
+def strengthen_ties(
+    ties: TieColumns,
+    half_life: float,
+    other_R: Int64Array,
+    row: int,
+    time_ms: int,
+    age: int,
+    recency_decay: float,
+    backward_weight: float,
+) -> None:
+    """Strengthens the ties between a row and the distinct `other_R` before it, newest first, both ways.
+
+    The newest of `other_R` came `age` wishes before the one right before `row`.
+    """
+    for place, other in enumerate(other_R):
+        late = _fade(ties, half_life, other, time_ms)
+        _add_to_tie(ties, other, row, recency_decay ** (age + place) * late)
+    late = _fade(ties, half_life, row, time_ms)
+    for place, other in enumerate(other_R):
+        _add_to_tie(ties, row, other, backward_weight * recency_decay ** (age + place) * late)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-CHUNK_STATES = 512
+CHUNK_STATES = 128
 
 
 def code_loss(logits_XCV: Tensor, codes_XC: Tensor, valid_XCV: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ from services.state_folder import require_writable
 
 if TYPE_CHECKING:
     from services.cli.terminal import Stages
+    from services.demo.tour import Findings
     from services.stack.supervisor import Stack
     from streaming.datasets.folder import Dataset
 
 _OFFLINE_SHARE = 0.7
 # what a shell gives a command that SIGTERM ended
 _TERMINATED = 128 + 15
-_RELEASES_DURING_REPLAY = 4
+_RELEASES_DURING_REPLAY = 8
+# How long the modest first release is trained: it is on the screen within a minute of the start.
+_MODEST_S = 15.0
 
 
 def demo(
@@ -32,10 +35,10 @@ def demo(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="End after the tour.")] = False,
     train_minutes: Annotated[
-        float, typer.Option(help="Time for the training of the first release.", min=0.1)
-    ] = 2.5,
+        float, typer.Option(help="Time for the whole training, modest first release included.", min=0.1)
+    ] = 2.75,
 ) -> None:
-    """Learn a first release from 70% of the data, replay the rest live, and show what happens."""
+    """Learn a modest release from 70% of the data in a minute, then a better one; replay the rest live."""
     import asyncio
 
     settings = load_settings()
@@ -83,22 +86,16 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
     import asyncio
     import signal
 
-    from services.demo.tour import Tour, promises_panel
+    from services.demo.tour import promises_panel
     from services.stack.supervisor import Stack
 
     current = asyncio.current_task()
     assert current is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
     started = time.monotonic()
-    _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
     stack = Stack(settings)
     try:
-        announced = await _prepare(settings, dataset, stack, train_s)
-        terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
-        tour = Tour(
-            settings=settings, dataset=dataset, begin=begin, console=terminal.out, announced=announced
-        )
-        findings = await tour.run()
+        findings = await _take_tour(settings, dataset, stack, started, train_s)
         terminal.out.print(promises_panel(findings, time.monotonic() - started))
         if not once:
             terminal.out.print(f"the console is at {_console_url(settings)}; Ctrl-C stops everything")
@@ -108,17 +105,35 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
         await stack.stop()
 
 
-async def _prepare(settings: Settings, dataset: "Dataset", stack: "Stack", train_s: float) -> set[str]:
-    """Stack up, the first 70% in the topics, the first release live and warm; the items announced."""
+async def _take_tour(
+    settings: Settings, dataset: "Dataset", stack: "Stack", started: float, train_s: float
+) -> "Findings":
+    """The stack up, the first 70% in the topics, a modest release live, and from there on the tour; the
+    whole training goes on beside its first half."""
     import asyncio
 
+    from services.demo.tour import Tour
+    from services.demo.training import running_training
+
+    _, begin = dataset.bounds(0.0, _OFFLINE_SHARE)
     with terminal.progress_bars() as bars:
         await stack.start(bars, terminal.warn)
         announced = await asyncio.to_thread(_send_past, settings, dataset, bars)
-    await _train(settings, train_s)
-    with terminal.progress_bars() as bars:
-        await stack.wait_ready(bars)
-    return announced
+    tour = Tour(settings=settings, dataset=dataset, begin=begin, console=terminal.out, announced=announced)
+    async with running_training(settings, modest_s=_MODEST_S, whole_s=train_s) as training:
+        with terminal.progress_bars() as bars:
+            modest = await training.next_release(bars)
+            await stack.wait_ready(bars)
+        async with tour.calls():
+            await tour.show_first_answer(modest, started)
+            terminal.out.print(Panel(banner(settings), title="headrace is up", expand=False), highlight=False)
+            await tour.show_moments()
+            terminal.out.rule("the whole training, beside what is served")
+            with terminal.progress_bars() as bars:
+                whole = await training.next_release(bars)
+            await tour.show_whole_training(modest, whole)
+            await tour.show_replay()
+    return tour.findings
 
 
 def _send_past(settings: Settings, dataset: "Dataset", bars: "Stages") -> set[str]:
@@ -134,28 +149,6 @@ def _send_past(settings: Settings, dataset: "Dataset", bars: "Stages") -> set[st
             on_progress=lambda done: bars("the past into the topics", done, begin),
         )
     return set(dataset.item_id_N[:begin])
-
-
-async def _train(settings: Settings, train_s: float) -> None:
-    """`headrace train --from-topic` as a child: Ctrl-C ends it at once, whatever it computes."""
-    import asyncio
-    import os
-    import sys
-
-    from services.errors import ServiceError
-    from services.settings import to_environment
-
-    command = ["-m", "services.cli.main", "train", "--from-topic", "--max-minutes", f"{train_s / 60:g}"]
-    training = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | to_environment(settings)
-    )
-    try:
-        if await training.wait():
-            raise ServiceError("the training of the first release failed; see above")
-    finally:
-        if training.returncode is None:
-            training.kill()
-            await training.wait()
 
 
 def _console_url(settings: Settings) -> str:

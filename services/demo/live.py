@@ -26,6 +26,8 @@ _CHUNK_EVENTS = 500
 _MAX_EVENTS_AHEAD = 2_500
 _POLL_INTERVAL_S = 0.5
 _STALL_PATIENCE_S = 120.0
+# On a slow machine the rest is left out: the tour is to end.
+_MAX_SENDING_S = 90.0
 _LINE_INTERVAL_S = 10.0
 
 
@@ -45,7 +47,10 @@ class LiveReplay:
     status: learner_pb2.StatusResponse = field(default_factory=learner_pb2.StatusResponse)
 
     async def run(self, live: Live) -> None:
-        """Returns when every event sent has been learned; raises BackendUnavailable when learning stalls."""
+        """Returns when every event sent has been learned: all there are, or those of 90 s.
+
+        Raises BackendUnavailable when learning stalls.
+        """
         first = await self._poll()
         started = time.monotonic()
         done_before = _num_taken(first)
@@ -56,6 +61,8 @@ class LiveReplay:
                 await self._send_chunk(items)
             await asyncio.sleep(_POLL_INTERVAL_S)
             status = await self._poll()
+            if time.monotonic() - started > _MAX_SENDING_S:
+                self.end = self.begin + self.num_sent
             if _num_taken(status) - done_before > taken:
                 taken, progress_at = _num_taken(status) - done_before, time.monotonic()
             self._show(live, taken, time.monotonic() - started)

@@ -76,9 +76,19 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def held_out_table(num_events: int, recalls: Mapping[str, float | None], popularity: float | None) -> Table:
+    """Recall@10 of releases on the same held-out events, and popularity's; a dash for what none measured."""
+    table = Table(title=f"predicted before they were learned: {num_events:,} events", title_justify="left")
+    table.add_column("predicted by", min_width=36)
+    table.add_column("Recall@10", justify="right")
+    for name, recall in (*recalls.items(), ("popularity", popularity)):
+        table.add_row(name, "-" if recall is None else f"{recall:.4f}")
+    return table
+
+
 def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: int) -> Table:
     """p50 and p99 of Recommend by stage, in milliseconds."""
-    table = Table(title=f"Recommend by stage, {num_requests:,} requests while learning", title_justify="left")
+    table = Table(title=f"answers by stage: {num_requests:,} while learning", title_justify="left")
     table.add_column("stage")
     table.add_column("p50 ms", justify="right")
     table.add_column("p99 ms", justify="right")
@@ -113,5 +123,5 @@ def quality_table(status: learner_pb2.StatusResponse) -> Table:
     for row in status.quality:
         figures = (row.recall_at_10, row.ndcg_at_10, row.popularity_recall_at_10)
         texts = (f"{figure:.4f}" if row.num_events else "-" for figure in figures)
-        table.add_row(row.segment, f"{row.num_events:,}", *texts)
+        table.add_row(row.segment.replace("_", " "), f"{row.num_events:,}", *texts)
     return table
