@@ -13,6 +13,7 @@ from models.decoding.beam_search import beam_search
 from models.decoding.compiled_search import CompiledSearch
 from models.decoding.nearest import NearestIndex
 from models.kernels.beam_step_cpu import mark_valid_codes
+from models.kernels.compiled import forget_other_sources
 from models.kernels.dense_head_cpu import DenseHead, dense_logits, dense_queries
 from models.kernels.row_products import products_of_rows
 from models.kernels.row_sets import open_positions, summed_by_row, union
@@ -93,3 +94,4 @@ def _features_of_one() -> None:
 
 if __name__ == "__main__":
     precompile()
+    forget_other_sources()
