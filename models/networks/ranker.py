@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batch import ACTION_NAMES, NUM_ACTIONS, HistoryBatch
+from models.batch import ACTION_NAMES, NUM_ACTIONS, HistoryBatch, few_sizes
 from models.candidates import Source
 from models.networks.config import ModelConfig
 from models.networks.recommender import NUM_GAP_BUCKETS, gap_bucket
@@ -54,6 +54,19 @@ class RankingBatch:
 
     def __len__(self) -> int:
         return len(self.history)
+
+    def in_few_sizes(self) -> "RankingBatch":
+        """The same with histories and candidates padded to `models.batch.few_sizes`, for training."""
+        num_candidates, num_events = self.row_BM.shape[1], self.history.item_BT.shape[1]
+        more = (0, few_sizes(num_candidates) - num_candidates)
+        return RankingBatch(
+            history=self.history.padded(len(self), few_sizes(num_events)),
+            row_BM=functional.pad(self.row_BM, more, value=-1),
+            source_BM=functional.pad(self.source_BM, more),
+            beam_BM=functional.pad(self.beam_BM, more, value=torch.nan),
+            dense_BM=functional.pad(self.dense_BM, more),
+            feature_BMF=functional.pad(self.feature_BMF, (0, 0, *more)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

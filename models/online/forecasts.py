@@ -114,7 +114,7 @@ class Forecast:
 
     def learn_from(self, ranker: Ranker) -> RankerOutput:
         """`rank_all` by the network itself, whose weights are the engine's, with a graph."""
-        output: RankerOutput = ranker(self._batch(), self.scorer.engine.item_ND)
+        output: RankerOutput = ranker(self._batch().in_few_sizes(), self.scorer.engine.item_ND)
         return output
 
     def _batch(self) -> RankingBatch:

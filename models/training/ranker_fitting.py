@@ -213,7 +213,7 @@ class AveragedTraining:
     def _step(self, examples: list[Example]) -> None:
         batch, targets = example_batch(self._pipeline, examples)
         with autocast(torch.device("cpu"), self._dtype):
-            output = self._ranker(batch, self._pipeline.engine.item_ND)
+            output = self._ranker(batch.in_few_sizes(), self._pipeline.engine.item_ND)
             loss = ranking_loss(output, targets)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
