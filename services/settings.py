@@ -195,10 +195,11 @@ class RankerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerServiceSettings:
-    """How the learner's loop cuts the stream; `ledger` names a file of learned event ids, for audits."""
+    """How the learner's loop cuts the stream: a batch has `batch_events`, or its oldest event is
+    `batch_wait_s` old. `ledger` names a file of learned event ids, for audits."""
 
     batch_events: Count = 256
-    batch_wait_s: Seconds = 1.0
+    batch_wait_s: Seconds = 1.5
     checkpoint_interval_s: Seconds = 20.0
     release_interval_events: Count = 5_000
     unknown_item_grace_s: Seconds = 5.0

@@ -31,6 +31,8 @@ STAGE = "learner"
 _MAX_DEFERRED = 10_000
 _MAX_SIDS_PER_POLL = 500
 _CATCH_UP_POLL_S = 0.5
+# A backlog has waited long enough, and comes in several fetches.
+_MIN_WAIT_S = 0.1
 
 
 class LearnerStream:
@@ -82,8 +84,13 @@ class LearnerStream:
             self._insert_new(_CATCH_UP_POLL_S)
 
     def take(self) -> list[Record]:
-        """The next batch: up to `batch_events` events on known items, within about `batch_wait_s`."""
-        deadline = time.monotonic() + self._service.batch_wait_s
+        """The next batch: up to `batch_events` events on known items.
+
+        None of them waits for others until it is older than `batch_wait_s`: what came while the batch before
+        it was learned has waited already.
+        """
+        begin = time.monotonic()
+        deadline = begin + self._service.batch_wait_s
         self._insert_new(0.0)
         ready = self._settle_deferred()
         while len(ready) < self._service.batch_events:
@@ -93,6 +100,9 @@ class LearnerStream:
             records = self._events.poll(self._service.batch_events - len(ready), left_s)
             if not records:
                 continue
+            age_s = time.time() - min(record.timestamp_ms for record in records) / 1_000
+            due = max(begin + _MIN_WAIT_S, time.monotonic() + self._service.batch_wait_s - age_s)
+            deadline = min(deadline, due)
             metrics.EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))
             if not all(self._is_known(record.message.item_id) for record in records):
                 self._insert_new(0.0)

@@ -74,11 +74,14 @@ def _event_to_step(bench: Bench) -> dict[float, float]:
 
 
 def _quantile(before: dict[float, float], after: dict[float, float], share: float) -> float:
-    """The upper end of the bucket in which the quantile lies; NaN where nothing was learned."""
-    total = max((after[end] - before.get(end, 0.0) for end in after), default=0.0)
-    for end in sorted(after):
-        if total and after[end] - before.get(end, 0.0) >= share * total:
-            return end
+    """The quantile, evenly spread inside its bucket; NaN where nothing was learned or it is in the last."""
+    counts = {end: after[end] - before.get(end, 0.0) for end in sorted(after)}
+    wanted = share * max(counts.values(), default=0.0)
+    begin, below = 0.0, 0.0
+    for end, count in counts.items():
+        if wanted and count >= wanted and end < float("inf"):
+            return round(begin + (end - begin) * (wanted - below) / (count - below), 2)
+        begin, below = end, count
     return float("nan")
 
 
