@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
 _LEARNER_POLL_S = 0.2
+# Reports of progress between two returns of freed memory, each some milliseconds.
+_GIVE_BACK_EVERY = 20
 
 
 def train(
@@ -81,8 +83,10 @@ def train(
 
     from services.cores import use_cores
     from services.learner.cold_start.train import Modest, train_first_release
+    from services.memory import give_back, giving_back, keep_few_products
 
     use_cores()
+    keep_few_products()
     with terminal.json_lines() if json_lines else terminal.progress_bars() as bars:
         offsets: dict[str, int] = {}
         if data is not None:
@@ -96,8 +100,15 @@ def train(
                 went_live=partial(_say_modest, json_lines=json_lines),
                 progress=lambda stage, *report: bars(f"first {stage}", *report),
             )
+        give_back()
         first = train_first_release(
-            settings, items, events, offsets=offsets, progress=bars, deadline=deadline, modest=modest
+            settings,
+            items,
+            events,
+            offsets=offsets,
+            progress=giving_back(bars, every=_GIVE_BACK_EVERY),
+            deadline=deadline,
+            modest=modest,
         )
     if json_lines:
         terminal.print_json_line({"release": terminal.message_dict(first.release)})
