@@ -36,7 +36,7 @@ WARMUP_STEPS = 100
 FINAL_LEARNING_RATE = 0.05
 MAX_GRAD_NORM = 1.0
 # What a validation reads costs about as much as training on a third of it.
-MAX_VALIDATED_POSITIONS = 150_000
+MAX_VALIDATED_POSITIONS = 200_000
 
 
 def train_recommender(
