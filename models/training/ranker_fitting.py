@@ -38,6 +38,8 @@ MAX_EXAMPLES = 30_000
 VALIDATION_SHARE = 0.15
 # A round is a pass over the examples, or more where they are few.
 MIN_ROUND_STEPS = 40
+# With 36 examples of 240 the round was chosen by chance, and some users' answers were poor.
+MIN_VALIDATION = 200
 MAX_ROUNDS = 20
 PATIENCE_ROUNDS = 3
 LEARNING_RATE = 1e-3
@@ -70,13 +72,13 @@ def fit_ranker(
     this gave Recall@10 .111; statistics of the whole of `known` for every example, later events included,
     gave .098.
 
-    `held_out` must hold wishes only; those for items that the user already had in `known` are left out, and
-    at most `MAX_EXAMPLES` are drawn. `VALIDATION_SHARE` of the examples is kept for validation; the averaged
-    weights of the round with the best NDCG@10 there stay. The metrics are that round's recall and NDCG,
-    `blank_ndcg@10` before any fitting, `candidate_recall`: how often the sources together proposed the right
-    item, and `popularity_recall@10`: that of the newest events' most frequent items on the same events; none
-    where there are too few examples to validate. `time_share()` says how much of the time is used up, 0 to 1,
-    where there is a limit: fewer examples are collected then, and no round begins at 1.
+    `held_out` must hold wishes only; those for items that the user already had before are left out, and at
+    most `MAX_EXAMPLES` are drawn. `VALIDATION_SHARE` of the examples, more of few, is for validation; the
+    averaged weights of the round with the best NDCG@10 there stay. The metrics are that round's recall and
+    NDCG, `blank_ndcg@10` before any fitting, `candidate_recall`: how often the sources together proposed the
+    right item, and `popularity_recall@10`: that of the newest events' most frequent items on the same events;
+    none where there are too few examples to validate. `time_share()` says how much of the time is used up, 0
+    to 1, where there is a limit: fewer examples are collected then, and no round begins at 1.
 
     With `num_examples` a brief fit, of so many examples whatever the time. It is validated on the first
     `NUM_COMPARED` of those events that the whole one is validated on; `compared_recall@10` and
@@ -87,7 +89,7 @@ def fit_ranker(
     cases = HoldoutCases.from_events(known, held_out)
     pairs = zip(cases.target_B.tolist(), cases.known_rows(), strict=True)
     new = random.permutation([b for b, (row, had_X) in enumerate(pairs) if row not in had_X]).astype(np.int64)
-    num_validation = int(len(new[:MAX_EXAMPLES]) * VALIDATION_SHARE)
+    num_validation = _num_validation(len(new[:MAX_EXAMPLES]))
     drawn = new[: num_examples or MAX_EXAMPLES]
     in_time = np.argsort(cases.time_ms_B[drawn], kind="stable")
     chosen = drawn[in_time]
@@ -104,7 +106,7 @@ def fit_ranker(
     if num_examples is not None:
         num_validation = min(num_validation, NUM_COMPARED, len(asked) // 2)
     elif len(asked) < len(chosen):
-        num_validation = int(len(asked) * VALIDATION_SHARE)
+        num_validation = _num_validation(len(asked))
     return _fit(
         pipeline,
         [asked[i] for i in as_drawn],
@@ -115,6 +117,11 @@ def fit_ranker(
         min_rounds=0 if num_examples is None else MIN_BRIEF_ROUNDS,
         is_over=lambda: time_share() >= 1.0,
     )
+
+
+def _num_validation(num_examples: int) -> int:
+    """`VALIDATION_SHARE` of them, but no less than tell one round from another, or two fifths of few."""
+    return max(int(num_examples * VALIDATION_SHARE), min(MIN_VALIDATION, int(num_examples * 0.4)))
 
 
 def fit_examples(

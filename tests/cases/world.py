@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.training.config import TrainConfig
 from protos.headrace.v1 import learner_pb2, learner_pb2_grpc, recommend_pb2, recommend_pb2_grpc
 from protos.headrace.v1.events_pb2 import Action, Event
 from services.settings import (
@@ -212,12 +211,11 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def world_settings(root: Path) -> Settings:
-    """Free ports, the embedded broker and two epochs."""
+    """Free ports and the embedded broker."""
     names = ("gateway", "tokenizer", "generator", "ranker", "learner", "projector", "trends", "console")
     settings = Settings(
         store=StoreSettings(root=root),
         endpoints=EndpointSettings(**{name: find_port_pair() for name in names}, metrics_offset=1),
-        train=TrainConfig(max_epochs=2),
         server=ServerSettings(min_ping_interval_s=1.0),
         learner_service=LearnerServiceSettings(batch_wait_s=0.2),
     )

@@ -18,7 +18,7 @@ from models.ranking.pipeline import Pipeline, recommend_many
 from models.sequences.histories import Past, pad_pasts
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
-from models.training.ranker_fitting import fit_ranker
+from models.training.ranker_fitting import _num_validation, fit_ranker
 
 CLICK, NUM_ITEMS, LENGTH = 2, 60, 6
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_layers=1, ranker_dim=16)
@@ -87,3 +87,8 @@ def test_without_held_out_events_nothing_changes(pipeline: Pipeline) -> None:
     assert fit_ranker(pipeline, known, known, stream=known, seed=0) == {}  # everybody had the item already
     after = pipeline.ranker.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(("num_examples", "expected"), [(0, 0), (10, 4), (240, 96), (600, 200), (6_000, 900)])
+def test_of_few_examples_a_larger_share_is_kept_for_validation(num_examples: int, expected: int) -> None:
+    assert _num_validation(num_examples) == expected
