@@ -195,8 +195,8 @@ class RankerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerServiceSettings:
-    """How the learner's loop cuts the stream: a batch has `batch_events`, or its oldest event is
-    `batch_wait_s` old. `ledger` names a file of learned event ids, for audits."""
+    """How the learner's loop cuts the stream: a batch has `batch_events`, or what came in `batch_wait_s`
+    since the one before was cut. `ledger` names a file of learned event ids, for audits."""
 
     batch_events: Count = 256
     batch_wait_s: Seconds = 1.5

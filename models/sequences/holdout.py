@@ -39,9 +39,9 @@ class HoldoutCases:
         is_wish_N = both.is_wish_N[order_N].astype(np.int64)
         # the position among the wishes sorted alike, which are those of `sequences`
         before_N = np.cumsum(is_wish_N) - is_wish_N
-        _, first_U, place_N = np.unique(user_N[order_N], return_index=True, return_inverse=True)
+        first_N = np.searchsorted(user_N[order_N], user_N[order_N])
         begin_N, end_N = np.empty_like(before_N), np.empty_like(before_N)
-        begin_N[order_N] = before_N[first_U[place_N]]
+        begin_N[order_N] = before_N[first_N]
         end_N[order_N] = before_N
         return cls(
             sequences=UserSequences.from_events(both),

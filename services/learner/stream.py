@@ -65,6 +65,7 @@ class LearnerStream:
         self._sids = PartitionConsumer(
             bootstrap, [SEMANTIC_IDS], offsets={}, dead_letters=self._dead_letters, stage=STAGE
         )
+        self._taken_s = -float("inf")
         grace_until = time.monotonic() + self._service.unknown_item_grace_s
         self._deferred = [(grace_until, _to_record(record)) for record in position.deferred]
 
@@ -86,11 +87,10 @@ class LearnerStream:
     def take(self) -> list[Record]:
         """The next batch: up to `batch_events` events on known items.
 
-        None of them waits for others until it is older than `batch_wait_s`: what came while the batch before
-        it was learned has waited already.
+        None of them waits for others longer than `batch_wait_s`: what came while the batch before it was
+        learned has waited already.
         """
-        begin = time.monotonic()
-        deadline = begin + self._service.batch_wait_s
+        deadline = max(time.monotonic() + _MIN_WAIT_S, self._taken_s + self._service.batch_wait_s)
         self._insert_new(0.0)
         ready = self._settle_deferred()
         while len(ready) < self._service.batch_events:
@@ -100,13 +100,11 @@ class LearnerStream:
             records = self._events.poll(self._service.batch_events - len(ready), left_s)
             if not records:
                 continue
-            age_s = time.time() - min(record.timestamp_ms for record in records) / 1_000
-            due = max(begin + _MIN_WAIT_S, time.monotonic() + self._service.batch_wait_s - age_s)
-            deadline = min(deadline, due)
             metrics.EVENTS_CONSUMED.labels(INTERACTIONS).inc(len(records))
             if not all(self._is_known(record.message.item_id) for record in records):
                 self._insert_new(0.0)
             ready += self._known_of(records)
+        self._taken_s = time.monotonic()
         return ready
 
     def reject(self, records: Iterable[Record], *, reason: str, exception: str) -> None:
