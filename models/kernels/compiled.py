@@ -8,7 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -16,6 +16,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _MODELS = Path(__file__).parents[1]
 _BESIDE_SOURCES = Path(__file__).parent / "__pycache__"
+_FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract"}}
 _IMPORTED = b"from models.kernels.compiled import"
 
 
@@ -36,15 +37,28 @@ def forget_other_sources() -> None:
 
 
 def compiled(function: _Function) -> _Function:
-    """The function as machine code; it runs without the interpreter's lock."""
-    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
+    """The function as machine code."""
+    return cast(_Function, numba.njit(cache=True)(function))
 
 
 def compiled_fast(function: _Function) -> _Function:
     """`compiled`, with sums in the order that vector units like best, and divisions that do not look for a
     zero first: a loop with a branch is not vectorised."""
-    compile_it = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-    return cast(_Function, compile_it(function))
+    return cast(_Function, numba.njit(cache=True, **_FAST)(function))
+
+
+def compiled_unlocked(function: _Function) -> _Function:
+    """`compiled`, and while it runs other threads may run Python.
+
+    For calls of a third of a millisecond and more: whoever lets go of the interpreter's lock may wait for it
+    afterwards, up to the interpreter's switch interval, and does so whenever a busy thread is beside it.
+    """
+    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
+
+
+def compiled_fast_unlocked(function: _Function) -> _Function:
+    """`compiled_fast`, as `compiled_unlocked`."""
+    return cast(_Function, numba.njit(cache=True, nogil=True, **_FAST)(function))
 
 
 # read when a function is declared, which is after this module was imported

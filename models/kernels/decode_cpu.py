@@ -23,7 +23,7 @@ from models.kernels.beam_step_cpu import (
     count_hidden,
     write_open_children,
 )
-from models.kernels.compiled import compiled, compiled_fast
+from models.kernels.compiled import compiled, compiled_fast, compiled_unlocked
 from models.kernels.layers_cpu import linear, normalised
 from models.kernels.level import Level
 from models.kernels.vector_math import gelu
@@ -86,7 +86,7 @@ class Found(NamedTuple):
     leaf_Bk: Float32Array
 
 
-@compiled
+@compiled_unlocked
 def decode(
     state_BD: Float32Array,
     weights: DecoderArrays,

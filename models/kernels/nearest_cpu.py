@@ -10,7 +10,7 @@ Shapes: B queries, N rows, D width, K neighbours, X excluded rows.
 import numpy as np
 
 from models.arrays import BoolArray, Float32Array, Int8Array, Int16Array, Int64Array
-from models.kernels.compiled import compiled_fast
+from models.kernels.compiled import compiled_fast, compiled_fast_unlocked
 from models.kernels.heap_cpu import put_best
 
 MAX_CODE = 127  # of a number of the table
@@ -19,7 +19,7 @@ _MAX_QUERY_CODE = 32_767
 _BLOCK_ROWS = 2_048
 
 
-@compiled_fast
+@compiled_fast_unlocked
 def nearest_rows(
     query_BD: Float32Array,
     code_ND: Int8Array,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.arrays import Float32Array, Int64Array
-from models.kernels.compiled import compiled_fast
+from models.kernels.compiled import compiled_fast, compiled_fast_unlocked
 from models.kernels.vector_math import exp_of_negative, gelu
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -334,7 +334,7 @@ def _rank_block(
     return out_OM
 
 
-@compiled_fast
+@compiled_fast_unlocked
 def rank_candidates(
     packed: PackedWeights,
     item_NG: Float32Array,

@@ -206,7 +206,9 @@ class RecommendationEngine:
         )
 
     def _fallback_ids(self) -> Iterator[str]:
-        return popular((trend.item_id for trend in self._trends.top(_FALLBACK_DEPTH)), self._items)
+        """What fills an answer; nothing is sorted for one that is full."""
+        popular_ids = [trend.item_id for trend in self._trends.top(_FALLBACK_DEPTH)]
+        yield from popular(popular_ids, self._items)
 
     def _observe(self, response: RecommendResponse, latency_ms: dict[str, float]) -> None:
         response.stages.extend(

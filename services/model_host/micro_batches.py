@@ -1,14 +1,16 @@
 """Requests that meet while the model's thread is busy are answered together.
 
-Nobody waits for company: a turn takes what is there when it begins, of one kind at a time. A request that is
-alone while the model is idle is answered where it stands. A request's answer, its deadline and its failure
-stay its own. Knows nothing of the requests.
+Nobody waits for company: a turn takes what is there when it begins, of one kind at a time, but at most half
+of all who ask: the event loop hands out the answers to one half while the model works on the other. A request
+that is alone is answered where it stands. A request's answer, its deadline and its failure stay its own.
+Knows nothing of the requests.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -65,7 +67,8 @@ class MicroBatcher(Generic[Request, Response]):
         self._kind_of = kind_of
         self._max_batch = max_batch
         self._queue: deque[_Waiting[Request, Response]] = deque()
-        self._work: asyncio.Task[None] | None = None
+        self._num_asking = 0
+        self._is_called = False  # a turn comes, or one is at work that will look at the queue once more
 
     async def answer(self, request: Request, left_s: float) -> Response:
         """The request's answer; raises what `answer_many` raised for it, DeadlineExpired, NotReady.
@@ -78,26 +81,64 @@ class MicroBatcher(Generic[Request, Response]):
             request, self._kind_of(request), now_s, now_s + left_s, loop.create_future()
         )
         self._queue.append(waiting)
-        if self._work is None or self._work.done():
-            self._work = loop.create_task(self._empty_queue())
-        return await waiting.answer
-
-    async def _empty_queue(self) -> None:
+        self._num_asking += 1
         try:
-            while self._queue:
-                is_alone = len(self._queue) == 1
-                here = self._thread.try_here(self._take_turn) if is_alone else None
-                turn = await self._thread.run(self._take_turn) if here is None else here
-                for late in turn.expired:
-                    _settle(late, DeadlineExpired("the request waited longer than its deadline"))
-                for waiting, result in zip(turn.batch, turn.results, strict=True):
-                    _settle(waiting, result)
-        except RuntimeError as error:  # the thread was closed
-            log.warning("requests_are_given_up", num_requests=len(self._queue), error=str(error))
+            if not self._is_called:
+                self._is_called = True
+                loop.call_soon(self._call, loop)
+            return await waiting.answer
         finally:
-            # Whoever still waits must not wait for ever.
-            while self._queue:
-                _settle(self._queue.popleft(), NotReady("the service stops"))
+            self._num_asking -= 1
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the event loop: a turn of the model for what waits; here, for one that is alone.
+
+        Nothing else is done here meanwhile, so others who ask or are just being answered would have to wait.
+        """
+        try:
+            turn = self._thread.try_here(self._take_turn) if self._num_asking == 1 else None
+        except RuntimeError:  # the thread was closed
+            return self._give_up()
+        if turn is None:
+            return self._submit(loop)
+        self._is_called = False
+        self._deliver(turn)
+
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Callable from any thread."""
+
+        def given_up(turns: "Future[None]") -> None:
+            if turns.cancelled():
+                loop.call_soon_threadsafe(self._give_up)
+
+        try:
+            self._thread.submit(lambda: self._take_turns(loop)).add_done_callback(given_up)
+        except RuntimeError:  # the thread was closed
+            loop.call_soon_threadsafe(self._give_up)
+
+    def _take_turns(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One turn on the model's thread, and then another unless nobody waits: whatever else wants the model
+        comes between. The event loop hands out the answers meanwhile."""
+        turn = self._take_turn()
+        self._is_called = False
+        loop.call_soon_threadsafe(self._deliver, turn)
+        if self._queue and not self._is_called:
+            # the event loop may call at the same moment: then one of the two turns finds nobody
+            self._is_called = True
+            self._submit(loop)
+
+    def _deliver(self, turn: _Turn[Request, Response]) -> None:
+        for late in turn.expired:
+            _settle(late, DeadlineExpired("the request waited longer than its deadline"))
+        for waiting, result in zip(turn.batch, turn.results, strict=True):
+            _settle(waiting, result)
+
+    def _give_up(self) -> None:
+        """The thread was closed: whoever still waits must not wait for ever."""
+        log.warning("requests_are_given_up", num_requests=len(self._queue))
+        self._is_called = False
+        while self._queue:
+            _settle(self._queue.popleft(), NotReady("the service stops"))
 
     def _take_turn(self) -> _Turn[Request, Response]:
         """Under the model's lock, which is needed to take out of the queue; the event loop only appends."""
@@ -111,7 +152,8 @@ class MicroBatcher(Generic[Request, Response]):
         turn: _Turn[Request, Response] = _Turn()
         others = []
         now_s = time.monotonic()
-        while self._queue and len(turn.batch) < self._max_batch:
+        most = max(1, min(self._max_batch, (self._num_asking + 1) // 2))
+        while self._queue and len(turn.batch) < most:
             waiting = self._queue.popleft()
             if waiting.answer.done():
                 CANCELLED.labels("queue").inc()

@@ -5,10 +5,11 @@ order. Knows nothing of the work it runs.
 """
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -20,12 +21,17 @@ from services.rpc.clients import time_left
 
 T = TypeVar("T")
 
+# A compiled call that comes back while the event loop runs Python waits so long for the interpreter: with
+# Python's own 5 ms as long as the call itself took.
+_SWITCH_INTERVAL_S = 5e-4
+
 
 class ModelThread:
     """Runs one piece of work at a time; `num_threads` are torch's inside it."""
 
     def __init__(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._executor = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
         self._at_work = threading.Lock()
         self._is_closed = False
@@ -33,6 +39,13 @@ class ModelThread:
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work`, in its turn. Cancelled before its turn, it never runs."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._alone, work)
+
+    def submit(self, work: Callable[[], T]) -> "Future[T]":
+        """`run` for callers from any thread, who do not wait here. `close` cancels what has not begun.
+
+        Raises RuntimeError after `close`.
+        """
+        return self._executor.submit(self._alone, work)
 
     def try_here(self, work: Callable[[], T]) -> T | None:
         """The result of `work`, done at once by the calling thread; None if the model is at work already.

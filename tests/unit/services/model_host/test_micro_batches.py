@@ -100,3 +100,41 @@ async def test_nobody_waits_for_a_thread_that_was_closed() -> None:
     thread.close()
     with pytest.raises(NotReady):
         await batcher.answer(1, 9.0)
+
+
+async def test_whoever_waits_while_the_thread_is_closed_is_told(thread: ModelThread) -> None:
+    batcher = Doubler().batcher(thread)
+    gate, busy = await held(thread)
+    answers = [asyncio.create_task(batcher.answer(n, 9.0)) for n in (1, 2)]
+    await asyncio.sleep(0.01)
+    threading.Timer(0.05, gate.set).start()
+    thread.close()  # waits for what has begun
+    assert [type(one) for one in await asyncio.gather(*answers, return_exceptions=True)] == [NotReady] * 2
+    await busy
+
+
+async def test_a_turn_takes_at_most_half_of_those_who_ask(thread: ModelThread) -> None:
+    doubler = Doubler()
+    batcher = doubler.batcher(thread)
+    gate, busy = await held(thread)
+    answers = [asyncio.create_task(batcher.answer(n, 9.0)) for n in range(4)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert await asyncio.gather(*answers) == [0, 2, 4, 6]
+    assert len(doubler.batches[0]) == 2
+    await busy
+
+
+async def test_an_asker_who_left_leaves_no_turn_behind(thread: ModelThread) -> None:
+    doubler = Doubler()
+    batcher = doubler.batcher(thread)
+    gate, busy = await held(thread)
+    gone = [asyncio.create_task(batcher.answer(n, 9.0)) for n in (1, 2, 3)]
+    await asyncio.sleep(0.01)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    gate.set()
+    await busy
+    assert await batcher.answer(4, 9.0) == 8
+    assert doubler.batches == [[4]]
