@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FRESH = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+# finer around the 3 s within which an event is to be learned
+_LEARNED = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 _SIZE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
@@ -106,7 +108,7 @@ EVENT_TO_HISTORY_SECONDS = Histogram(
     "headrace_event_to_history_seconds", "From a record's append to its place in the history.", buckets=_FRESH
 )
 EVENT_TO_WEIGHTS_SECONDS = Histogram(
-    "headrace_event_to_weights_seconds", "From a record's append to the step that learned it.", buckets=_FRESH
+    "headrace_event_to_weights_seconds", "From a record's append to the step that learned it.", buckets=_LEARNED
 )
 ITEM_TO_SID_SECONDS = Histogram(
     "headrace_item_to_sid_seconds", "From an item's announcement to its semantic ID.", buckets=_FRESH

@@ -42,6 +42,7 @@ class CpuEngine:
     ) -> None:
         self.catalogue = catalogue
         self._dtype = dtype
+        self._prepared: Inference | None = None
         self._table = ItemTable(recommender, catalogue)
         self.load(recommender, ranker)
 
@@ -62,10 +63,12 @@ class CpuEngine:
 
     def load(self, recommender: GenerativeRecommender, ranker: Ranker | None = None) -> None:
         """Takes these networks' weights as they are now; items are encoded again when they are needed."""
+        if self._prepared is not None and recommender.config != self._recommender.config:
+            self._prepared = None
+        self._is_prepared = False
         self._recommender = recommender.eval()
         self._ranker = None if ranker is None else ranker.eval()
         self._table.refresh(recommender)
-        self._prepared: Inference | None = None
         self._compiled_ranker = None
         if ranker is not None and has_compiled_form(ranker):
             self._compiled_ranker = CompiledRanker(ranker)
@@ -129,6 +132,9 @@ class CpuEngine:
         """The weights, prepared for serving when they are first needed."""
         if self._prepared is None:
             self._prepared = Inference(self._recommender, self._dtype)
+        elif not self._is_prepared:
+            self._prepared.read_again(self._recommender)
+        self._is_prepared = True
         return self._prepared
 
     @property

@@ -35,14 +35,27 @@ class Inference:
         width = recommender.config.d_model
         without = {id(recommender.identities): ItemIdentities(0, width, 0.0)}
         self._precise = copy.deepcopy(recommender, without).eval().requires_grad_(False)
-        self.search = CompiledSearch(self._precise.decoder)
-        self.dense_head = _dense_head(self._precise)
         self._fast = self._precise
         if self.dtype != torch.float32:
             self._fast = copy.deepcopy(self._precise)
             for module in self._fast.trunk.modules():
                 if isinstance(module, nn.Linear):
                     module.to(self.dtype)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.search = CompiledSearch(self._precise.decoder)
+        self.dense_head = _dense_head(self._precise)
+
+    @torch.no_grad()
+    def read_again(self, recommender: GenerativeRecommender) -> None:
+        """Takes the weights of another recommender of the same shape, or of the same one later."""
+        weights = dict(recommender.named_parameters())
+        for copied in {self._precise, self._fast}:
+            for name, weight in copied.named_parameters():
+                if weight.numel():  # what is known of single items was left out
+                    weight.copy_(weights[name])
+        self._prepare()
 
     def prefill(self, history: HistoryBatch, item_ND: Tensor) -> UserStates:
         """The states of B users now, from their histories and `item_ND` float32, by row.

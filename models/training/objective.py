@@ -76,7 +76,10 @@ class Objective:
         target_X = torch.cat([*targets, opening_Y])
         negative_S = self._draw() if self._sampled else None
         row_R = self._competing([batch.history for batch in batches], target_X, negative_S)
-        item_RD = recommender.encode_items(self.codes_NC[row_R], self.content_NE[row_R])
+        codes_RC, content_RE = self.codes_NC, self.content_NE
+        if self._sampled:
+            codes_RC, content_RE = codes_RC[row_R], content_RE[row_R]
+        item_RD = recommender.encode_items(codes_RC, content_RE)
         states = [
             recommender.states_at(_relabelled(batch.history, row_R), item_RD, wanted_BT)
             for batch, wanted_BT in zip(batches, wanted, strict=True)
