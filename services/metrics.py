@@ -108,7 +108,9 @@ EVENT_TO_HISTORY_SECONDS = Histogram(
     "headrace_event_to_history_seconds", "From a record's append to its place in the history.", buckets=_FRESH
 )
 EVENT_TO_WEIGHTS_SECONDS = Histogram(
-    "headrace_event_to_weights_seconds", "From a record's append to the step that learned it.", buckets=_LEARNED
+    "headrace_event_to_weights_seconds",
+    "From a record's append to the step that learned it.",
+    buckets=_LEARNED,
 )
 ITEM_TO_SID_SECONDS = Histogram(
     "headrace_item_to_sid_seconds", "From an item's announcement to its semantic ID.", buckets=_FRESH
