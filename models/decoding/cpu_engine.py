@@ -42,6 +42,7 @@ class CpuEngine:
     ) -> None:
         self.catalogue = catalogue
         self._dtype = dtype
+        self._recommender = recommender
         self._prepared: Inference | None = None
         self._table = ItemTable(recommender, catalogue)
         self.load(recommender, ranker)
