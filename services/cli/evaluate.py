@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from models.evaluation.leave_one_out import EvaluationReport
 
 
-# Reports of progress, one for each step of training or each batch of cases.
-_GIVE_BACK_EVERY = 2
 
 
 class Protocol(StrEnum):
@@ -41,7 +39,7 @@ def evaluate(
     from models.tokenizers.health import distinct_prefix_ratio
     from services.cores import use_cores
     from services.learner.cold_start.catalogue import prepare_catalogue
-    from services.memory import give_back, giving_back, keep_few_products
+    from services.memory import give_back, keep_few_products, return_large_at_once
     from services.wire.columns import dataset_batch
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns
@@ -49,6 +47,7 @@ def evaluate(
     settings = load_settings()
     use_cores()
     keep_few_products()
+    return_large_at_once()
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     name = dataset.name
     with terminal.progress_bars() as bars:
@@ -64,7 +63,7 @@ def evaluate(
             train=settings.train,
             search=settings.search,
             statistics=settings.statistics,
-            progress=giving_back(bars, every=_GIVE_BACK_EVERY),
+            progress=bars,
         )
     _report(report, distinct_prefix_ratio(catalogue.codes_NC), name, protocol, json=json)
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _BATCH_RECORDS = 1_000
 _LEARNER_PATIENCE_S = 60.0
 _LEARNER_POLL_S = 0.2
-# Reports of progress between two returns of freed memory, each some milliseconds.
-_GIVE_BACK_EVERY = 20
 
 
 def train(
@@ -83,10 +81,11 @@ def train(
 
     from services.cores import use_cores
     from services.learner.cold_start.train import Modest, train_first_release
-    from services.memory import give_back, giving_back, keep_few_products
+    from services.memory import give_back, keep_few_products, return_large_at_once
 
     use_cores()
     keep_few_products()
+    return_large_at_once()
     with terminal.json_lines() if json_lines else terminal.progress_bars() as bars:
         offsets: dict[str, int] = {}
         if data is not None:
@@ -106,7 +105,7 @@ def train(
             items,
             events,
             offsets=offsets,
-            progress=giving_back(bars, every=_GIVE_BACK_EVERY),
+            progress=bars,
             deadline=deadline,
             modest=modest,
         )
