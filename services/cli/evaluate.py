@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from models.evaluation.leave_one_out import EvaluationReport
 
 
-
-
 class Protocol(StrEnum):
     """How events are split into training and test."""
 
