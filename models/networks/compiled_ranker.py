@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.arrays import Float32Array
 from models.candidates import Source
-from models.kernels.ranker_cpu import PackedWeights, rank_candidates
+from models.kernels.ranker_cpu import rank_candidates
+from models.kernels.ranker_weights import PackedWeights
 from models.networks import ranker as network
 from models.networks.ranker import PADDING_LOGIT, Ranker, RankerOutput, RankingBatch
 from models.networks.softmax_trunk import SoftmaxTrunk
