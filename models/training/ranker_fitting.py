@@ -214,7 +214,7 @@ class AveragedTraining:
         self._random = random
         self._ranker = ranker
         self._optimiser = torch.optim.AdamW(
-            self._ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+            self._ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
         )
         self._dtype = compute_dtype(torch.device("cpu"))
         self._num_steps = 0
