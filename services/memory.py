@@ -5,13 +5,15 @@ import os
 
 # oneDNN, which multiplies bf16 for torch, keeps a prepared product for each of the last 1,024 shapes:
 # hundreds of megabytes where batches have many (`models.batch.few_sizes`).
-_KEPT_PRODUCTS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+# A step of training has over a hundred products, whose sizes come back: of 64, most would be prepared again.
+TRAINING_PRODUCTS = 256
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # malloc.h
 
 
-def keep_few_products() -> None:
+def keep_few_products(number: int = 64) -> None:
     """Bounds what oneDNN keeps, unless the environment does; to be called before the first product."""
-    os.environ.setdefault(*_KEPT_PRODUCTS)
+    os.environ.setdefault(_CAPACITY, str(number))
 
 
 def give_back() -> None:

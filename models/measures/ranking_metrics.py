@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from models.arrays import BoolArray, Int64Array
+from models.arrays import BoolArray, Float64Array, Int64Array
 
 Ranks = Int64Array
 """int64 [N]: 0 is the top of the list; a negative rank means that the item is not in it."""
@@ -26,16 +26,18 @@ def recall_at(rank_N: Ranks, k: int) -> float:
     return float(hits(rank_N, k).mean()) if len(rank_N) else 0.0
 
 
+def gains(rank_N: Ranks, k: int) -> Float64Array:
+    """Of each case 1 / log2(rank + 2), 0 for a right item outside the first k, float64 [N]."""
+    return np.where(hits(rank_N, k), 1.0 / np.log2(np.maximum(rank_N, 0) + 2.0), 0.0)
+
+
 def ndcg_at(rank_N: Ranks, k: int) -> float:
     """Mean of 1 / log2(rank + 2) over all cases, 0 for a right item outside the first k; 0 without cases.
 
     With one right item the ideal DCG (Järvelin and Kekäläinen, 2002) is 1: rank 0 gives 1, rank 2 gives 1 /
     log2(4) = 0.5.
     """
-    if not len(rank_N):
-        return 0.0
-    gain_N = np.where(hits(rank_N, k), 1.0 / np.log2(np.maximum(rank_N, 0) + 2.0), 0.0)
-    return float(gain_N.mean())
+    return float(gains(rank_N, k).mean()) if len(rank_N) else 0.0
 
 
 def ranking_metrics(rank_N: Ranks, ks: Sequence[int] = (5, 10)) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from models.batch import EventBatch
 from models.device import autocast, compute_dtype
-from models.measures.ranking_metrics import Ranks, ndcg_at, ranking_metrics, recall_at
+from models.measures.ranking_metrics import Ranks, gains, ndcg_at, ranking_metrics, recall_at
 from models.networks.ranker import Ranker, ranking_loss
 from models.progress import Progress, quietly
 from models.ranking.pipeline import Pipeline
@@ -42,6 +42,9 @@ MIN_ROUND_STEPS = 40
 MIN_VALIDATION = 200
 MAX_ROUNDS = 20
 PATIENCE_ROUNDS = 3
+# Of few examples each round learns more by heart: from the second worse round on, one that is worse than the
+# one before it and than the best by so many standard errors is the last.
+PLAINLY = 2.5
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
@@ -160,7 +163,7 @@ def _fit(
         "blank_ndcg@10": ndcg_at(best_N, 10),
         "candidate_recall": float(np.mean([example is not None for example in validation])),
     }
-    best_weights, num_worse = copy.deepcopy(ranker.state_dict()), 0
+    best_weights, num_worse, before = copy.deepcopy(ranker.state_dict()), 0, 1.0
     trained = AveragedTraining(pipeline, ranker, training, random)
     for round_ in range(MAX_ROUNDS if training else 0):
         if round_ >= min_rounds and is_over():
@@ -172,13 +175,22 @@ def _fit(
             best_N, best_weights, num_worse = rank_N, copy.deepcopy(trained.average.state_dict()), 0
             continue
         num_worse += 1
-        if num_worse > PATIENCE_ROUNDS:
+        goes_wrong = num_worse > 1 and ndcg_at(rank_N, 10) < before and is_plainly_worse(rank_N, best_N)
+        if goes_wrong or num_worse > PATIENCE_ROUNDS:
             break
+        before = ndcg_at(rank_N, 10)
     ranker.load_state_dict(best_weights)
     pipeline.weights_changed()
     if popular_N is not None:
         figures |= _beside_popularity(best_N, popular_N[:num_validation])
     return {**ranking_metrics(best_N), **figures}
+
+
+def is_plainly_worse(rank_N: Ranks, best_N: Ranks) -> bool:
+    """Whether NDCG@10 of the same cases, in pairs, is lower by more than `PLAINLY` standard errors."""
+    difference_N = gains(rank_N, 10) - gains(best_N, 10)
+    error = difference_N.std() / max(1, len(difference_N)) ** 0.5
+    return bool(difference_N.mean() < -PLAINLY * error)
 
 
 def _beside_popularity(rank_N: Ranks, popular_N: Ranks) -> dict[str, float]:
@@ -202,7 +214,7 @@ class AveragedTraining:
         self._random = random
         self._ranker = ranker
         self._optimiser = torch.optim.AdamW(
-            self._ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+            self._ranker.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
         )
         self._dtype = compute_dtype(torch.device("cpu"))
         self._num_steps = 0

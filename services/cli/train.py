@@ -65,6 +65,9 @@ def train(
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")
     _check_finite(max_minutes, until, modest_seconds)
+    from services.cores import use_cores, wait_asleep
+
+    wait_asleep()
     from services.learner.cold_start.deadline import Deadline
     from services.learner.cold_start.preflight import check_folder_of_data, check_training
     from services.rpc.state import find_state
@@ -79,12 +82,11 @@ def train(
         check_folder_of_data(data)
     terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
 
-    from services.cores import use_cores
     from services.learner.cold_start.train import Modest, train_first_release
-    from services.memory import give_back, keep_few_products, return_large_at_once
+    from services.memory import TRAINING_PRODUCTS, give_back, keep_few_products, return_large_at_once
 
     use_cores()
-    keep_few_products()
+    keep_few_products(TRAINING_PRODUCTS)
     return_large_at_once()
     with terminal.json_lines() if json_lines else terminal.progress_bars() as bars:
         offsets: dict[str, int] = {}

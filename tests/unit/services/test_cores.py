@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cores import usable_cores
+from services.cores import usable_cores, wait_asleep
 
 SHOW = """
 import os, torch, faiss, pyarrow
@@ -55,3 +55,19 @@ def test_threads_do_not_exceed_the_quota_of_version_1(tmp_path: Path) -> None:
 
 def test_without_control_groups_it_is_the_affinity(tmp_path: Path) -> None:
     assert usable_cores(tmp_path, tmp_path / "none") == len(os.sched_getaffinity(0))
+
+
+def test_threads_wait_asleep_unless_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_importing_a_command_does_not_load_torch_before_that(command: str) -> None:
+    code = f"import sys, services.cli.{command}, services.cores; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

@@ -13,6 +13,9 @@ def test_the_environment_decides_before_the_program(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     memory.keep_few_products()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    memory.keep_few_products(memory.TRAINING_PRODUCTS)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     memory.keep_few_products()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

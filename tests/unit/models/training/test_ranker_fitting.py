@@ -18,7 +18,7 @@ from models.ranking.pipeline import Pipeline, recommend_many
 from models.sequences.histories import Past, pad_pasts
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
-from models.training.ranker_fitting import _num_validation, fit_ranker
+from models.training.ranker_fitting import _num_validation, fit_ranker, is_plainly_worse
 
 CLICK, NUM_ITEMS, LENGTH = 2, 60, 6
 MODEL = ModelConfig(content_dim=8, num_levels=2, codebook_size=8, d_model=32, num_layers=1, ranker_dim=16)
@@ -92,3 +92,13 @@ def test_without_held_out_events_nothing_changes(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(("num_examples", "expected"), [(0, 0), (10, 4), (240, 96), (600, 200), (6_000, 900)])
 def test_of_few_examples_a_larger_share_is_kept_for_validation(num_examples: int, expected: int) -> None:
     assert _num_validation(num_examples) == expected
+
+
+def test_a_round_is_plainly_worse_only_beyond_chance() -> None:
+    best_N = np.tile([0, 3, -1, 12], 50)
+    assert not is_plainly_worse(best_N, best_N)
+    assert is_plainly_worse(np.tile([1, 5, -1, 12], 50), best_N)
+    one_lost_N = best_N.copy()
+    one_lost_N[0] = -1
+    assert not is_plainly_worse(one_lost_N, best_N)
+    assert not is_plainly_worse(best_N, one_lost_N)
