@@ -50,7 +50,7 @@ WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
 # So many a brief fit has in any case: a blank ranker does not use the live statistics, which know most then.
-MIN_BRIEF_ROUNDS = 2
+MIN_BRIEF_ROUNDS = 1
 # A brief fit is compared with the whole one on so many events.
 NUM_COMPARED = 500
 # Under a time limit, the collecting of candidates ends at this share of it.

@@ -89,7 +89,7 @@ def held_out_table(num_events: int, recalls: Mapping[str, float | None], popular
 def latency_table(percentiles: Mapping[str, tuple[float, float]], num_requests: int) -> Table:
     """p50 and p99 of Recommend by stage, in milliseconds."""
     table = Table(title=f"answers by stage: {num_requests:,} while learning", title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", min_width=20)  # as wide as the title, which would be broken otherwise
     table.add_column("p50 ms", justify="right")
     table.add_column("p99 ms", justify="right")
     for stage, (p50, p99) in percentiles.items():
