@@ -203,5 +203,6 @@ class LearnerWork:
             learned = self.position.num_learned - self._rate_learned
             self._figures.events_per_s = learned / (now - self._rate_since_s)
             self._rate_since_s, self._rate_learned = now, self.position.num_learned
-            # batches of ever other shapes leave the heap full of holes: 150 MB between two checkpoints
-            give_back()
+            if learned:
+                # batches of ever other shapes leave the heap full of holes: 150 MB between two checkpoints
+                give_back()
