@@ -1,6 +1,7 @@
 """The processes of a stack as forks of one template (`services.stack.template`), for an event loop."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -32,7 +33,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Sends a signal; nothing if it has ended."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended, and nobody has said so yet
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -90,7 +92,7 @@ class Forks:
             template.kill()
             await template.wait()
         if self._reading is not None:
-            await self._reading
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _living_template(self) -> asyncio.subprocess.Process:
         if self._template is not None and self._template.returncode is None:
@@ -107,10 +109,15 @@ class Forks:
         return self._template
 
     async def _read(self, template: asyncio.subprocess.Process) -> None:
-        """Takes what the template says until it ends."""
+        """Takes what the template says until it ends. Cancelled (as all tasks are by a second Ctrl-C), it ends
+        the template: nobody else would hear of its forks."""
         assert template.stdout is not None
-        async for line in template.stdout:
-            self._take(json.loads(line))
+        assert template.stdin is not None
+        try:
+            async for line in template.stdout:
+                self._take(json.loads(line))
+        except asyncio.CancelledError:
+            template.stdin.close()
         code = await template.wait()
         while self._starting:
             error = BackendUnavailable(f"the process that services are forked from ended with code {code}")

@@ -88,3 +88,15 @@ async def test_forks_end_with_their_template_and_the_next_has_a_new_one(forks: F
     await until(lambda: not is_running(first.pid))
     second = await forks.start("a-sleeper", "sleeper", {"HEADRACE_SAYS": "leave"}, str(log))
     assert await ended(second) == 3
+
+
+async def test_when_every_task_is_cancelled_the_forks_end(forks: Forks, tmp_path: Path) -> None:
+    """As at a second Ctrl-C, which leaves no task to hear of them."""
+    log = tmp_path / "sleeper.log"
+    forked = await forks.start("sleeper", "sleeper", {"HEADRACE_SAYS": "stay"}, str(log))
+    await written(log)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    assert await ended(forked) == -signal.SIGTERM
+    forked.kill()  # nothing is there to kill, which is no error
+    await until(lambda: not is_running(forked.pid))
