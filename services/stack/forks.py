@@ -109,8 +109,11 @@ class Forks:
         return self._template
 
     async def _read(self, template: asyncio.subprocess.Process) -> None:
-        """Takes what the template says until it ends. Cancelled (as all tasks are by a second Ctrl-C), it ends
-        the template: nobody else would hear of its forks."""
+        """Takes what the template says until it ends.
+
+        Cancelled (as all tasks are by a second Ctrl-C), it ends the template: nobody else would hear of its
+        forks.
+        """
         assert template.stdout is not None
         assert template.stdin is not None
         try:
