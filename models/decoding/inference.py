@@ -26,7 +26,7 @@ MIN_LOW_POSITIONS = 128
 
 
 class Inference:
-    """A frozen reading of one recommender: later changes of its weights do not show."""
+    """A frozen reading of one recommender: later changes of its weights show once it is read again."""
 
     def __init__(self, recommender: GenerativeRecommender, dtype: torch.dtype | None = None) -> None:
         self.device = recommender.empty_state.device

@@ -44,3 +44,18 @@ def test_states_in_another_format_are_nearly_those_of_the_network(inference: Inf
     assert torch.equal(found.length_B, expected.length_B)
     torch.testing.assert_close(found.state_BD, expected.state_BD, atol=0.05, rtol=0.05)
     torch.testing.assert_close(extended.state_BD, longer.state_BD, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("num", [1, 2 * MIN_LOW_POSITIONS])
+def test_weights_that_are_read_again_are_those_of_a_new_reading(inference: Inference, num: int) -> None:
+    """In either format: few positions are computed in float32, many in bfloat16."""
+    catalogue, history = make_catalogue(), histories(num, 5)
+    torch.manual_seed(1)
+    other = GenerativeRecommender(MODEL).eval()
+    with torch.no_grad():
+        item_ND = other.encode_items(catalogue.codes_NC, catalogue.content_NE)
+        before = inference.prefill(history, item_ND)
+        inference.read_again(other)
+        found, new = (one.prefill(history, item_ND) for one in (inference, Inference(other, torch.bfloat16)))
+    assert not torch.equal(before.state_BD, new.state_BD)
+    assert torch.equal(found.state_BD, new.state_BD)
