@@ -3,17 +3,18 @@
 import ctypes
 import os
 
-# oneDNN, which multiplies bf16 for torch, keeps a prepared product for each of the last 1,024 shapes:
-# hundreds of megabytes where batches have many (`models.batch.few_sizes`).
-_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-# A step of training has over a hundred products, whose sizes come back: of 64, most would be prepared again.
-TRAINING_PRODUCTS = 256
+# oneDNN, which multiplies bf16 for torch, keeps a prepared product for each of the last 1,024 shapes, and
+# torch as many in a cache of its own, a quarter of a megabyte each: hundreds of megabytes where batches have
+# many shapes (`models.batch.few_sizes`). A step of training has over a hundred, whose shapes come back:
+# oneDNN should know them, and then torch need not.
+_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "16"}
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # malloc.h
 
 
-def keep_few_products(number: int = 64) -> None:
-    """Bounds what oneDNN keeps, unless the environment does; to be called before the first product."""
-    os.environ.setdefault(_CAPACITY, str(number))
+def keep_few_products() -> None:
+    """Bounds what oneDNN and torch keep, unless the environment does; call it before the first product."""
+    for name, number in _KEPT.items():
+        os.environ.setdefault(name, number)
 
 
 def give_back() -> None:

@@ -39,14 +39,14 @@ def evaluate(
     from models.evaluation.leave_one_out import evaluate_leave_one_out
     from models.tokenizers.health import distinct_prefix_ratio
     from services.learner.cold_start.catalogue import prepare_catalogue
-    from services.memory import TRAINING_PRODUCTS, give_back, keep_few_products, return_large_at_once
+    from services.memory import give_back, keep_few_products, return_large_at_once
     from services.wire.columns import dataset_batch
     from streaming.datasets.folder import load_dataset
     from streaming.datasets.tables import parse_columns
 
     settings = load_settings()
     use_cores()
-    keep_few_products(TRAINING_PRODUCTS)
+    keep_few_products()
     return_large_at_once()
     dataset = load_dataset(data, parse_columns(columns), allow_unmatched=allow_unmatched)
     name = dataset.name

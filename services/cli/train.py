@@ -83,10 +83,10 @@ def train(
     terminal.note(f"state: {settings.store.root} ({state.answered_by or 'no service answers'})")
 
     from services.learner.cold_start.train import Modest, train_first_release
-    from services.memory import TRAINING_PRODUCTS, give_back, keep_few_products, return_large_at_once
+    from services.memory import give_back, keep_few_products, return_large_at_once
 
     use_cores()
-    keep_few_products(TRAINING_PRODUCTS)
+    keep_few_products()
     return_large_at_once()
     with terminal.json_lines() if json_lines else terminal.progress_bars() as bars:
         offsets: dict[str, int] = {}

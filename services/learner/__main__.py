@@ -21,21 +21,15 @@ _SERVICE = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_name
 # These wait for the batch at work and may copy or load a whole release.
 _SLOW_METHODS = ("Checkpoint", "Promote", "Rollback")
 _SLOW_DEADLINE_S = 60.0
-_READY_INTERVAL_S = 0.2
 # Learning can wait, an answer cannot: where both want a core, those who serve get it.
 _NICENESS = 10
 
 
-async def _learn(loop: LearningLoop, server: ServiceServer) -> None:
+async def _learn(loop: LearningLoop) -> None:
     """Runs the loop in its thread; on cancellation waits for its last checkpoint."""
     work = asyncio.ensure_future(asyncio.to_thread(loop.run))
-    ready = False
     try:
-        while not work.done():
-            if loop.is_learning != ready:
-                ready = loop.is_learning
-                server.set_ready(ready)
-            await asyncio.wait({work}, timeout=_READY_INTERVAL_S)
+        await asyncio.shield(work)
     finally:
         loop.stop()
         await work
@@ -55,12 +49,17 @@ async def _watch_releases(loop: LearningLoop, settings: Settings) -> None:
 async def serve(settings: Settings) -> None:
     """Builds, wires and runs the service until it is told to stop."""
     torch.set_num_threads(settings.torch_threads)
-    loop = LearningLoop(settings)
     server = ServiceServer("learner", settings, deadlines_s=dict.fromkeys(_SLOW_METHODS, _SLOW_DEADLINE_S))
+    events = asyncio.get_running_loop()
+
+    def show(is_learning: bool) -> None:
+        events.call_soon_threadsafe(server.set_ready, is_learning)
+
+    loop = LearningLoop(settings, on_learning=show)
     learner_pb2_grpc.add_LearnerServiceServicer_to_server(LearnerServicer(loop), server.server)
     add_state_service(server, settings)
     await server.start([_SERVICE, STATE_SERVICE])
-    await server.run(_learn(loop, server), _watch_releases(loop, settings))
+    await server.run(_learn(loop), _watch_releases(loop, settings))
 
 
 def main() -> None:

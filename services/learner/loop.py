@@ -39,10 +39,14 @@ _LIVE_RETRY_S = 10.0
 
 
 class LearningLoop:
-    """`run` in a thread of its own; `stop` from anywhere."""
+    """`run` in a thread of its own; `stop` from anywhere.
 
-    def __init__(self, settings: Settings) -> None:
+    `on_learning` is told on that thread whenever `is_learning` has changed.
+    """
+
+    def __init__(self, settings: Settings, *, on_learning: Callable[[bool], None] | None = None) -> None:
         self._settings = settings
+        self._on_learning = on_learning or (lambda is_learning: None)
         self._store = CheckpointStore(settings.store.checkpoint_path)
         self._desk = ReleaseDesk(settings)
         self._commands = CommandQueue()
@@ -99,6 +103,7 @@ class LearningLoop:
     def _learn(self, work: LearnerWork) -> None:
         """Learns until `stop`, or until the learner has to begin from another release."""
         self._work, self._must_begin_again = work, False
+        self._on_learning(True)
         try:
             work.try_checkpoint()
             while not self._stopping.is_set() and not self._must_begin_again:
@@ -107,6 +112,7 @@ class LearningLoop:
             work.try_checkpoint()
         finally:
             self._work = None
+            self._on_learning(False)
 
     # -- what `submit` is for; called on the learning thread only --
 

@@ -33,7 +33,8 @@ from streaming.messages.records import Record
 
 log = structlog.get_logger()
 
-_LAG_INTERVAL_S = 2.0
+# The lag of a stream that brings nothing is asked for less often: each question wakes the broker too.
+_LAG_INTERVAL_S, _IDLE_LAG_INTERVAL_S = 2.0, 10.0
 _BROKER_RETRY_S = 1.0
 _RATE_WINDOW_S = 5.0
 
@@ -67,7 +68,7 @@ class LearnerWork:
         self._figures = report.Figures()
         self._checkpointed_s = -float("inf")
         self._saved: tuple[object, ...] | None = None
-        self._lag_asked_s = -float("inf")
+        self._lag_asked_s, self._lag_asked_at = -float("inf"), dict[str, int]()
         self._rate_since_s, self._rate_learned = time.monotonic(), position.num_learned
         self._stream.catch_up()
         report.read_quality(learner, self._figures)
@@ -196,12 +197,15 @@ class LearnerWork:
 
     def _measure(self) -> None:
         now = time.monotonic()
-        if now - self._lag_asked_s >= _LAG_INTERVAL_S:
-            self._lag_asked_s = now
-            report.count_lag(self._stream.lag(), self._stream.hidden(), self._figures)
+        offsets = self._stream.offsets
+        figures = self._figures
+        is_idle = offsets == self._lag_asked_at and not figures.lag_records and not figures.stalled
+        if now - self._lag_asked_s >= (_IDLE_LAG_INTERVAL_S if is_idle else _LAG_INTERVAL_S):
+            self._lag_asked_s, self._lag_asked_at = now, offsets
+            report.count_lag(self._stream.lag(), self._stream.hidden(), figures)
         if now - self._rate_since_s >= _RATE_WINDOW_S:
             learned = self.position.num_learned - self._rate_learned
-            self._figures.events_per_s = learned / (now - self._rate_since_s)
+            figures.events_per_s = learned / (now - self._rate_since_s)
             self._rate_since_s, self._rate_learned = now, self.position.num_learned
             if learned:
                 # batches of ever other shapes leave the heap full of holes: 150 MB between two checkpoints

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_BATCH_EVENTS = 1_000
 _POLL_S = 1.0
-_LAG_INTERVAL_S = 5.0
+# The lag of a stream that brings nothing is asked for less often: each question wakes the broker too.
+_LAG_INTERVAL_S, _IDLE_LAG_INTERVAL_S = 5.0, 10.0
 GROUP_ID = "headrace-projector"
 
 
@@ -54,6 +55,7 @@ def project(
     Waits for a broker that is away. Raises what the history store raises (a full disk, for one).
     """
     next_lag_s, stored = 0.0, history.offsets()
+    asked_at: dict[str, int] = {}
     with PartitionConsumer(
         bootstrap, [INTERACTIONS], offsets=stored, dead_letters=dead_letters, stage="projector"
     ) as consumer:
@@ -68,7 +70,9 @@ def project(
             lag = None
             if time.monotonic() >= next_lag_s:
                 lag = _lag(consumer)
-                next_lag_s = time.monotonic() + _LAG_INTERVAL_S
+                is_idle = stored == asked_at and lag is not None and not any(lag.values())
+                asked_at = stored
+                next_lag_s = time.monotonic() + (_IDLE_LAG_INTERVAL_S if is_idle else _LAG_INTERVAL_S)
             if records or lag is not None:
                 on_batch(
                     ProjectionReport(

@@ -16,6 +16,17 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S = 0.05
 _RETRY_S = 0.5
+_LOOK_AROUND_S = 1.0
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    """aiokafka's consumer, whose background task looks around five times a second unless told otherwise."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # faust has no setting for `consumer_timeout_ms`
+        consumer._consumer_timeout = _LOOK_AROUND_S  # noqa: SLF001
+        return consumer
 
 
 class Consumer(driver.Consumer):
@@ -23,6 +34,9 @@ class Consumer(driver.Consumer):
     the first record on."""
 
     _must_seek = True
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109 (faust's)
         """Records by partition; waits `timeout` seconds at most."""

@@ -35,6 +35,7 @@ from services.learner.cold_start.catalogue import NothingToLearn, catalogue_of, 
 from services.learner.cold_start.deadline import Deadline
 from services.learner.cold_start.publish import Trained, announce_before, clear_remains, publish_training
 from services.learner.release_desk import new_release_id
+from services.memory import give_back
 from services.settings import Settings
 from services.wire.translate import event_batch
 from streaming.messages.meaning import EventMeaning
@@ -248,6 +249,7 @@ def _train(
         progress=progress,
         time_share=deadline.until(_RECOMMENDER_UNTIL, reserve_s=reserve_s),
     )
+    give_back()
     time_share = deadline.until(_RANKER_UNTIL, reserve_s=reserve_s)
     ranker, figures = _fit_ranker(
         settings, recommender, catalogue, past, held_out, progress, time_share, num_examples
@@ -260,7 +262,9 @@ def _train(
         settings.learner,
         settings.search,
     )
+    give_back()
     _read_and_learn(settings, learner, past, held_out, progress, deadline)
+    give_back()
     return learner, figures
 
 
