@@ -18,7 +18,7 @@ anew, delete `trends` with it.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class TrendsWorker:
         )
 
 
-async def _batches(stream: Any) -> AsyncIterator[list[Any]]:
+async def _batches(stream: Any) -> AsyncGenerator[list[Any], None]:
     """The stream's events in lists of at most `_BATCH_EVENTS`, none held longer than `_LINGER_S`.
 
     faust's own `noack_take` looks around five times a second, events or not.
