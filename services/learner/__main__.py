@@ -9,7 +9,6 @@ from protos.headrace.v1 import learner_pb2, learner_pb2_grpc
 from protos.headrace.v1.release_pb2 import RELEASE_STATE_LIVE
 from services.learner.loop import LearningLoop
 from services.learner.servicer import LearnerServicer
-from services.memory import keep_few_products
 from services.rpc.server import ServiceServer, run_service
 from services.rpc.state import STATE_SERVICE, add_state_service
 from services.settings import Settings
@@ -65,7 +64,6 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     """`python -m services.learner`."""
     os.nice(_NICENESS)
-    keep_few_products()  # no two batches have the same shape
     run_service("learner", serve)
 
 

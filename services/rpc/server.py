@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.errors import InvalidSettings
 from services.logging import configure_logging
+from services.memory import keep_few_products
 from services.metrics import serve_metrics
 from services.rpc.descriptors import raise_limit, watch_open_files
 from services.rpc.interceptors import RequestInterceptor
@@ -166,6 +167,7 @@ def run_service(name: str, serve: Callable[[Settings], Awaitable[None]]) -> None
     except InvalidSettings as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
+    keep_few_products()
     configure_logging(name, settings.log_level)
     log.info("open_files", limit=raise_limit())
     log.info("settings", **settings.model_dump(mode="json"))
