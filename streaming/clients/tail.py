@@ -19,8 +19,11 @@ from streaming.messages.records import Record, text_key
 
 logger = logging.getLogger(__name__)
 
-# A broker answers a fetch as soon as there is something; an idle reader asks once in so long.
-_FETCH_MAX_WAIT_MS = 5_000
+# A broker answers a fetch as soon as there is something; an idle reader asks once in so long. No longer:
+# while records of one partition are handed over, aiokafka asks for the others alone, and waits for those.
+_FETCH_MAX_WAIT_MS = 1_000
+# How often its background task looks around; five times a second otherwise.
+_LOOK_AROUND_MS = 5_000
 _POLL_MS = 10_000
 # Until it has caught up: what holds no record for a reader (a transaction's mark) moves its place as well.
 _CATCH_UP_POLL_MS = 250
@@ -133,8 +136,7 @@ class _Follower:
             enable_auto_commit=False,
             isolation_level="read_committed",
             fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
-            # how often its background task looks around; five times a second otherwise
-            consumer_timeout_ms=_FETCH_MAX_WAIT_MS,
+            consumer_timeout_ms=_LOOK_AROUND_MS,
         )
         try:
             await consumer.start()

@@ -45,6 +45,7 @@ GROUP = "headrace-trends"
 _BATCH_EVENTS = 1_000
 _LINGER_S = 0.2
 _RETRY_WAIT_S = 1.0
+_STOP_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class TrendsWorker:
                 await app.wait_until_stopped()
                 raise StreamingError(f"the trends application stopped: {app.crash_reason!r}")
             finally:
-                await app.stop()
+                await _stop(app)
 
     def _make_app(self, producer: AsyncProducer) -> Any:
         read_any_header_name()
@@ -155,6 +156,18 @@ class TrendsWorker:
         self._on_batch(
             TrendsBatch(num_events=len(events), num_items=len(changed), num_malformed=num_malformed)
         )
+
+
+async def _stop(app: Any) -> None:
+    """Stops faust, which would wait for ever where no broker answers.
+
+    What it did not commit is read again at the next start, and counted once.
+    """
+    try:
+        async with asyncio.timeout(_STOP_S):
+            await app.stop()
+    except TimeoutError:
+        logger.warning("stopped_without_broker")
 
 
 async def _batches(stream: Any) -> AsyncGenerator[list[Any], None]:

@@ -231,6 +231,18 @@ async def test_counts_go_on_where_topics_were_cut_or_made_anew(
             await expect(anew, broker.bootstrap)
 
 
+@pytest.mark.integration
+async def test_it_ends_where_the_broker_is_gone(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    with contextlib.ExitStack() as until_gone:
+        broker = until_gone.enter_context(EmbeddedBroker(tmp_path / "broker", f"127.0.0.1:{free_port()}"))
+        create_topics(broker.bootstrap, num_partitions=4, replication_factor=1)
+        service = Service(broker.bootstrap, tmp_path, free_port())
+        async with running(service):
+            await asyncio.to_thread(until_gone.close)
+            await asyncio.sleep(3.0)  # its connections are lost, and it tries again
+            assert await service.end(signal.SIGTERM) == 0
+
+
 def cut_trends(bootstrap: str) -> None:
     """Deletes all records of the changelog."""
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
