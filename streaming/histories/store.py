@@ -110,7 +110,13 @@ class HistoryStore:
         if not read_only:
             # slots of readers that were killed would keep old pages alive for ever
             environment.reader_check()
-        return cls(environment, read_only=read_only, max_events=max_events)
+        try:
+            return cls(environment, read_only=read_only, max_events=max_events)
+        except lmdb.NotFoundError:
+            # another process has made the file, and not yet all that belongs in it
+            environment.close()
+            cls.open(path, read_only=False, map_bytes=map_bytes).close()
+            return cls.open(path, read_only, max_events=max_events, map_bytes=map_bytes)
 
     def get(self, user_id: str, limit: int, *, with_shown: bool = False) -> list[HistoryEvent]:
         """The newest events of a user by event time, newest last; empty for an unknown user.

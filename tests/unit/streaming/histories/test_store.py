@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from protos.headrace.v1.events_pb2 import Action, Event
@@ -25,6 +26,14 @@ def record(offset: int, *, user: str = "u", event_id: str = "", partition: int =
     return Record(
         topic="interactions", partition=partition, offset=offset, key=user, timestamp_ms=1, message=event
     )
+
+
+def test_a_reader_that_comes_while_the_store_is_made_finishes_it(tmp_path: Path) -> None:
+    lmdb.open(str(tmp_path / "h"), max_dbs=4).close()  # a file, and none of the databases in it
+    with HistoryStore.open(tmp_path / "h", read_only=True) as store:
+        assert store.get("u", 10) == []
+    with HistoryStore.open(tmp_path / "h", read_only=False) as store:
+        assert store.offsets() == {}
 
 
 def test_users_are_counted_and_the_offsets_known(tmp_path: Path) -> None:
