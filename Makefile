@@ -18,10 +18,12 @@ help: ## This list
 setup: $(STAMP) ## Make .venv and install Headrace with its pinned dependencies
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@echo "Installing what Headrace needs into .venv: two to four minutes, in which pip says nothing"
+	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
-	$(BIN)/python -m models.compilation.precompile
+	@echo "Compiling the kernels, once: a minute or two"
+	@$(BIN)/python -m models.compilation.precompile
 	@touch $@
 
 protos: setup ## Generate the typed Python stubs from protos/headrace/v1/*.proto

@@ -12,9 +12,14 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # malloc.h
 
 
 def keep_few_products() -> None:
-    """Bounds what oneDNN and torch keep, unless the environment does; call it before the first product."""
+    """Bounds what oneDNN and torch keep, unless the environment does; call it before the first product.
+
+    A value that is no whole number above zero is replaced: torch would end the process at its first product.
+    """
     for name, number in _KEPT.items():
-        os.environ.setdefault(name, number)
+        said = os.environ.get(name, "")
+        if not (said.isascii() and said.isdigit() and int(said)):
+            os.environ[name] = number
 
 
 def give_back() -> None:

@@ -21,6 +21,7 @@ from models.decoding.beam_search import SearchResult
 from models.decoding.config import SearchConfig
 from models.decoding.dense_ranks import dense_ranks
 from models.decoding.generation import Generation, generate
+from models.decoding.popularity_ranks import popularity_ranks
 from models.errors import NothingToTest
 from models.measures.ranking_metrics import Ranks, hierarchical_recall, ranking_metrics, ranks_in_lists
 from models.networks.config import ModelConfig
@@ -35,6 +36,7 @@ from models.ranking.statistics_follower import StatisticsFollower
 from models.sequences.holdout import HoldoutCases
 from models.training.config import TrainConfig
 from models.training.offline import train_recommender
+from models.training.ranker_examples import windowed_popularity_ranks
 from models.training.ranker_fitting import fit_ranker
 
 NUM_ANSWERS = 10
@@ -56,13 +58,17 @@ class EvaluationReport:
     """Test figures by system ("recall@5", "recall@10", "ndcg@5", "ndcg@10") and what they took.
 
     `generator` is the beam search alone, `dense` the dense head alone over the whole catalogue, `recommend`
-    the whole path. `hierarchical_recall[l - 1]` is the share of cases whose right first l codes were
-    among the beams. `ranker` holds what `fit_ranker` reached on the validation items it kept back.
+    the whole path. `popularity` ranks by all events before the test, `popularity_now` by the newest
+    `POPULARITY_WINDOW` wishes before the moment of each test event, which `recommend` knows as well.
+    `hierarchical_recall[l - 1]` is the share of cases whose right first l codes were among the beams.
+    `ranker` holds what `fit_ranker` reached on the validation items it kept back.
     """
 
     recommend: dict[str, float]
     generator: dict[str, float]
     dense: dict[str, float]
+    popularity: dict[str, float]
+    popularity_now: dict[str, float]
     hierarchical_recall: list[float]
     ranker: dict[str, float]
     num_cases: int
@@ -144,6 +150,8 @@ def evaluate_leave_one_out(
         recommend=ranking_metrics(ranks.recommend),
         generator=ranking_metrics(ranks.generator),
         dense=ranking_metrics(ranks.dense),
+        popularity=ranking_metrics(popularity_ranks(cases, split.before_test, len(catalogue))),
+        popularity_now=ranking_metrics(_popularity_now(cases, split.before_test)),
         hierarchical_recall=ranks.hierarchical_recall,
         ranker=ranker_figures,
         num_cases=len(cases),
@@ -220,6 +228,11 @@ def rank_by_every_system(
         dense=dense_ranks(engine, cases),
         hierarchical_recall=(found_C / max(1, len(cases))).tolist(),
     )
+
+
+def _popularity_now(cases: HoldoutCases, known: EventBatch) -> Ranks:
+    in_time = cases.select(np.argsort(cases.time_ms_B, kind="stable"))
+    return windowed_popularity_ranks(in_time, known.select(np.arange(0)), _in_time_order(known))
 
 
 def _answer(

@@ -16,9 +16,10 @@ from models.batch import EventBatch
 from models.catalogue.index import CatalogueIndex
 from models.decoding.cpu_engine import CpuEngine
 from models.decoding.dense_ranks import dense_ranks
+from models.decoding.popularity_ranks import popularity_ranks
 from models.device import autocast, compute_dtype
 from models.errors import NonFiniteLoss
-from models.measures.ranking_metrics import ranking_metrics
+from models.measures.ranking_metrics import ranking_metrics, recall_at
 from models.networks.config import ModelConfig
 from models.networks.item_identities import room_for
 from models.networks.recommender import GenerativeRecommender
@@ -98,11 +99,12 @@ class _Run:
         self.windows = TrainingWindows(sequences, recommender.config.max_history)
         cases = HoldoutCases.from_events(events, validation.select(validation.is_wish_N))
         self.cases = _some(cases, recommender.config.max_history)
+        popular_B = popularity_ranks(self.cases, events, len(catalogue))
         popularity_N = torch.from_numpy(np.bincount(events.item_N, minlength=len(catalogue)))
         self.objective = Objective(catalogue, popularity_N, seed=config.seed)
         by_popularity_N = popularity_N.argsort(descending=True, stable=True)[: int((popularity_N > 0).sum())]
         recommender.identities.add(catalogue.codes_NC[by_popularity_N])
-        self.metrics: dict[str, float] = {}
+        self.metrics = {"popularity_recall@10": recall_at(popular_B, 10)} if len(self.cases) else {}
 
     def align(self) -> None:
         """Stage 1: the item encoder learns to speak to a frozen network."""
@@ -122,18 +124,17 @@ class _Run:
         best, best_state, stale = -math.inf, None, 0
         for epoch in range(self.config.max_epochs):
             self._epoch(_TRAINING, epoch, self.config.max_epochs, optimiser)
-            if not len(self.cases):
-                if self.time_share() >= 1.0:
-                    break
-                continue
-            self.metrics |= self.validate()
-            if self.metrics["ndcg@10"] > best:
-                best, stale = self.metrics["ndcg@10"], 0
-                best_state = {k: v.clone() for k, v in self.recommender.state_dict().items()}
-            else:
-                stale += 1
-            self._report(_TRAINING, (epoch + 1) * self._num_steps, self.config.max_epochs * self._num_steps)
+            done = (epoch + 1) * self._num_steps
+            if len(self.cases):
+                self.metrics |= self.validate()
+                if self.metrics["ndcg@10"] > best:
+                    best, stale = self.metrics["ndcg@10"], 0
+                    best_state = {k: v.clone() for k, v in self.recommender.state_dict().items()}
+                else:
+                    stale += 1
+                self._report(_TRAINING, done, self.config.max_epochs * self._num_steps)
             if stale >= self.config.patience_epochs or self.time_share() >= 1.0:
+                self._report(_TRAINING, done, done)
                 break
         if best_state is not None:
             self.recommender.load_state_dict(best_state)

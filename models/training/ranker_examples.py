@@ -28,6 +28,7 @@ from models.sequences.holdout import HoldoutCases
 BATCH_SIZE = 64
 # Popularity is that of so many newest events, as for the learner's own figures.
 POPULARITY_WINDOW = 5_000
+_COLLECTING = "collecting candidates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Example:
         return len(self.candidates)
 
 
-def popularity_ranks(cases: HoldoutCases, known: EventBatch, stream: EventBatch) -> Ranks:
+def windowed_popularity_ranks(cases: HoldoutCases, known: EventBatch, stream: EventBatch) -> Ranks:
     """Where popularity ranks the item of each case (in time order), int64 [B]: by the newest
     `POPULARITY_WINDOW` wishes before it of `known` and then `stream`, the user's own items left out."""
     popularity = WindowedPopularity(POPULARITY_WINDOW)
@@ -108,7 +109,8 @@ def collect_examples(
                     action_1A=label_BA[b : b + 1],
                 )
             )
-        progress("collecting candidates", int(part[-1]) + 1, len(cases))
+        progress(_COLLECTING, int(part[-1]) + 1, len(cases))
+    progress(_COLLECTING, len(examples), len(examples))
     return examples
 
 

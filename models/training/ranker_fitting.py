@@ -31,7 +31,7 @@ from models.training.ranker_examples import (
     Example,
     collect_examples,
     example_batch,
-    popularity_ranks,
+    windowed_popularity_ranks,
 )
 
 MAX_EXAMPLES = 30_000
@@ -49,6 +49,7 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.98
 _MAX_GRAD_NORM = 1.0
+_RANKING = "learning to rank"
 # So many a brief fit has in any case: a blank ranker does not use the live statistics, which know most then.
 MIN_BRIEF_ROUNDS = 1
 # A brief fit is compared with the whole one on so many events.
@@ -104,7 +105,7 @@ def fit_ranker(
         progress,
         is_over=lambda: num_examples is None and time_share() >= _COLLECT_UNTIL,
     )
-    popular_N = popularity_ranks(cases.select(chosen), known, stream)
+    popular_N = windowed_popularity_ranks(cases.select(chosen), known, stream)
     as_drawn = np.argsort(in_time[: len(asked)])
     if num_examples is not None:
         num_validation = min(num_validation, NUM_COMPARED, len(asked) // 2)
@@ -163,14 +164,18 @@ def _fit(
         "blank_ndcg@10": ndcg_at(best_N, 10),
         "candidate_recall": float(np.mean([example is not None for example in validation])),
     }
-    best_weights, num_worse, before = copy.deepcopy(ranker.state_dict()), 0, 1.0
+    popularity = (
+        {} if popular_N is None else {"popularity_recall@10": recall_at(popular_N[:num_validation], 10)}
+    )
+    best_weights, num_worse, before, num_rounds = copy.deepcopy(ranker.state_dict()), 0, 1.0, 0
     trained = AveragedTraining(pipeline, ranker, training, random)
     for round_ in range(MAX_ROUNDS if training else 0):
         if round_ >= min_rounds and is_over():
             break
         trained.one_round()
         rank_N = _validate(pipeline, trained.average, validation)
-        progress("learning to rank", round_ + 1, MAX_ROUNDS, ranking_metrics(rank_N))
+        num_rounds = round_ + 1
+        progress(_RANKING, num_rounds, MAX_ROUNDS, ranking_metrics(rank_N) | popularity)
         if ndcg_at(rank_N, 10) > ndcg_at(best_N, 10):
             best_N, best_weights, num_worse = rank_N, copy.deepcopy(trained.average.state_dict()), 0
             continue
@@ -179,6 +184,8 @@ def _fit(
         if goes_wrong or num_worse > PATIENCE_ROUNDS:
             break
         before = ndcg_at(rank_N, 10)
+    if num_rounds:
+        progress(_RANKING, num_rounds, num_rounds, ranking_metrics(best_N) | popularity)
     ranker.load_state_dict(best_weights)
     pipeline.weights_changed()
     if popular_N is not None:

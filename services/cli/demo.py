@@ -16,7 +16,7 @@ from services.state_folder import require_writable
 
 if TYPE_CHECKING:
     from services.cli.terminal import Stages
-    from services.demo.tour import Findings
+    from services.demo.findings import Findings
     from services.stack.supervisor import Stack
     from streaming.datasets.folder import Dataset
 
@@ -86,7 +86,7 @@ async def _run(settings: Settings, dataset: "Dataset", *, once: bool, train_s: f
     import asyncio
     import signal
 
-    from services.demo.tour import promises_panel
+    from services.demo.findings import promises_panel
     from services.stack.supervisor import Stack
 
     current = asyncio.current_task()

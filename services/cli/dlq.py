@@ -51,6 +51,9 @@ def list_letters(
     if json:
         terminal.print_json([_as_json(letter) for letter in letters])
         return
+    if not letters:
+        terminal.note(f"no dead letters of {topic.value}")
+        return
     rows = [
         (
             f"{letter.partition}/{letter.offset}",

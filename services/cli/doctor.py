@@ -3,17 +3,21 @@
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from services.cli import calls, terminal
 from services.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from services.rpc.state import State
 
 _PACKAGES = (
     "torch",
@@ -72,36 +76,44 @@ def _device() -> Check:
     return Check("compute", "ok", f"{device.type}, {dtype} (measured), torch {torch.__version__}")
 
 
-def _state(settings: Settings) -> tuple[Check, Settings]:
+def _state(settings: Settings) -> "tuple[Check, State]":
     """Where the state is, and the settings that say so; the given ones where it cannot be told."""
-    from services.rpc.state import StateElsewhere, find_state
+    from services.rpc.state import State, StateElsewhere, find_state
 
     try:
         found = find_state(settings)
     except StateElsewhere as error:
-        return Check("state", "fail", str(error)), settings
+        return Check("state", "fail", str(error)), State(settings=settings, answered_by="a service")
     told = f"told by {found.answered_by}" if found.answered_by else "this folder's own; no service answers"
     root = found.settings.store.root
     there = "" if root.exists() else "; not there yet, `headrace up` makes it"
-    return Check("state", "ok", f"{root} ({told}{there})"), found.settings
+    return Check("state", "ok", f"{root} ({told}{there})"), found
 
 
 def _disk(settings: Settings) -> Check:
     root = settings.store.root.absolute()
     existing = next(path for path in (root, *root.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        return Check("disk", "fail", f"nothing can be written in {existing} ({reason}): set HEADRACE_STORE__ROOT")
     free = shutil.disk_usage(existing).free
     state = "ok" if free >= _MIN_FREE_BYTES else "warn"
     return Check("disk", state, f"{free / 1024**3:.1f} GiB free for {root}")
 
 
-def _ports(settings: Settings) -> Check:
+def _ports(settings: Settings, answered_by: str) -> Check:
     from services.errors import BackendUnavailable
     from services.stack.ports import check_ports
 
+    if answered_by:
+        return Check("ports", "ok", f"in use by the services that run: {answered_by} answers")
     try:
         check_ports(settings)
     except BackendUnavailable as error:
-        return Check("ports", "warn", f"{error} (right if `headrace up` runs)")
+        return Check("ports", "fail", str(error))
     return Check("ports", "ok", "all free: `headrace up` can start")
 
 
@@ -150,19 +162,21 @@ def _release_store(settings: Settings) -> Check:
     except (OSError, ImportError, ValueError) as error:
         return Check("release store", "fail", f"{url}: {error}")
     names = [Path(name).name for name in releases]
-    return Check("release store", "ok", f"{url}: {len([n for n in names if not n.startswith('.')])} releases")
+    num_releases = sum(not name.startswith(".") for name in names)
+    return Check("release store", "ok", f"{url}: {num_releases} release{'s' * (num_releases != 1)}")
 
 
 def run_checks(settings: Settings) -> list[Check]:
     """Every check, in the order in which a person would fix what fails."""
-    state, settings = _state(settings)
+    state, found = _state(settings)
+    settings = found.settings
     singles: list[Callable[[], Check]] = [
         _python,
         _packages,
         _device,
         lambda: state,
         lambda: _disk(settings),
-        lambda: _ports(settings),
+        lambda: _ports(settings, found.answered_by),
     ]
     return [*(check() for check in singles), *_broker(settings), _learner(settings), _release_store(settings)]
 

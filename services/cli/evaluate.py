@@ -30,7 +30,9 @@ def evaluate(
 ) -> None:
     """Train from nothing and report Recall and NDCG at 5 and 10 over the whole catalogue.
 
-    Three systems: the generator's beam search alone, the dense head alone, and the whole path of Recommend.
+    Two tables, by what a system knows: the beam search alone, the dense head alone and popularity know the
+    events before; the whole path of Recommend knows the moment of the request, too, as does the popularity
+    beside it.
     Needs no running service, and changes none.
     """
     from services.cores import use_cores, wait_asleep
@@ -71,11 +73,20 @@ def evaluate(
 def _report(
     report: "EvaluationReport", distinct_ratio: float, data: str, protocol: Protocol, *, json: bool
 ) -> None:
-    systems = {"recommend": report.recommend, "generator": report.generator, "dense": report.dense}
+    of_history = {
+        "beam search alone": report.generator,
+        "dense head alone": report.dense,
+        "popularity": report.popularity,
+    }
+    of_moment = {"recommend": report.recommend, "popularity at that moment": report.popularity_now}
     if json:
         terminal.print_json(
             {
-                **systems,
+                "recommend": report.recommend,
+                "generator": report.generator,
+                "dense": report.dense,
+                "popularity": report.popularity,
+                "popularity_now": report.popularity_now,
                 "hierarchical_recall": report.hierarchical_recall,
                 "ranker_validation": report.ranker,
                 "distinct_prefix_ratio": round(distinct_ratio, 4),
@@ -87,13 +98,14 @@ def _report(
             }
         )
         return
-    terminal.print_metrics(f"{data}, {protocol}, {report.num_cases:,} test events", systems)
+    title = f"{data}, {protocol}, {report.num_cases:,} test events"
+    terminal.print_metrics(f"{title}: by the events before", of_history)
+    terminal.print_metrics("the same events: by the moment of each request, too", of_moment)
     levels = ", ".join(f"{recall:.4f}" for recall in report.hierarchical_recall)
-    terminal.out.print(f"right prefix among the beams, by level: {levels}", highlight=False)
-    terminal.out.print(
-        f"distinct semantic prefixes: {distinct_ratio:.1%} of the items",
-        highlight=False,
-    )
-    terminal.out.print(
-        f"trained in {report.train_minutes:.1f} min, tested in {report.test_minutes:.1f} min", highlight=False
-    )
+    times = [terminal.duration_text(60 * minutes) for minutes in (report.train_minutes, report.test_minutes)]
+    for line in (
+        f"beam search: the right first 1 to {len(report.hierarchical_recall)} codes were found for {levels}",
+        f"items whose codes tell them apart from all others: {distinct_ratio:.1%}",
+        f"trained in {times[0]}, tested in {times[1]}",
+    ):
+        terminal.out.print(line, highlight=False)

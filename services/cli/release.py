@@ -61,19 +61,28 @@ def list_releases(json: JsonOption = False) -> None:
             ]
         )
         return
+    if not releases:
+        terminal.note("no release yet: `headrace train` makes the first")
+        return
     rows = [
         (
             release.release_id,
             _state(release),
             problem or "yes",
-            f"{release.metrics['recall@10']:.4f}" if "recall@10" in release.metrics else "-",
+            *_recalls(release),
             release.reason,
         )
         for release, problem in zip(releases, problems, strict=True)
     ]
     # an id begins with the time; `diff` and --json have the rest
-    columns = ["release", "state", "loadable", "recall@10", "reason"]
-    terminal.print_table("releases", columns, rows, numbers=("recall@10",), ids=("release",))
+    columns = ["release", "state", "loadable", "Recall@10", "popularity", "reason"]
+    terminal.print_table("releases", columns, rows, numbers=columns[3:5], ids=("release",))
+
+
+def _recalls(release: "Release") -> list[str]:
+    """Recall@10 of a release and of popularity on the same events; a dash for what it does not say."""
+    names = ("recall@10", "popularity_recall@10")
+    return [f"{release.metrics[name]:.4f}" if name in release.metrics else "-" for name in names]
 
 
 @app.command()

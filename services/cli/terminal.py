@@ -53,13 +53,13 @@ out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 _LINE_INTERVAL_S = 10.0
 _MIN_RATED_S = 1.0
-# A terminal of so many columns has room for everything about a stage.
-_WIDE = 100
+# A terminal of so many columns has room for a rate and popularity beside a bar, or for everything.
+_WIDE, _VERY_WIDE = 110, 130
 _METRIC_NAMES = {
     f"{key}@{k}": f"{name}@{k}" for key, name in (("recall", "Recall"), ("ndcg", "NDCG")) for k in (5, 10)
 }
-# The figures that are shown beside a bar; the others are for programs.
-_FIGURE_NAMES = {"recall@10": "Recall@10"}
+# The figures that are shown beside a bar, where there is room; the others are for programs.
+_FIGURE_NAMES = {"recall@10": "Recall@10", "popularity_recall@10": "popularity"}
 
 
 class CountColumn(ProgressColumn):
@@ -82,14 +82,14 @@ def _rate(task: ProgressTask) -> str:
     seconds = task.elapsed if task.finished_time is None else task.finished_time
     if not task.speed or (seconds or 0.0) < _MIN_RATED_S:
         return ""
-    return f"{task.speed:,.1f}/s"
+    return f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:,.1f}/s"
 
 
 class Stages:
     """One progress bar for each named stage; called as `progress(stage, num_done, num_total[, figures])`.
 
-    Where stderr is no terminal, a bar becomes a plain line every ten seconds and one at the end, however
-    often the end is reported.
+    A stage that ends before all is done reports what it did as the whole. Where stderr is no terminal, a
+    bar becomes a plain line every ten seconds and one at the end, however often the end is reported.
     """
 
     def __init__(self, bars: Progress) -> None:
@@ -97,6 +97,7 @@ class Stages:
         self._task_ids: dict[str, TaskID] = {}
         self._next_line_s: dict[str, float] = {}
         self._ended_at: dict[str, int] = {}
+        self._num_total: dict[str, int] = {}
 
     def __call__(
         self, stage: str, num_done: int, num_total: int, figures: Mapping[str, float] | None = None
@@ -105,7 +106,12 @@ class Stages:
             self._task_ids[stage] = self._bars.add_task(stage, total=num_total or None, figures="")
         task_id = self._task_ids[stage]
         total = num_total or None
-        self._bars.update(task_id, completed=num_done, total=total, figures=_figures_text(figures or {}))
+        first_total = self._num_total.setdefault(stage, num_total)
+        if num_done == num_total < first_total:
+            self._bars.update(task_id, description=f"{stage} (ended early)")
+        is_wide = not self._bars.console.is_terminal or self._bars.console.width >= _WIDE
+        text = _figures_text(figures or {}, None if is_wide else 1)
+        self._bars.update(task_id, completed=num_done, total=total, figures=text)
         if not self._bars.console.is_terminal:
             self._line(stage, task_id, num_done, num_total)
 
@@ -119,7 +125,7 @@ class Stages:
             return
         self._next_line_s[stage] = now_s + _LINE_INTERVAL_S
         task = next(task for task in self._bars.tasks if task.id == task_id)
-        line = f"{stage} {num_done:,}/{num_total:,} {_rate(task)}".rstrip()
+        line = f"{task.description} {num_done:,}/{num_total:,} {_rate(task)}".rstrip()
         self.say(f"{line} {task.fields['figures']}".rstrip())
 
     def stop(self) -> None:
@@ -132,7 +138,7 @@ class Stages:
 
 
 def _bar_columns(width: int) -> list[ProgressColumn]:
-    """Bar, count and time left are whole at 80 columns; a rate and the time used need more."""
+    """Bar, count and time left are whole at 80 columns; a rate, and the time used, need more."""
     stage = TextColumn("{task.description}", table_column=Column(no_wrap=True))
     figures = TextColumn("{task.fields[figures]}", style="dim", table_column=Column(no_wrap=True))
     needed = [
@@ -145,12 +151,14 @@ def _bar_columns(width: int) -> list[ProgressColumn]:
     ]
     if width < _WIDE:
         return needed
-    return [*needed[:4], RateColumn(), TimeElapsedColumn(), *needed[4:]]
+    elapsed = [TimeElapsedColumn()] if width >= _VERY_WIDE else []
+    return [*needed[:4], RateColumn(), *elapsed, *needed[4:]]
 
 
-def _figures_text(figures: Mapping[str, float]) -> str:
-    """Those figures that say something to people, by plain names."""
-    return " ".join(f"{_FIGURE_NAMES[key]} {figures[key]:.3f}" for key in _FIGURE_NAMES if key in figures)
+def _figures_text(figures: Mapping[str, float], num_shown: int | None) -> str:
+    """The first `num_shown` of those figures that say something to people, by plain names."""
+    shown = [f"{_FIGURE_NAMES[key]} {figures[key]:.4f}" for key in _FIGURE_NAMES if key in figures]
+    return ", ".join(shown[:num_shown])
 
 
 @contextmanager
@@ -261,6 +269,12 @@ def time_text(time_ms: int) -> str:
     except (OverflowError, ValueError, OSError):
         return f"{time_ms} ms"
     return moment.strftime("%Y-%m-%d %H:%M:%S") if time_ms else "-"
+
+
+def duration_text(seconds: float) -> str:
+    """`48 s`, or from two minutes on `3 min 20 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
 
 
 def enum_word(name: str, prefix: str) -> str:

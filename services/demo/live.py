@@ -27,7 +27,7 @@ _MAX_EVENTS_AHEAD = 2_500
 _POLL_INTERVAL_S = 0.5
 _STALL_PATIENCE_S = 120.0
 # On a slow machine the rest is left out: the tour is to end.
-_MAX_SENDING_S = 90.0
+MAX_SENDING_S = 90.0
 _LINE_INTERVAL_S = 10.0
 
 
@@ -61,7 +61,7 @@ class LiveReplay:
                 await self._send_chunk(items)
             await asyncio.sleep(_POLL_INTERVAL_S)
             status = await self._poll()
-            if time.monotonic() - started > _MAX_SENDING_S:
+            if time.monotonic() - started > MAX_SENDING_S:
                 self.end = self.begin + self.num_sent
             if _num_taken(status) - done_before > taken:
                 taken, progress_at = _num_taken(status) - done_before, time.monotonic()

@@ -14,6 +14,8 @@ from typing import TypeAlias
 from protos.headrace.v1 import events_pb2, items_pb2, recommend_pb2, recommend_pb2_grpc
 from services.errors import BackendUnavailable
 
+MAX_NEW_ITEM_S = 5.0
+FEW = 10
 _POLL_INTERVAL_S = 0.02
 _PATIENCE_S = 30.0
 _REQUEST_TIMEOUT_S = 10.0
@@ -34,14 +36,15 @@ class ChangedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class NewItemFound:
-    """The answer that first held a new item, and the seconds since it was announced."""
+    """The answer that first held a new item, its place there (from 1), and the seconds since it was
+    announced."""
 
-    item: items_pb2.Item
     answer: recommend_pb2.RecommendResponse
+    place: int
     seconds: float
 
 
-async def recommend(stub: Stub, user_id: str, k: int = 10) -> recommend_pb2.RecommendResponse:
+async def recommend(stub: Stub, user_id: str, k: int = FEW) -> recommend_pb2.RecommendResponse:
     """One answer of the gateway."""
     return await stub.Recommend(
         recommend_pb2.RecommendRequest(user_id=user_id, k=k), timeout=_REQUEST_TIMEOUT_S
@@ -95,16 +98,22 @@ async def change_answer(
     raise BackendUnavailable(f"five events did not change the answer within {_PATIENCE_S:.0f} s")
 
 
-async def announce(stub: Stub, item: items_pb2.Item, user_id: str, k: int = 10) -> NewItemFound:
-    """Announces an item and asks for `user_id` until the answer holds it.
+async def announce(
+    stub: Stub, item: items_pb2.Item, user_id: str, *, most: int = 100, patience_s: float = _PATIENCE_S
+) -> NewItemFound:
+    """Announces an item and asks for `user_id` until the answer of ten holds it.
 
-    Raises BackendUnavailable after 30 s without it.
+    Where it does not within `MAX_NEW_ITEM_S`, for a model may like other new items better, asks for `most` items
+    as well. Raises BackendUnavailable after `patience_s` without it among those.
     """
     await stub.UpsertItems(recommend_pb2.UpsertItemsRequest(items=[item]), timeout=_REQUEST_TIMEOUT_S)
     started = time.monotonic()
-    while time.monotonic() - started < _PATIENCE_S:
-        answer = await recommend(stub, user_id, k)
-        if any(found.item_id == item.item_id for found in answer.recommendations):
-            return NewItemFound(item=item, answer=answer, seconds=time.monotonic() - started)
+    while (seconds := time.monotonic() - started) < patience_s:
+        for k in (FEW,) if seconds < MAX_NEW_ITEM_S else (FEW, most):
+            answer = await recommend(stub, user_id, k)
+            item_ids = [found.item_id for found in answer.recommendations]
+            if item.item_id in item_ids:
+                place = item_ids.index(item.item_id) + 1
+                return NewItemFound(answer=answer, place=place, seconds=time.monotonic() - started)
         await asyncio.sleep(_POLL_INTERVAL_S)
-    raise BackendUnavailable(f"the new item was not recommended within {_PATIENCE_S:.0f} s")
+    raise BackendUnavailable(f"the new item was not recommended within {patience_s:.0f} s")

@@ -33,6 +33,8 @@ __all__ = ["PartitionConsumer", "Record", "describe_hidden"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
+# A broker that hangs holds up whoever asks it for so long.
+_QUESTION_TIMEOUT_MS = 5_000
 # A broker answers a fetch as soon as there is something; an idle reader asks once in so long.
 _FETCH_MAX_WAIT_MS = 5_000
 
@@ -261,7 +263,9 @@ class PartitionConsumer:
 
     def _connected_admin(self) -> KafkaAdminClient:
         if self._admin is None:
-            self._admin = make_admin(self._bootstrap, _CONNECT_TIMEOUT_S)
+            self._admin = make_admin(
+                self._bootstrap, _CONNECT_TIMEOUT_S, request_timeout_ms=_QUESTION_TIMEOUT_MS
+            )
         return self._admin
 
     def _disconnect_admin(self) -> None:

@@ -16,9 +16,9 @@ from streaming.header_names import read_any_header_name
 _MAX_RECONNECT_BACKOFF_MS = 1_000
 
 
-def make_admin(bootstrap: str, timeout_s: float) -> KafkaAdminClient:
+def make_admin(bootstrap: str, timeout_s: float, **config: Any) -> KafkaAdminClient:
     """An admin client; raises BrokerUnavailable at once if nobody listens, else after `timeout_s`."""
-    return _make(KafkaAdminClient, bootstrap, timeout_s)
+    return _make(KafkaAdminClient, bootstrap, timeout_s, **config)
 
 
 def make_consumer(bootstrap: str, timeout_s: float, **config: Any) -> KafkaConsumer:

@@ -13,9 +13,9 @@ import numpy as np
 from quality_data import Problem
 from quality_sasrec import sasrec_rows
 
-from models.baselines.popularity import popularity_ranks
 from models.baselines.tiger import TigerConfig
 from models.baselines.tiger_training import train_tiger
+from models.decoding.popularity_ranks import popularity_ranks
 from models.evaluation.leave_one_out import evaluate_leave_one_out
 from models.measures.ranking_metrics import ranking_metrics
 from models.progress import Progress

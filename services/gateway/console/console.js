@@ -89,13 +89,13 @@ function showReleases(status) {
   const rows = status.releases.map((release) => {
     const live = release.release_id === status.live_release_id;
     const state = short(release.state, "RELEASE_STATE_");
-    const recall = release.metrics["recall@10"] ?? release.metrics.recall_at_10;
+    const shares = ["recall@10", "popularity_recall@10"].map((name) => release.metrics[name]);
     const row = make("tr", live ? "live" : "");
     row.title = release.reason;
     row.append(
       make("td", "mono", release.release_id),
       make("td", "", live ? "live" : state === "live" ? "was live" : state),
-      make("td", "num", recall === undefined ? "–" : recall.toFixed(3)),
+      ...shares.map((share) => make("td", "num", share === undefined ? "–" : share.toFixed(4))),
       make("td", "num", age(release.created_time_ms)),
     );
     return row;

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.baselines.popularity import popularity_ranks
 from models.baselines.tiger import Tiger, TigerConfig, user_token
 from models.baselines.tiger_search import CodeTable, search_codes
 from models.baselines.tiger_training import train_tiger
@@ -131,13 +130,3 @@ def test_it_learns_what_follows_what():
     ranks = trained.ranks(HoldoutCases.from_events(train, last))
     assert (ranks == 0).mean() > 0.4  # one in 30 by chance
     assert trained.best_step > 0
-
-
-def test_popularity_counts_what_is_known_and_leaves_out_what_the_user_had():
-    known = make_events([[0, 1], [0, 2], [0, 2], [3]])
-    held_out = make_events([[2], [1], [1], [0]], after=len(known))
-    ranks = popularity_ranks(HoldoutCases.from_events(known, held_out), known, num_items=5)
-    # u0 had 0 and 1: 2 is first. u1 and u2 had 0 and 2: of 1 and 3, with one event each, half a place.
-    # u3 had 3: 0 is first of all
-    assert ranks.tolist() == [0, 0, 0, 0]
-    assert popularity_ranks(HoldoutCases.from_events(known, known), known, 5).tolist() == [-1] * 7

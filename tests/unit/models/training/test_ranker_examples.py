@@ -4,7 +4,7 @@ import numpy as np
 
 from models.batch import EventBatch
 from models.sequences.holdout import HoldoutCases
-from models.training.ranker_examples import popularity_ranks
+from models.training.ranker_examples import windowed_popularity_ranks
 
 CLICK = 2
 
@@ -25,4 +25,4 @@ def test_popularity_knows_what_was_before_each_event_and_leaves_out_the_users_ow
     held_out = events([5, 7, 7], ["a", "c", "b"], 20)
     cases = HoldoutCases.from_events(known, held_out)
     # a: 3 is their own, so 5 is first; c: 7 was never seen; b: 5 was chosen twice by now, 7 once
-    assert popularity_ranks(cases, known, held_out).tolist() == [0, -1, 1]
+    assert windowed_popularity_ranks(cases, known, held_out).tolist() == [0, -1, 1]

@@ -55,7 +55,7 @@ def test_a_long_line_is_not_broken(log: Log) -> None:
     assert log.lines == ["word " * 20]
 
 
-@pytest.mark.parametrize("width", [80, 110])
+@pytest.mark.parametrize("width", [80, 110, 130])
 def test_a_bar_keeps_its_bar_count_and_time_left_beside_figures(width: int) -> None:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
@@ -66,13 +66,33 @@ def test_a_bar_keeps_its_bar_count_and_time_left_beside_figures(width: int) -> N
     now_s[0] = 20.0
     stages("learning to recommend", 1_500, 63_000, {"code_loss": 1.0, "recall@10": 0.0812})
     now_s[0] = 40.0
-    stages("learning to recommend", 31_500, 63_000, {"code_loss": 1.0, "recall@10": 0.0812})
+    figures = {"code_loss": 1.0, "popularity_recall@10": 0.0604, "recall@10": 0.0812}
+    stages("learning to recommend", 31_500, 63_000, figures)
     console.print(bars.make_tasks_table(bars.tasks))
     line = file.getvalue().splitlines()[-1]
     assert len(line) <= width
-    for part in ("learning to recommend", "31,500/63,000", "0:00:", "Recall@10 0.081", "━━"):
+    for part in ("learning to recommend", "31,500/63,000", "0:00:", "Recall@10 0.0812", "━━"):
         assert part in line
+    assert ("Recall@10 0.0812, popularity 0.0604" in line) == (width >= 110)
     assert "code_loss" not in line
+
+
+def test_a_stage_that_ends_early_is_at_its_end() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    bars = Progress(*terminal._bar_columns(80), console=console)
+    stages = Stages(bars)
+    stages("learning to recommend", 220, 440)
+    assert not bars.tasks[0].finished
+    stages("learning to recommend", 220, 220)
+    assert bars.tasks[0].finished
+    assert bars.tasks[0].description == "learning to recommend (ended early)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119.2, "119 s"), (120, "2 min 0 s"), (754.6, "12 min 35 s")]
+)
+def test_a_duration_is_in_minutes_from_two_on(seconds: float, text: str) -> None:
+    assert terminal.duration_text(seconds) == text
 
 
 def test_progress_for_programs_is_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,9 +4,9 @@ import pytest
 from rich.console import Console
 
 from protos.headrace.v1 import items_pb2, learner_pb2, recommend_pb2, release_pb2
+from services.demo.findings import Findings, promises_panel
 from services.demo.moments import unlike
 from services.demo.screen import curve_panel, quality_table, recommendations_table, releases_table
-from services.demo.tour import Findings, promises_panel
 from services.demo.traffic import problem_of
 
 KNOWN = {"a", "b", "c"}

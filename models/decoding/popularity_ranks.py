@@ -1,4 +1,4 @@
-"""The most popular items for everyone: what a model has to beat to have learned anything about a user.
+"""Held-out items ranked by their popularity: what a model has to beat to have learned anything about a user.
 
 Knows counts only. Shapes: B cases, N catalogue rows.
 """
