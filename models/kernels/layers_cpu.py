@@ -9,22 +9,19 @@ Shapes: Q positions, I inputs, O outputs, D width.
 import numpy as np
 
 from models.arrays import Float32Array
+from models.kernels.blas import use_one_thread
 from models.kernels.compiled import compiled_fast
 
-# Up to this many multiplications OpenBLAS takes one thread, and the caller's: threads that wait for each
-# other cost a small product more than they save. One piece after the other is as fast as the whole.
-_MOST_OF_ONE_THREAD = 1 << 18
-
 _NORM_EPS = np.float32(1e-5)  # that of torch.nn.LayerNorm
+
+use_one_thread()
 
 
 @compiled_fast
 def linear(x_QI: Float32Array, weight_IO: Float32Array, bias_O: Float32Array) -> Float32Array:
     """`x_QI @ weight_IO + bias_O` of contiguous float32 arrays: float32 [Q, O]."""
     out_QO = np.empty((len(x_QI), weight_IO.shape[1]), np.float32)
-    num_rows = max(1, _MOST_OF_ONE_THREAD // max(1, weight_IO.size))
-    for begin in range(0, len(x_QI), num_rows):
-        np.dot(x_QI[begin : begin + num_rows], weight_IO, out_QO[begin : begin + num_rows])
+    np.dot(x_QI, weight_IO, out_QO)
     for q in range(len(out_QO)):
         for n in range(len(bias_O)):
             out_QO[q, n] += bias_O[n]

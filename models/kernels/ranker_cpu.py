@@ -14,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from models.arrays import Float32Array, Int64Array
+from models.kernels.blas import use_one_thread
 from models.kernels.compiled import compiled_fast, compiled_fast_unlocked
 from models.kernels.ranker_weights import Layer, Norm, PackedWeights, RankerWeights, unpacked
 from models.kernels.vector_math import exp_of_negative, gelu
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-# Up to this many multiplications OpenBLAS takes one thread, the caller's: threads that wait for each other
-# cost a small product more than they save.
-_MOST_OF_ONE_THREAD = 1 << 18
 # So many candidates or events are computed together: 16 and 256 took an eighth longer.
 _BLOCK = 32
+
+use_one_thread()
 
 
 class Events(NamedTuple):
@@ -38,9 +38,7 @@ class Events(NamedTuple):
 def linear(layer: Layer, x_IM: Float32Array) -> Float32Array:
     """weight @ x + bias, float32 [O, M]."""
     out_OM = np.empty((len(layer.weight_OI), x_IM.shape[1]), np.float32)
-    num_rows = max(1, _MOST_OF_ONE_THREAD // max(1, x_IM.size))
-    for begin in range(0, len(out_OM), num_rows):
-        np.dot(layer.weight_OI[begin : begin + num_rows], x_IM, out_OM[begin : begin + num_rows])
+    np.dot(layer.weight_OI, x_IM, out_OM)
     for o in range(out_OM.shape[0]):
         bias = layer.bias_O[o]
         for m in range(out_OM.shape[1]):

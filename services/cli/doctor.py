@@ -98,7 +98,9 @@ def _disk(settings: Settings) -> Check:
             pass
     except OSError as error:
         reason = error.strerror or error
-        return Check("disk", "fail", f"nothing can be written in {existing} ({reason}): set HEADRACE_STORE__ROOT")
+        return Check(
+            "disk", "fail", f"nothing can be written in {existing} ({reason}): set HEADRACE_STORE__ROOT"
+        )
     free = shutil.disk_usage(existing).free
     state = "ok" if free >= _MIN_FREE_BYTES else "warn"
     return Check("disk", state, f"{free / 1024**3:.1f} GiB free for {root}")

@@ -57,10 +57,10 @@ def train(
 ) -> None:
     """Learn a release from a data folder, or from the topics, and make it live.
 
-    Needs the broker (`headrace up`). Runs beside the services, which go on; a running learner takes the new release over and goes on from
-    there, as the next one does that starts. With --data the folder's items are announced, and the learner
-    reads the topics from their beginning: the events that were learned here it recognises by their ids.
-    Interrupted or killed, a training leaves live what was live.
+    Needs the broker (`headrace up`). Runs beside the services, which go on; a running learner takes the new
+    release over and goes on from there, as the next one does that starts. With --data the folder's items are
+    announced, and the learner reads the topics from their beginning: the events that were learned here it
+    recognises by their ids. Interrupted or killed, a training leaves live what was live.
     """
     if (data is None) != from_topic:
         raise typer.BadParameter("give either --data FOLDER or --from-topic")

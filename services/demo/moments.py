@@ -103,8 +103,8 @@ async def announce(
 ) -> NewItemFound:
     """Announces an item and asks for `user_id` until the answer of ten holds it.
 
-    Where it does not within `MAX_NEW_ITEM_S`, for a model may like other new items better, asks for `most` items
-    as well. Raises BackendUnavailable after `patience_s` without it among those.
+    Where it does not within `MAX_NEW_ITEM_S`, for a model may like other new items better, asks for `most`
+    items as well. Raises BackendUnavailable after `patience_s` without it among those.
     """
     await stub.UpsertItems(recommend_pb2.UpsertItemsRequest(items=[item]), timeout=_REQUEST_TIMEOUT_S)
     started = time.monotonic()
