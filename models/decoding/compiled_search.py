@@ -5,7 +5,8 @@ Owns the decoder's weights as `models.kernels.decode_cpu` reads them, of the mom
 Shapes: B requests, K beams, X excluded rows, D width, I inputs, O outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from models.arrays import Float32Array, Int64Array
 from models.catalogue.trie import Trie
 from models.decoding.beam_search import Beams, SearchResult
 from models.decoding.exclusions import flat_exclusions
-from models.kernels.decode_cpu import MAX_CODES, DecoderArrays, TrieArrays, decode
+from models.kernels.decode_cpu import MAX_CODES, DecoderArrays, Found, TrieArrays, decode
 from models.kernels.level import Level
 from models.networks.depth_decoder import DepthDecoder
 
 _NO_NODES, _NO_TAIL = np.zeros(0, np.int32), np.zeros(0, np.int64)
 _NO_LEVEL = Level(_NO_NODES, np.zeros(0, np.int16), _NO_NODES, _NO_TAIL, _NO_TAIL, _NO_NODES)
+
+# Fewer requests are not worth a thread of their own.
+_MIN_SHARE = 8
 
 
 class CompiledSearch:
@@ -41,20 +45,23 @@ class CompiledSearch:
     ) -> SearchResult:
         """The k best items for each contiguous state [B, D], as `models.decoding.beam_search.beam_search`.
 
-        A request's result does not depend on the rest of its batch. Raises ValueError for a k or beam below
-        1, or where `exclude` has not one entry for each request.
+        A request's result does not depend on the rest of its batch: as many threads as torch may use share a
+        large one. Raises ValueError for a k or beam below 1, or where `exclude` has not one entry for each
+        request.
         """
         if k < 1 or beam < 1:
             raise ValueError("k and beam must be at least 1")
-        found = decode(
-            state_BD,
-            self._weights,
-            self._num_heads,
-            _trie_arrays(trie),
-            k,
-            beam,
-            *flat_exclusions(exclude, len(state_BD)),
-        )
+        excluded_X, end_B = flat_exclusions(exclude, len(state_BD))
+        arrays = _trie_arrays(trie)
+
+        def search(begin: int, end: int) -> Found:
+            first = 0 if begin == 0 else end_B[begin - 1]
+            own_X, own_end_B = excluded_X[first:], end_B[begin:end] - first
+            return decode(
+                state_BD[begin:end], self._weights, self._num_heads, arrays, k, beam, own_X, own_end_B
+            )
+
+        found = _in_shares(search, len(state_BD))
         beams = tuple(
             Beams(
                 prefix_BKl=found.prefix_CBKC[depth, :, :used, : depth + 1],
@@ -64,6 +71,24 @@ class CompiledSearch:
             for depth, used in enumerate(found.used_C.tolist())
         )
         return SearchResult(torch.from_numpy(found.row_Bk), torch.from_numpy(found.leaf_Bk), beams)
+
+
+def _in_shares(search: Callable[[int, int], Found], num_requests: int) -> Found:
+    """What `search(begin, end)` finds for all requests, by as many threads as have enough to do."""
+    num_shares = min(torch.get_num_threads(), num_requests // _MIN_SHARE)
+    if num_shares < 2:
+        return search(0, num_requests)
+    ends = [num_requests * share // num_shares for share in range(num_shares + 1)]
+    with ThreadPoolExecutor(num_shares) as threads:
+        parts = list(threads.map(search, ends, ends[1:]))
+    return Found(
+        prefix_CBKC=np.concatenate([part.prefix_CBKC for part in parts], axis=1),
+        node_CBK=np.concatenate([part.node_CBK for part in parts], axis=1),
+        score_CBK=np.concatenate([part.score_CBK for part in parts], axis=1),
+        used_C=np.max([part.used_C for part in parts], axis=0),
+        row_Bk=np.concatenate([part.row_Bk for part in parts]),
+        leaf_Bk=np.concatenate([part.leaf_Bk for part in parts]),
+    )
 
 
 def _trie_arrays(trie: Trie) -> TrieArrays:
