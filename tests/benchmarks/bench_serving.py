@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_serving.py             # minutes; writes results, plots, tables
     python tests/benchmarks/bench_serving.py --quick     # does it run? on a small generated catalogue
     python tests/benchmarks/bench_serving.py --against b341a12   # beside another commit, by turns
+    python tests/benchmarks/bench_serving.py --layouts   # one process for three services, or three
 
 Broker, seven services, the learner and the callers share this machine's cores. The first run makes the
 world (a hurried release; some minutes) and keeps it under `.headrace/bench-serving`. Without the data set
@@ -29,7 +30,7 @@ from serving_measures import (
     track_rows,
     user_rows,
 )
-from serving_pairs import pair_rows, pair_table
+from serving_pairs import commit_rows, layout_rows, pair_table
 from serving_pauses import pause_rows
 from serving_report import publish
 from serving_world import World, copied, make_world, settings_for
@@ -76,11 +77,24 @@ async def measure(world: World, plan: Plan) -> dict[str, Any]:
 
 def compare(commit: str, *, rounds: int, seconds: float, as_json: bool) -> None:
     """This tree beside a commit: results, and the table of the documents."""
-    rows = pair_rows(commit, rounds=rounds, seconds=seconds)
-    table = pair_table(rows)
-    show(f"serving while learning, beside {commit}, {rounds} rounds", table, list(table[0]))
-    readme_table("serving-against", markdown_table(table, list(table[0])), quick=False)
-    path = write_results("serving-against", {"rows": rows, "against": commit}, quick=False)
+    rows = commit_rows(commit, rounds=rounds, seconds=seconds)
+    show_pairs("serving-against", f"beside {commit}", rows, pair_table(rows), as_json=as_json)
+
+
+def compare_layouts(*, rounds: int, seconds: float, as_json: bool) -> None:
+    """One process for gateway, generator and ranker beside three: results, and the table of the documents."""
+    rows = layout_rows(rounds=rounds, seconds=seconds)
+    table = pair_table(rows, "apart", "together")
+    show_pairs("serving-layouts", "together beside apart", rows, table, as_json=as_json)
+
+
+def show_pairs(
+    name: str, title: str, rows: list[dict[str, Any]], table: list[dict[str, Any]], *, as_json: bool
+) -> None:
+    """The table, here and in the documents, and the results in a file."""
+    show(f"serving while learning, {title}", table, list(table[0]))
+    readme_table(name, markdown_table(table, list(table[0])), quick=False)
+    path = write_results(name, {"rows": rows}, quick=False)
     if as_json:
         emit({"rows": rows})
     console.print(f"results: {path}")
@@ -89,8 +103,9 @@ def compare(commit: str, *, rounds: int, seconds: float, as_json: bool) -> None:
 def _parser() -> ArgumentParser:
     result = parser(__doc__, threads=1)
     result.add_argument("--against", metavar="COMMIT", help="measure beside this commit, by turns")
-    result.add_argument("--rounds", type=int, default=3, help="with --against: turns of each")
-    result.add_argument("--seconds", type=float, default=8.0, help="with --against: seconds for each load")
+    result.add_argument("--layouts", action="store_true", help="measure the layouts beside each other")
+    result.add_argument("--rounds", type=int, default=3, help="with those: turns of each")
+    result.add_argument("--seconds", type=float, default=8.0, help="with those: seconds for each load")
     return result
 
 
@@ -99,6 +114,8 @@ def main() -> None:
     options = _parser().parse_args()
     if options.against:
         return compare(options.against, rounds=options.rounds, seconds=options.seconds, as_json=options.json)
+    if options.layouts:
+        return compare_layouts(rounds=options.rounds, seconds=options.seconds, as_json=options.json)
     torch.set_num_threads(options.threads)
     world = make_world(quick=options.quick)
     payload = asyncio.run(measure(world, QUICK if options.quick else Plan()))

@@ -1,4 +1,4 @@
-"""This tree beside an earlier commit, by turns, for `bench_serving.py --against COMMIT`.
+"""This tree beside an earlier commit, or beside itself in another layout, by turns, for `bench_serving.py`.
 
 The commit is checked out and set up under `.headrace/against/`, with an environment of its own, the first
 time. Each turn starts a stack, measures it (`serving_rows.py`) and stops it; a figure is the median of its
@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,22 +25,48 @@ _FIGURES = ("p50_ms", "p95_ms", "p99_ms", "requests_per_s", "cpu_ms")
 Row = dict[str, Any]
 
 
-def pair_rows(commit: str, *, rounds: int, seconds: float) -> list[Row]:
-    """All rows of both trees; each has `tree` ("before" or "now") and `round`. Old first, then new first."""
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What is measured in one turn: a tree, with variables of its own."""
+
+    tree: str
+    folder: Path
+    commit: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def commit_rows(commit: str, *, rounds: int, seconds: float) -> list[Row]:
+    """All rows of a commit ("before") and of this tree ("now")."""
     name = _git("rev-parse", "--short", commit)
-    here = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
-    before = _prepared(name)
+    before = Turn(tree="before", folder=_prepared(name), commit=name)
+    return _pair_rows(before, Turn(tree="now", folder=REPOSITORY, commit=_here()), rounds, seconds)
+
+
+def layout_rows(*, rounds: int, seconds: float) -> list[Row]:
+    """All rows of this tree in the layout "apart" ("before") and as it is ("now")."""
+    apart = {"HEADRACE_LAYOUT": "apart"}
+    before = Turn(tree="before", folder=REPOSITORY, commit=_here(), variables=apart)
+    return _pair_rows(before, Turn(tree="now", folder=REPOSITORY, commit=_here()), rounds, seconds)
+
+
+def _pair_rows(before: Turn, now: Turn, rounds: int, seconds: float) -> list[Row]:
+    """The rows of both, each with `tree` and `round`. Before first, then now first."""
     rows = []
     for number in range(rounds):
-        turns = [("before", before, name), ("now", REPOSITORY, here)]
-        for tree, folder, label in turns if number % 2 == 0 else turns[::-1]:
-            console.print(f"round {number + 1} of {rounds}: {tree} ({label})")
-            rows += [row | {"tree": tree, "round": number} for row in _measured(folder, label, seconds)]
+        for turn in (before, now) if number % 2 == 0 else (now, before):
+            variables = " ".join(f"{name}={value}" for name, value in turn.variables.items())
+            console.print(f"round {number + 1} of {rounds}: {turn.tree} ({turn.commit}) {variables}".rstrip())
+            rows += [row | {"tree": turn.tree, "round": number} for row in _measured(turn, seconds)]
     return rows
 
 
-def pair_table(rows: list[Row]) -> list[Row]:
-    """One line for each load and figure: both medians, and the ratios now / before of the rounds."""
+def _here() -> str:
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+
+
+def pair_table(rows: list[Row], before: str = "before", now: str = "now") -> list[Row]:
+    """One line for each load and figure: both medians, and the ratios now / before of the rounds; `before`
+    and `now` are their names in it."""
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         for figure in _FIGURES:
@@ -48,9 +76,11 @@ def pair_table(rows: list[Row]) -> list[Row]:
         {
             "load": load,
             "figure": figure.replace("_", " "),
-            "before": f"{median(by['before'].values()):,.1f}",
-            "now": f"{median(by['now'].values()):,.1f}",
-            "now / before": ", ".join(f"{by['now'][n] / by['before'][n]:.2f}" for n in sorted(by["now"])),
+            before: f"{median(by['before'].values()):,.1f}",
+            now: f"{median(by['now'].values()):,.1f}",
+            f"{now} / {before}": ", ".join(
+                f"{by['now'][n] / by['before'][n]:.2f}" for n in sorted(by["now"])
+            ),
         }
         for (load, figure), by in values.items()
     ]
@@ -67,13 +97,14 @@ def _prepared(commit: str) -> Path:
     return folder
 
 
-def _measured(folder: Path, label: str, seconds: float) -> list[Row]:
-    environment = os.environ | {"PYTHONPATH": f"{folder / 'tests' / 'benchmarks'}:{folder}"}
+def _measured(turn: Turn, seconds: float) -> list[Row]:
+    folder = turn.folder
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'tests' / 'benchmarks'}:{folder}"} | turn.variables
     data = REPOSITORY.parent / "shared" / "data"
     if data.exists():
         environment["HEADRACE_BENCH_DATA"] = str(data)
     # -P: the modules beside the driver are this tree's
-    command = [str(folder / ".venv" / "bin" / "python"), "-P", str(_DRIVER), str(seconds), label]
+    command = [str(folder / ".venv" / "bin" / "python"), "-P", str(_DRIVER), str(seconds), turn.commit]
     done = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
