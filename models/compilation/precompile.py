@@ -18,16 +18,19 @@ from models.kernels.dense_head_cpu import DenseHead, dense_logits, dense_queries
 from models.kernels.row_products import products_of_rows
 from models.kernels.row_sets import open_positions, summed_by_row, union
 from models.networks.compiled_ranker import CompiledRanker
+from models.networks.compiled_trunk import CompiledTrunk
 from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
 from models.networks.ranker import Ranker, RankingBatch
+from models.networks.softmax_trunk import SoftmaxTrunk
 from models.ranking.config import StatisticsConfig
 from models.ranking.feature_columns import FeatureInputs, column_names, fill_columns
 from models.ranking.live_statistics import LiveStatistics
 
 
 def precompile() -> None:
-    """Runs one search of each kind among three items, training's mask, and the ranker on one item."""
+    """One search of each kind among three items, training's mask, the trunk on one event, the ranker on one
+    item."""
     trie = Trie(3, 4)
     trie.insert_many(np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]]), np.ones(3, np.bool_))
     decoder = DepthDecoder(
@@ -36,6 +39,9 @@ def precompile() -> None:
     decoding = decoder.tables().start(torch.zeros(1, 8))
     beam_search(decoding.logits, trie, batch_size=1, k=2, beam=2, exclude=[np.array([0])])
     CompiledSearch(decoder)(np.zeros((1, 8), np.float32), trie, k=2, beam=2, exclude=[np.array([0])])
+    trunk = CompiledTrunk(SoftmaxTrunk(8, 1, 2, 0.0).eval())
+    one_event = torch.zeros(1, 1, 8), torch.ones(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+    trunk.extend(trunk.prefill(*one_event)[1], torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64))
     vector_ND = np.eye(3, 2, dtype=np.float32)
     head = DenseHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), 1.0)
     query_BD = dense_queries(vector_ND[:1], head)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.arrays import Float32Array, Int64Array
 from models.catalogue.trie import Trie
@@ -18,6 +18,7 @@ from models.decoding.beam_search import Beams, SearchResult
 from models.decoding.exclusions import flat_exclusions
 from models.kernels.decode_cpu import MAX_CODES, DecoderArrays, Found, TrieArrays, decode
 from models.kernels.level import Level
+from models.networks.affine import affine, contiguous
 from models.networks.depth_decoder import DepthDecoder
 
 _NO_NODES, _NO_TAIL = np.zeros(0, np.int32), np.zeros(0, np.int64)
@@ -101,20 +102,20 @@ def _trie_arrays(trie: Trie) -> TrieArrays:
 def _arrays(decoder: DepthDecoder) -> DecoderArrays:
     block, tables = decoder.block, decoder.tables()
     width = decoder.norm.normalized_shape[0]
-    start_DD, start_bias_D = _affine(decoder.start)
-    projection = _affine(block.attention.project_in, block.attention_norm)
+    start_DD, start_bias_D = affine(decoder.start)
+    projection = affine(block.attention.project_in, block.attention_norm)
     key_value_DE, key_value_bias_E = (part[..., width:] for part in projection)  # without the query's
-    seen_DD, seen_bias_D = _affine(block.attention.project_out)
+    seen_DD, seen_bias_D = affine(block.attention.project_out)
     wide, _, narrow = block.ffn
     assert isinstance(wide, nn.Linear)
     assert isinstance(narrow, nn.Linear)
-    wide_DF, wide_bias_F = _affine(wide, block.ffn_norm)
-    narrow_FD, narrow_bias_D = _affine(narrow)
+    wide_DF, wide_bias_F = affine(wide, block.ffn_norm)
+    narrow_FD, narrow_bias_D = affine(narrow)
     logit_CVD = decoder.norm.weight * decoder.output_weight.transpose(1, 2)
     logit_bias_CV = decoder.output_bias + decoder.norm.bias @ decoder.output_weight
     return DecoderArrays(
         *map(
-            _contiguous,
+            contiguous,
             (
                 start_DD,
                 start_bias_D + decoder.level_embedding[0],
@@ -135,15 +136,3 @@ def _arrays(decoder: DepthDecoder) -> DecoderArrays:
             ),
         )
     )
-
-
-def _affine(linear: nn.Linear, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
-    """Weight [I, O] and bias [O] with what the norm before it multiplies and adds."""
-    weight_IO, bias_O = linear.weight.T, linear.bias
-    if norm is None:
-        return weight_IO, bias_O
-    return norm.weight[:, None] * weight_IO, bias_O + norm.bias @ weight_IO
-
-
-def _contiguous(tensor: Tensor) -> Float32Array:
-    return np.ascontiguousarray(tensor.float().numpy())

@@ -11,7 +11,25 @@ from torch import Tensor, nn
 from models.networks.trunk_cache import TrunkCache
 
 
-class Trunk(Protocol):
+class StatefulTrunk(Protocol):
+    """What serving asks of a trunk, in whatever form: states that the next event extends."""
+
+    def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
+        """The state after the last event of each history, floating, [B, D], and the cache for `extend`.
+
+        T >= 1; for an empty history the state means nothing.
+        """
+        ...
+
+    def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
+        """One more event for each history: the state after it, floating, [B, D], and the longer cache.
+
+        `time_ms_B` int64. `cache` stays as it was.
+        """
+        ...
+
+
+class Trunk(StatefulTrunk, Protocol):
     """A causal network over the positions of a history, one for each event; an `nn.Module`.
 
     Positions come in as float vectors, right-padded, with the times of their events (int64, ms) and the
@@ -43,20 +61,6 @@ class Trunk(Protocol):
 
         Candidates see the whole valid history, which may be empty, and themselves, never each other (the
         M-FALCON mask of Zhai et al., 2024, "Actions speak louder than words"). `candidate_time_ms_B` int64.
-        """
-        ...
-
-    def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
-        """The state after the last event of each history, floating, [B, D], and the cache for `extend`.
-
-        T >= 1; for an empty history the state means nothing.
-        """
-        ...
-
-    def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
-        """One more event for each history: the state after it, floating, [B, D], and the longer cache.
-
-        `time_ms_B` int64. `cache` stays as it was.
         """
         ...
 

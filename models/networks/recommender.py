@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.batch import NUM_ACTIONS, HistoryBatch
+from models.networks.base import StatefulTrunk
 from models.networks.config import ModelConfig
 from models.networks.depth_decoder import DepthDecoder
 from models.networks.item_identities import ItemIdentities
@@ -104,24 +105,36 @@ class GenerativeRecommender(nn.Module):
         """The user's state now, float32 [B, D]: after the last event, or the learned empty state."""
         return self.prefill(history, item_ND).state_BD
 
-    def prefill(self, history: HistoryBatch, item_ND: Tensor) -> UserStates:
-        """The states of B users now, with the cache that `extend` needs; `item_ND` float32, by row."""
+    def prefill(
+        self, history: HistoryBatch, item_ND: Tensor, trunk: StatefulTrunk | None = None
+    ) -> UserStates:
+        """The states of B users now, with the cache that `extend` needs; `item_ND` float32, by row.
+
+        `trunk` is another form of this one's, if any.
+        """
         x_BTD = self.embed_history(history, item_ND)
-        state_BD, cache = self.trunk.prefill(x_BTD, history.length_B, history.time_ms_BT)
+        state_BD, cache = (trunk or self.trunk).prefill(x_BTD, history.length_B, history.time_ms_BT)
         empty_B1 = (history.length_B == 0)[:, None]
         state_BD = torch.where(empty_B1, self.empty_state.to(state_BD.dtype), state_BD)
         return UserStates(state_BD=state_BD, cache=cache)
 
-    def extend(self, states: UserStates, new: HistoryBatch, item_ND: Tensor) -> UserStates:
+    def extend(
+        self,
+        states: UserStates,
+        new: HistoryBatch,
+        item_ND: Tensor,
+        trunk: StatefulTrunk | None = None,
+    ) -> UserStates:
         """The states after `new` events of the same B users, oldest first; some may have none.
 
-        Costs the new positions alone, and equals `prefill` of the whole histories. `item_ND` float32, by row.
+        Costs the new positions alone, and equals `prefill` of the whole histories. `item_ND` float32, by row;
+        `trunk` is another form of this one's, if any.
         """
         state_BD, cache = states.state_BD, states.cache
         for t in range(int(new.length_B.amax())):
             is_new_B = t < new.length_B
             x_BD = self._embed_next(cache, new, t, item_ND)
-            next_BD, longer = self.trunk.extend(cache, x_BD, new.time_ms_BT[:, t])
+            next_BD, longer = (trunk or self.trunk).extend(cache, x_BD, new.time_ms_BT[:, t])
             state_BD = torch.where(is_new_B[:, None], next_BD, state_BD)
             # what was written past a length that stays is never read
             cache = replace(longer, length_B=torch.where(is_new_B, longer.length_B, cache.length_B))
