@@ -4,6 +4,7 @@ One process has one registry and one port. No user or item ids in labels. Who ob
 the business of the callers.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,13 +167,14 @@ class _Page(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every family with the samples that stand on this page."""
         for family in REGISTRY.collect():
-            family.samples = [
+            shown = copy.copy(family)  # some collectors hand out the same object each time
+            shown.samples = [
                 sample
                 for sample in family.samples
                 if sample.labels.get("service", self._default) == self._service
             ]
-            if family.samples:
-                yield family
+            if shown.samples:
+                yield shown
 
 
 def serve_metrics(host: str, port: int, service: str, *, is_guest: bool = False) -> Callable[[], None]:

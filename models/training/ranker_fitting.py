@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.arrays import Int64Array
 from models.batch import EventBatch
 from models.device import autocast, compute_dtype
 from models.measures.ranking_metrics import Ranks, gains, ndcg_at, ranking_metrics, recall_at
@@ -97,20 +98,26 @@ def fit_ranker(
     drawn = new[: num_examples or MAX_EXAMPLES]
     in_time = np.argsort(cases.time_ms_B[drawn], kind="stable")
     chosen = drawn[in_time]
-    asked = collect_examples(
-        pipeline,
-        cases.select(chosen),
-        held_out.select(chosen),
-        StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream),
-        progress,
-        is_over=lambda: num_examples is None and time_share() >= _COLLECT_UNTIL,
-    )
-    popular_N = windowed_popularity_ranks(cases.select(chosen), known, stream)
-    as_drawn = np.argsort(in_time[: len(asked)])
+    follower = StatisticsFollower(pipeline.scorer.statistics, pipeline.scorer.catalogue, stream)
+
+    def collect(place_X: Int64Array, say: Progress, is_over: Callable[[], bool]) -> list[Example | None]:
+        part = chosen[place_X]
+        return collect_examples(
+            pipeline, cases.select(part), held_out.select(part), follower, say, is_over=is_over
+        )
+
+    place_X = np.arange(len(chosen))
+    asked = collect(place_X, progress, lambda: num_examples is None and time_share() >= _COLLECT_UNTIL)
+    # what fits are compared on is collected in any case
+    late_X = place_X[len(asked) :][in_time[len(asked) :] < NUM_COMPARED]
+    place_X = np.concatenate([place_X[: len(asked)], late_X])
+    asked += collect(late_X, quietly, lambda: False)
+    popular_N = windowed_popularity_ranks(cases.select(chosen), known, stream)[place_X]
+    as_drawn = np.argsort(in_time[place_X])
     if num_examples is not None:
         num_validation = min(num_validation, NUM_COMPARED, len(asked) // 2)
     elif len(asked) < len(chosen):
-        num_validation = _num_validation(len(asked))
+        num_validation = max(_num_validation(len(asked)), min(NUM_COMPARED, len(asked) // 2))
     return _fit(
         pipeline,
         [asked[i] for i in as_drawn],

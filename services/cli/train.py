@@ -112,6 +112,7 @@ def train(
             modest=modest,
         )
     if json_lines:
+        _warn_of(first)
         terminal.print_json_line({"release": terminal.message_dict(first.release)})
         return
     _report(first, json)
@@ -145,9 +146,20 @@ def _say_modest(release: "Release", *, json_lines: bool) -> None:
         terminal.note(f"a modest release is live meanwhile: {release.release_id}")
 
 
-def _report(first: "FirstRelease", json: bool) -> None:
+def _warn_of(first: "FirstRelease") -> None:
+    """What of the data is not in the release, and what is odd about it."""
     for note in first.notes:
         terminal.warn(note)
+    if first.num_unmatched:
+        terminal.warn(f"{first.num_unmatched:,} events left out: their items have no line or no content")
+    if first.num_repeated:
+        terminal.warn(
+            f"{first.num_repeated:,} events left out: their user had an event of the same id before"
+        )
+
+
+def _report(first: "FirstRelease", json: bool) -> None:
+    _warn_of(first)
     if json:
         terminal.print_json(terminal.message_dict(first.release))
         return
@@ -156,12 +168,6 @@ def _report(first: "FirstRelease", json: bool) -> None:
         f"{len(first.bundle.catalogue):,} items",
         highlight=False,
     )
-    if first.num_unmatched:
-        terminal.warn(f"{first.num_unmatched:,} events left out: their items have no line or no content")
-    if first.num_repeated:
-        terminal.warn(
-            f"{first.num_repeated:,} events left out: their user had an event of the same id before"
-        )
     metrics = first.bundle.meta.metrics
     if metrics:
         ours = {name: metrics[name] for name in ("recall@10", "ndcg@10") if name in metrics}

@@ -119,7 +119,7 @@ class Tour:
         self.findings.judge(above, f"the {name} release is above popularity on held-out events")
 
     async def _answer_by_a_model(self, user_id: str) -> recommend_pb2.RecommendResponse:
-        """An answer without fallback; raises BackendUnavailable where there is none for half a minute."""
+        """An answer without fallback; raises BackendUnavailable where there is none for a minute."""
         assert self._calls is not None
         deadline_s = time.monotonic() + _MODEL_PATIENCE_S
         while time.monotonic() < deadline_s:

@@ -70,13 +70,15 @@ class Training:
     async def read(self) -> None:
         """Takes what the child says, until it ends."""
         assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            said = json.loads(line)
-            if "release" in said:
-                self._releases.put_nowait(Measured.from_release(said["release"]))
-            else:
-                self.progress(said["stage"], said["done"], said["total"], said["figures"])
-        self._releases.put_nowait(None)
+        try:
+            async for line in self.process.stdout:
+                said = json.loads(line)
+                if "release" in said:
+                    self._releases.put_nowait(Measured.from_release(said["release"]))
+                else:
+                    self.progress(said["stage"], said["done"], said["total"], said["figures"])
+        finally:  # whoever waits for a release is not left waiting
+            self._releases.put_nowait(None)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from protos.headrace.v1.events_pb2 import Event, HistoryEvent
 from protos.headrace.v1.generator_pb2 import GenerateRequest, GenerateResponse
 from services.errors import NotReady
 from services.generator.user_states import UserStateCache
-from services.metrics import INVALID_SIDS, ITEM_TO_RECOMMENDABLE_SECONDS, stage
+from services.metrics import INVALID_SIDS, ITEM_TO_RECOMMENDABLE_SECONDS, USERS_KEPT, stage
 from services.model_host.host import HostedRelease
 from services.model_host.live_catalogue import Changes
 from services.wire import translate
@@ -133,6 +133,7 @@ class GeneratorServing:
         """Prepares a release beside the live one: items encoded, searches run."""
         loaded = GeneratorRelease(hosted, self._max_kept_users)
         loaded.warm_up(Kind(k=self._config.num_dense or 1, beam=self._config.beam))
+        USERS_KEPT.set(0 if self._live is None else len(self._live.user_states))
         return loaded
 
     def swap(self, loaded: GeneratorRelease) -> None:

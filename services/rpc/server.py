@@ -119,8 +119,8 @@ class ServiceServer:
     ) -> None:
         """Serves until SIGTERM, SIGINT or a failed background task, then stops gracefully.
 
-        NOT_SERVING first, then requests in flight get the grace time, then the guests `beside` it stop in
-        the same way, then the background tasks are cancelled and awaited. Raises SystemExit(1) if a
+        NOT_SERVING first, then requests in flight get the grace time, here and at the guests `beside` it at
+        once; then the background tasks are cancelled and awaited. Raises SystemExit(1) if a
         background task had failed.
         """
         loop = asyncio.get_running_loop()
@@ -139,9 +139,7 @@ class ServiceServer:
         try:
             await self._stop.wait()
         finally:
-            await self.stop()
-            for guest in beside:
-                await guest.stop()
+            await asyncio.gather(self.stop(), *(guest.stop() for guest in beside))
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

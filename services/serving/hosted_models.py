@@ -10,7 +10,7 @@ from time import perf_counter
 
 import structlog
 
-from services.errors import DeadlineExpired, NotReady
+from services.errors import BackendUnavailable, DeadlineExpired, NotFound, NotReady
 from services.gateway.models import Ask, Explained, PairedModels, TimeLeft, unranked
 from services.gateway.ranking import RankedItem, Ranking
 from services.generator.serving import Found, GeneratorServing
@@ -25,10 +25,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """A ranking, and the milliseconds of the turn that made it."""
+    """A ranking, and the milliseconds that its turn took to rank."""
 
     ranking: Ranking
-    generate_ms: float
     rank_ms: float
 
 
@@ -71,10 +70,15 @@ class HostedModels:
 
     async def explain(self, ask: Ask, item_id: str, left: TimeLeft) -> Explained:
         """As `Models.explain`."""
-        return await self._paired.explain(ask, item_id, left)
+        try:
+            return await self._paired.explain(ask, item_id, left)
+        except (NotFound, DeadlineExpired, BackendUnavailable):
+            raise
+        except Exception as error:
+            log.exception("explain_failed", exc_info=error)
+            raise BackendUnavailable("the models of this process do not answer") from error
 
     def _answer_many(self, asks: Sequence[Ask]) -> list[_Answer]:
-        start_s = perf_counter()
         found = self._generator.find_many(asks)
         live = self._host.live
         assert live is not None, "found in the live release"
@@ -87,8 +91,8 @@ class HostedModels:
                 raise  # then each is tried alone
             log.exception("ranking_failed", exc_info=error)
             rankings = [_unranked(one, live) for one in found]
-        generate_ms, rank_ms = (found_s - start_s) * 1e3, (perf_counter() - found_s) * 1e3
-        return [_Answer(ranking=one, generate_ms=generate_ms, rank_ms=rank_ms) for one in rankings]
+        rank_ms = (perf_counter() - found_s) * 1e3
+        return [_Answer(ranking=one, rank_ms=rank_ms) for one in rankings]
 
 
 def _ranking(ranked: Ranked, release: HostedRelease) -> Ranking:

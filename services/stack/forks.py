@@ -12,8 +12,10 @@ from typing import Any
 
 from services.environment import PREFIX
 from services.errors import BackendUnavailable
+from services.stack.launch import ORPHAN_S
 
 _STOP_S = 5.0
+_GONE_POLL_S = 0.05
 
 
 class Forked:
@@ -124,8 +126,11 @@ class Forks:
         code = await template.wait()
         while self._starting:
             error = BackendUnavailable(f"the process that services are forked from ended with code {code}")
-            self._starting.popleft().set_exception(error)
-        # they were told to end by the kernel
+            started = self._starting.popleft()
+            if not started.done():
+                started.set_exception(error)
+        # they were told to end by the kernel; until they have, their ports are taken
+        await asyncio.gather(*map(_until_gone, self._running))
         for forked in self._running.values():
             forked.note_end(-signal.SIGTERM)
         self._running.clear()
@@ -133,6 +138,21 @@ class Forks:
     def _take(self, said: Mapping[str, Any]) -> None:
         if "started" in said:
             forked = self._running[said["started"]] = Forked(said["started"])
-            self._starting.popleft().set_result(forked)
+            started = self._starting.popleft()
+            if started.done():  # whoever wanted it was cancelled meanwhile
+                forked.terminate()
+            else:
+                started.set_result(forked)
         elif "ended" in said:
             self._running.pop(said["ended"]).note_end(said["code"])
+
+
+async def _until_gone(pid: int) -> None:
+    """Returns when no such process runs; kills one that takes longer than an orphan may."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + ORPHAN_S
+    with contextlib.suppress(ProcessLookupError):
+        while loop.time() < deadline_s:
+            os.kill(pid, 0)
+            await asyncio.sleep(_GONE_POLL_S)
+        os.kill(pid, signal.SIGKILL)

@@ -131,6 +131,7 @@ class Stack:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
         await stop_all([self.processes[name]])
+        self._down.discard(name)
         await self.start_service(name)
         self._keepers[name] = asyncio.ensure_future(self._keep(name))
 

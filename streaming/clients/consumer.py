@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5.0
 # A broker that hangs holds up whoever asks it for so long.
 _QUESTION_TIMEOUT_MS = 5_000
-# A broker answers a fetch as soon as there is something; an idle reader asks once in so long.
-_FETCH_MAX_WAIT_MS = 5_000
+# A broker answers a fetch as soon as there is something; an idle reader asks once in so long. A partition
+# that brought more than one poll takes is asked again only when the others' fetch has ended.
+_FETCH_MAX_WAIT_MS = 1_000
 
 
 class PartitionConsumer:

@@ -63,7 +63,7 @@ def project(
             records = consumer.poll(_MAX_BATCH_EVENTS, _POLL_S)
             history.rewind(consumer.take_rewound())
             applied = ApplyReport()
-            if consumer.offsets != stored:
+            if records or consumer.offsets != stored:
                 stored = consumer.offsets
                 applied = history.apply(records, stored)
             now_ms = time.time() * 1000

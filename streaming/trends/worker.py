@@ -167,7 +167,7 @@ async def _stop(app: Any) -> None:
         async with asyncio.timeout(_STOP_S):
             await app.stop()
     except TimeoutError:
-        logger.warning("stopped_without_broker")
+        logger.warning("stop_took_too_long", extra={"seconds": _STOP_S})
 
 
 async def _batches(stream: Any) -> AsyncGenerator[list[Any], None]:

@@ -100,3 +100,31 @@ async def test_when_every_task_is_cancelled_the_forks_end(forks: Forks, tmp_path
     assert await ended(forked) == -signal.SIGTERM
     forked.kill()  # nothing is there to kill, which is no error
     await until(lambda: not is_running(forked.pid))
+
+
+async def test_a_start_that_is_cancelled_leaves_no_fork_and_the_next_one_works(
+    forks: Forks, tmp_path: Path
+) -> None:
+    async def start(says: str) -> Forked:
+        return await forks.start(
+            "a-sleeper", "sleeper", {"HEADRACE_SAYS": says}, str(tmp_path / f"{says}.log")
+        )
+
+    assert await ended(await start("leave")) == 3  # the template runs
+    starting = asyncio.create_task(start("sleep"))
+    while not forks._starting:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert await ended(await start("leave")) == 3
+    await until(lambda: not forks._running)
+
+
+async def test_forks_have_ended_when_their_template_was_killed_and_that_is_said(
+    forks: Forks, tmp_path: Path
+) -> None:
+    first = await forks.start("a-sleeper", "sleeper", {"HEADRACE_SAYS": "sleep"}, str(tmp_path / "sleep.log"))
+    assert forks.template_pid is not None
+    os.kill(forks.template_pid, signal.SIGKILL)
+    assert await ended(first) == -signal.SIGTERM
+    assert not is_running(first.pid)

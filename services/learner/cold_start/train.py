@@ -132,7 +132,7 @@ def train_first_release(
                 catalogue.copy(),
                 batch,
                 modest.progress,
-                Deadline(modest.max_seconds),
+                Deadline(modest.max_seconds + len(batch) * _OBSERVE_S),
                 num_examples=_MODEST_EXAMPLES,
             )
             reason = f"trained briefly on {len(batch):,} events"

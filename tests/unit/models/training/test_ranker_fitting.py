@@ -18,6 +18,7 @@ from models.ranking.pipeline import Pipeline, recommend_many
 from models.sequences.histories import Past, pad_pasts
 from models.tokenizers.config import CodebookConfig
 from models.tokenizers.rq_kmeans import fit_codebook
+from models.training import ranker_fitting
 from models.training.ranker_fitting import _num_validation, fit_ranker, is_plainly_worse
 
 CLICK, NUM_ITEMS, LENGTH = 2, 60, 6
@@ -79,6 +80,36 @@ def test_fitting_lifts_what_the_whole_path_answers(pipeline: Pipeline) -> None:
         pipeline, history, k=5, time_ms_B=[10**12 + LENGTH * 3_600_000], exclude=[rows]
     )
     assert 20 + LENGTH in answer.row_K
+
+
+def test_what_fits_are_compared_on_is_collected_when_time_is_up(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranker_fitting, "NUM_COMPARED", 20)
+    parts = [walks(200, step) for step in range(LENGTH)]
+    figures = []
+    used_up = iter([0.0])
+    for time_share, num_examples in (
+        (lambda: next(used_up, 1.0), None),  # after the first batch
+        (lambda: 0.0, None),
+        (lambda: 0.0, 100),
+    ):
+        figures.append(
+            fit_ranker(
+                pipeline,
+                joined(parts[:-1]),
+                parts[-1],
+                stream=joined(parts[:-1]),
+                seed=0,
+                num_examples=num_examples,
+                time_share=time_share,
+            )
+        )
+    cut, whole, brief = figures
+    assert cut["num_compared"] == whole["num_compared"] == brief["num_compared"] == 20
+    # popularity knows no time limit: on the same events it is the same
+    popularity = "compared_popularity_recall@10"
+    assert cut[popularity] == whole[popularity] == brief[popularity]
 
 
 def test_without_held_out_events_nothing_changes(pipeline: Pipeline) -> None:

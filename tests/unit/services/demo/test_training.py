@@ -57,6 +57,19 @@ def test_a_training_that_ends_early_fails_the_tour() -> None:
     assert isinstance(failure, ServiceError)
 
 
+def test_a_line_that_is_no_json_fails_the_tour() -> None:
+    async def read_odd() -> None:
+        lines = Lines()
+        lines._lines = [b"Segmentation fault\n"]
+        training = Training(SimpleNamespace(stdout=lines))  # type: ignore[arg-type]
+        with pytest.raises(json.JSONDecodeError):
+            await training.read()
+        await asyncio.wait_for(training.next_release(lambda *_: None), 5)
+
+    with pytest.raises(ServiceError):
+        asyncio.run(read_odd())
+
+
 def test_a_release_that_nothing_was_measured_of_has_no_figures() -> None:
     measured = Measured.from_release({"release_id": "a", "metrics": {}})
     assert measured == Measured(release_id="a", num_events=0, recall=None, popularity_recall=None)
