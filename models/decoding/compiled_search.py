@@ -5,8 +5,7 @@ Owns the decoder's weights as `models.kernels.decode_cpu` reads them, of the mom
 Shapes: B requests, K beams, X excluded rows, D width, I inputs, O outputs.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from models.decoding.beam_search import Beams, SearchResult
 from models.decoding.exclusions import flat_exclusions
 from models.kernels.decode_cpu import MAX_CODES, DecoderArrays, Found, TrieArrays, decode
 from models.kernels.level import Level
+from models.kernels.shares import in_shares
 from models.networks.affine import affine, contiguous
 from models.networks.depth_decoder import DepthDecoder
 
@@ -62,7 +62,7 @@ class CompiledSearch:
                 state_BD[begin:end], self._weights, self._num_heads, arrays, k, beam, own_X, own_end_B
             )
 
-        found = _in_shares(search, len(state_BD))
+        found = _joined(in_shares(search, len(state_BD), _MIN_SHARE))
         beams = tuple(
             Beams(
                 prefix_BKl=found.prefix_CBKC[depth, :, :used, : depth + 1],
@@ -74,14 +74,9 @@ class CompiledSearch:
         return SearchResult(torch.from_numpy(found.row_Bk), torch.from_numpy(found.leaf_Bk), beams)
 
 
-def _in_shares(search: Callable[[int, int], Found], num_requests: int) -> Found:
-    """What `search(begin, end)` finds for all requests, by as many threads as have enough to do."""
-    num_shares = min(torch.get_num_threads(), num_requests // _MIN_SHARE)
-    if num_shares < 2:
-        return search(0, num_requests)
-    ends = [num_requests * share // num_shares for share in range(num_shares + 1)]
-    with ThreadPoolExecutor(num_shares) as threads:
-        parts = list(threads.map(search, ends, ends[1:]))
+def _joined(parts: Sequence[Found]) -> Found:
+    if len(parts) == 1:
+        return parts[0]
     return Found(
         prefix_CBKC=np.concatenate([part.prefix_CBKC for part in parts], axis=1),
         node_CBK=np.concatenate([part.node_CBK for part in parts], axis=1),

@@ -47,14 +47,14 @@ class Cached(NamedTuple):
 
 
 @compiled_unlocked
-def prefill_histories(x_XD: Float32Array, length_B: Int64Array, weights: TrunkArrays) -> Cached:
-    """All events of each history: its `length_B` (int64) positions are the next ones of float32 `x_XD`."""
-    num_blocks, num_heads = len(weights.seen_ZDD), len(weights.slope_H)
-    num, width, longest = len(length_B), x_XD.shape[1], 0
-    for b in range(num):
-        longest = max(longest, length_B[b])
-    shape = (num_blocks, num, num_heads, longest, width // num_heads)
-    key_ZBHTE, value_ZBHTE = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+def prefill_histories(
+    x_XD: Float32Array, length_B: Int64Array, first: int, found: Cached, weights: TrunkArrays
+) -> None:
+    """Writes histories `first` and on into `found` (zeros before), which has room for the longest.
+
+    The `length_B` (int64) positions of each are the next ones of float32 `x_XD`.
+    """
+    num_blocks, num, width = len(weights.seen_ZDD), len(length_B), x_XD.shape[1]
     own_BD, seen_BD = np.zeros((num, width), np.float32), np.zeros((num, width), np.float32)
     for z in range(num_blocks):
         projected_XY = linear(normalised(x_XD), weights.project_ZDY[z], weights.project_bias_ZY[z])
@@ -62,55 +62,39 @@ def prefill_histories(x_XD: Float32Array, length_B: Int64Array, weights: TrunkAr
         begin = 0
         for b in range(num):
             end = begin + length_B[b]
+            key_HTE, value_HTE = found.key_ZBHTE[z, first + b], found.value_ZBHTE[z, first + b]
             for x in range(begin, end):
-                _keep(projected_XY[x], key_ZBHTE[z, b], value_ZBHTE[z, b], x - begin)
+                _keep(projected_XY[x], key_HTE, value_HTE, x - begin)
             # the last block's other positions are read by nobody
             for x in range(begin if z + 1 < num_blocks else max(begin, end - 1), end):
-                place = x - begin
-                _look(
-                    projected_XY[x],
-                    key_ZBHTE[z, b],
-                    value_ZBHTE[z, b],
-                    place + 1,
-                    weights.slope_H,
-                    seen_XD[x],
-                )
-                if place + 1 == length_B[b]:
+                length = x - begin + 1
+                _look(projected_XY[x], key_HTE, value_HTE, length, weights.slope_H, seen_XD[x])
+                if length == length_B[b]:
                     own_BD[b], seen_BD[b] = x_XD[x], seen_XD[x]
             begin = end
         if z + 1 < num_blocks:
             x_XD = _finish(x_XD, seen_XD, weights, z)
-    return Cached(_normed(_finish(own_BD, seen_BD, weights, num_blocks - 1), weights), key_ZBHTE, value_ZBHTE)
+    found.state_BD[first : first + num] = _normed(_finish(own_BD, seen_BD, weights, num_blocks - 1), weights)
 
 
 @compiled_unlocked
 def extend_histories(
-    x_BD: Float32Array,
-    key_ZBHTE: Float32Array,
-    value_ZBHTE: Float32Array,
-    length_B: Int64Array,
-    weights: TrunkArrays,
-) -> Cached:
-    """One more event (float32 `x_BD`) of each history of `length_B` (int64) events; what is given stays."""
-    num_blocks, num_heads = len(weights.seen_ZDD), len(weights.slope_H)
-    num, width = x_BD.shape
-    kept = key_ZBHTE.shape[3]
-    longest = kept
-    for b in range(num):
-        longest = max(longest, length_B[b] + 1)
-    shape = (num_blocks, num, num_heads, longest, width // num_heads)
-    longer_key, longer_value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    longer_key[:, :, :, :kept] = key_ZBHTE
-    longer_value[:, :, :, :kept] = value_ZBHTE
-    for z in range(num_blocks):
+    x_BD: Float32Array, length_B: Int64Array, first: int, found: Cached, weights: TrunkArrays
+) -> None:
+    """One more event (float32 `x_BD`) of histories `first` and on, of `length_B` (int64) events each.
+
+    `found` has their keys and values, and room for one more; the states are written.
+    """
+    num = len(x_BD)
+    for z in range(len(weights.seen_ZDD)):
         projected_BY = linear(normalised(x_BD), weights.project_ZDY[z], weights.project_bias_ZY[z])
         seen_BD = np.zeros_like(x_BD)
         for b in range(num):
-            key_HTE, value_HTE = longer_key[z, b], longer_value[z, b]
+            key_HTE, value_HTE = found.key_ZBHTE[z, first + b], found.value_ZBHTE[z, first + b]
             _keep(projected_BY[b], key_HTE, value_HTE, length_B[b])
             _look(projected_BY[b], key_HTE, value_HTE, length_B[b] + 1, weights.slope_H, seen_BD[b])
         x_BD = _finish(x_BD, seen_BD, weights, z)
-    return Cached(_normed(x_BD, weights), longer_key, longer_value)
+    found.state_BD[first : first + num] = _normed(x_BD, weights)
 
 
 @compiled_fast

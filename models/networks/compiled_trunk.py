@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.kernels.shares import in_shares
 from models.kernels.trunk_cpu import Cached, TrunkArrays, extend_histories, prefill_histories
 from models.networks.affine import affine, contiguous
 from models.networks.base import Trunk
 from models.networks.softmax_trunk import SoftmaxTrunk
 from models.networks.trunk_cache import TrunkCache
+
+# Fewer histories are not worth a thread of their own, nor fewer events.
+_MIN_PREFILLED, _MIN_EXTENDED = 4, 16
 
 
 class CompiledTrunk:
@@ -24,29 +28,51 @@ class CompiledTrunk:
         self._weights = _arrays(trunk)
 
     def prefill(self, x_BTD: Tensor, length_B: Tensor, time_ms_BT: Tensor) -> tuple[Tensor, TrunkCache]:
-        """The state after the last event of each history, float32 [B, D], and the cache for `extend`."""
-        valid_BT = torch.arange(x_BTD.shape[1]) < length_B[:, None]
-        found = prefill_histories(contiguous(x_BTD[valid_BT]), length_B.contiguous().numpy(), self._weights)
-        return _cached(found, time_ms_BT[:, : found.key_ZBHTE.shape[3]], length_B)
+        """The state after the last event of each history, float32 [B, D], and the cache for `extend`.
+
+        As many threads as torch may use share many histories.
+        """
+        num, longest = len(length_B), int(length_B.amax()) if len(length_B) else 0
+        x_XD = contiguous(x_BTD[torch.arange(x_BTD.shape[1]) < length_B[:, None]])
+        lengths = length_B.contiguous().numpy()
+        end_B = np.cumsum(lengths, dtype=np.int64)
+        found = self._blank(num, longest)
+
+        def fill(begin: int, end: int) -> None:
+            first, last = (0 if place == 0 else end_B[place - 1] for place in (begin, end))
+            prefill_histories(x_XD[first:last], lengths[begin:end], begin, found, self._weights)
+
+        in_shares(fill, num, _MIN_PREFILLED)
+        return _cached(found, time_ms_BT[:, :longest], length_B)
 
     def extend(self, cache: TrunkCache, x_BD: Tensor, time_ms_B: Tensor) -> tuple[Tensor, TrunkCache]:
         """One more event for each history: the state after it, float32 [B, D], and the longer float32 cache.
 
         `cache` may be of any floating dtype and stays as it was.
         """
-        found = extend_histories(
-            contiguous(x_BD),
-            contiguous(cache.key_ZBHTE),
-            contiguous(cache.value_ZBHTE),
-            cache.length_B.contiguous().numpy(),
-            self._weights,
+        kept = cache.time_ms_BT.shape[1]
+        num, longest = len(x_BD), max(kept, int(cache.length_B.amax()) + 1)
+        found = self._blank(num, longest)
+        found.key_ZBHTE[:, :, :, :kept] = cache.key_ZBHTE.float().numpy()
+        found.value_ZBHTE[:, :, :, :kept] = cache.value_ZBHTE.float().numpy()
+        x, lengths = contiguous(x_BD), cache.length_B.contiguous().numpy()
+
+        def fill(begin: int, end: int) -> None:
+            extend_histories(x[begin:end], lengths[begin:end], begin, found, self._weights)
+
+        in_shares(fill, num, _MIN_EXTENDED)
+        time_ms_BT = torch.zeros((num, longest), dtype=torch.int64)
+        time_ms_BT[:, :kept] = cache.time_ms_BT
+        time_ms_BT[torch.arange(num), cache.length_B] = time_ms_B
+        return _cached(found, time_ms_BT, cache.length_B + 1)
+
+    def _blank(self, num: int, longest: int) -> Cached:
+        num_blocks, width, _ = self._weights.seen_ZDD.shape
+        num_heads = len(self._weights.slope_H)
+        shape = (num_blocks, num, num_heads, longest, width // num_heads)
+        return Cached(
+            np.zeros((num, width), np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         )
-        missing = found.key_ZBHTE.shape[3] - cache.time_ms_BT.shape[1]
-        longer_BT = nn.functional.pad(cache.time_ms_BT, [0, missing])
-        if not missing:
-            longer_BT = longer_BT.clone()
-        longer_BT[torch.arange(len(time_ms_B)), cache.length_B] = time_ms_B
-        return _cached(found, longer_BT, cache.length_B + 1)
 
 
 def compiled_trunk(trunk: Trunk) -> CompiledTrunk | None:

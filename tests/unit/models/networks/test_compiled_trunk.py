@@ -66,3 +66,26 @@ def test_a_cache_in_bfloat16_is_extended_as_what_it_holds() -> None:
 def test_another_trunk_has_no_compiled_form() -> None:
     assert compiled_trunk(make_trunk(ModelConfig(content_dim=8, trunk="hstu"))) is None
     assert compiled_trunk(make_trunk(ModelConfig(content_dim=8, trunk="softmax"))) is not None
+
+
+@torch.no_grad()
+def test_threads_share_many_histories() -> None:
+    trunk = make(2)
+    lengths = torch.tensor([1 + n % 7 for n in range(40)])
+    x_BTD, time_ms_BT = torch.randn(40, 7, WIDTH), torch.zeros(40, 7, dtype=torch.int64)
+    x_BD, time_ms_B = torch.randn(40, WIDTH), torch.ones(40, dtype=torch.int64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found_BD, found = CompiledTrunk(trunk).prefill(x_BTD, lengths, time_ms_BT)
+        longer_BD, longer = CompiledTrunk(trunk).extend(found, x_BD, time_ms_B)
+    finally:
+        torch.set_num_threads(before)
+    state_BD, cache = trunk.prefill(x_BTD, lengths, time_ms_BT)
+    torch.testing.assert_close(found_BD, state_BD, atol=2e-5, rtol=1e-5)
+    next_BD, plain = trunk.extend(cache, x_BD, time_ms_B)
+    torch.testing.assert_close(longer_BD, next_BD, atol=2e-5, rtol=1e-5)
+    for b, length in enumerate(longer.length_B.tolist()):
+        torch.testing.assert_close(
+            longer.key_ZBHTE[:, b, :, :length], plain.key_ZBHTE[:, b, :, :length], atol=2e-5, rtol=1e-5
+        )
