@@ -95,7 +95,11 @@ class LearnerStream:
         ready = self._settle_deferred()
         while len(ready) < self._service.batch_events:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or len(self._deferred) >= _MAX_DEFERRED:
+            if left_s <= 0:
+                break
+            if len(self._deferred) >= _MAX_DEFERRED:
+                if not ready:  # until their items come, or their time is up, nothing is to be done
+                    self._insert_new(left_s)
                 break
             records = self._events.poll(self._service.batch_events - len(ready), left_s)
             if not records:
