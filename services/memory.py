@@ -8,6 +8,7 @@ import os
 # many shapes (`models.batch.few_sizes`). A step of training has over a hundred, whose shapes come back:
 # oneDNN should know them, and then torch need not.
 _KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "16"}
+_MAX_DIGITS = 10
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # malloc.h
 
 
@@ -18,7 +19,7 @@ def keep_few_products() -> None:
     """
     for name, number in _KEPT.items():
         said = os.environ.get(name, "")
-        if not (said.isascii() and said.isdigit() and int(said)):
+        if not (said.isascii() and said.isdigit() and len(said) < _MAX_DIGITS and int(said)):
             os.environ[name] = number
 
 

@@ -60,7 +60,8 @@ def windowed_popularity_ranks(cases: HoldoutCases, known: EventBatch, stream: Ev
         while num_seen < len(wishes) and wishes.time_ms_N[num_seen] < time_ms:
             popularity.add(int(wishes.item_N[num_seen]))
             num_seen += 1
-        ranks.append(popularity.rank(row, known_rows))
+        # what the user had before is answered by nobody
+        ranks.append(-1 if row in known_rows else popularity.rank(row, known_rows))
     return np.array(ranks, dtype=np.int64)
 
 

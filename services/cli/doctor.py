@@ -83,24 +83,25 @@ def _state(settings: Settings) -> "tuple[Check, State]":
     try:
         found = find_state(settings)
     except StateElsewhere as error:
-        return Check("state", "fail", str(error)), State(settings=settings, answered_by="a service")
+        return Check("state", "fail", str(error)), State(settings=settings)
     told = f"told by {found.answered_by}" if found.answered_by else "this folder's own; no service answers"
     root = found.settings.store.root
-    there = "" if root.exists() else "; not there yet, `headrace up` makes it"
+    try:
+        there = "" if root.exists() else "; not there yet, `headrace up` makes it"
+    except OSError as error:
+        return Check("state", "fail", f"{root}: {error.strerror or error}"), found
     return Check("state", "ok", f"{root} ({told}{there})"), found
 
 
 def _disk(settings: Settings) -> Check:
     root = settings.store.root.absolute()
-    existing = next(path for path in (root, *root.parents) if path.exists())
     try:
+        existing = next(path for path in (root, *root.parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        reason = error.strerror or error
-        return Check(
-            "disk", "fail", f"nothing can be written in {existing} ({reason}): set HEADRACE_STORE__ROOT"
-        )
+        problem = f"nothing can be written in {root} ({error.strerror or error}): set HEADRACE_STORE__ROOT"
+        return Check("disk", "fail", problem)
     free = shutil.disk_usage(existing).free
     state = "ok" if free >= _MIN_FREE_BYTES else "warn"
     return Check("disk", state, f"{free / 1024**3:.1f} GiB free for {root}")

@@ -76,7 +76,7 @@ def list_releases(json: JsonOption = False) -> None:
     ]
     # an id begins with the time; `diff` and --json have the rest
     columns = ["release", "state", "loadable", "Recall@10", "popularity", "reason"]
-    terminal.print_table("releases", columns, rows, numbers=columns[3:5], ids=("release",))
+    terminal.print_table("releases", columns, rows, numbers=columns[3:5], ids=columns[:5])
 
 
 def _recalls(release: "Release") -> list[str]:

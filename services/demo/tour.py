@@ -248,7 +248,7 @@ class Tour:
         self.console.print(screen.releases_table(releases))
         self.console.print(
             f"{report.num_answered:,} answers while learning: {len(report.problems)} failed or invalid, "
-            f"{report.num_fallbacks} fallbacks, made by {len(report.releases)} releases"
+            f"{report.num_fallbacks} fallbacks, made by {len(report.releases)} release(s)"
         )
         promise = self.findings.promise
         promise(not report.problems, f"{len(report.problems)} answers failed, first: {report.problems[:1]}")

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from services.environment import PREFIX
@@ -130,10 +131,8 @@ class Forks:
             if not started.done():
                 started.set_exception(error)
         # they were told to end by the kernel; until they have, their ports are taken
-        await asyncio.gather(*map(_until_gone, self._running))
-        for forked in self._running.values():
-            forked.note_end(-signal.SIGTERM)
-        self._running.clear()
+        orphans, self._running = self._running, {}
+        await asyncio.gather(*map(_end_of_orphan, orphans.values()))
 
     def _take(self, said: Mapping[str, Any]) -> None:
         if "started" in said:
@@ -147,12 +146,24 @@ class Forks:
             self._running.pop(said["ended"]).note_end(said["code"])
 
 
-async def _until_gone(pid: int) -> None:
-    """Returns when no such process runs; kills one that takes longer than an orphan may."""
+async def _end_of_orphan(orphan: Forked) -> None:
+    """Notes the end of a fork whose template is gone, as soon as it runs no more; kills one that takes longer
+    than an orphan may."""
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + ORPHAN_S
-    with contextlib.suppress(ProcessLookupError):
-        while loop.time() < deadline_s:
-            os.kill(pid, 0)
-            await asyncio.sleep(_GONE_POLL_S)
-        os.kill(pid, signal.SIGKILL)
+    deadline_s, number = loop.time() + ORPHAN_S, signal.SIGTERM
+    while _runs(orphan.pid):
+        if loop.time() > deadline_s:
+            number = signal.SIGKILL
+            orphan.kill()
+            break
+        await asyncio.sleep(_GONE_POLL_S)
+    orphan.note_end(-number)
+
+
+def _runs(pid: int) -> bool:
+    """Whether such a process is there and has not ended; it may wait for somebody to take note of that."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.stack.forks import Forked, Forks
+from services.stack.forks import Forked, Forks, _runs
 
 pytestmark = pytest.mark.integration
 
@@ -127,4 +127,4 @@ async def test_forks_have_ended_when_their_template_was_killed_and_that_is_said(
     assert forks.template_pid is not None
     os.kill(forks.template_pid, signal.SIGKILL)
     assert await ended(first) == -signal.SIGTERM
-    assert not is_running(first.pid)
+    assert not _runs(first.pid)

@@ -17,7 +17,7 @@ def test_the_environment_decides_before_the_program(monkeypatch: pytest.MonkeyPa
     assert environment == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "LRU_CACHE_CAPACITY": "16"}
 
 
-@pytest.mark.parametrize("said", ["", "abc", "0", "-1", "1.5"])
+@pytest.mark.parametrize("said", ["", "abc", "0", "-1", "1.5", 5_000 * "9"])
 def test_what_torch_would_die_of_is_replaced(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     environment = {"LRU_CACHE_CAPACITY": said}
     monkeypatch.setattr(os, "environ", environment)

@@ -26,3 +26,10 @@ def test_popularity_knows_what_was_before_each_event_and_leaves_out_the_users_ow
     cases = HoldoutCases.from_events(known, held_out)
     # a: 3 is their own, so 5 is first; c: 7 was never seen; b: 5 was chosen twice by now, 7 once
     assert windowed_popularity_ranks(cases, known, held_out).tolist() == [0, -1, 1]
+
+
+def test_what_a_user_had_before_is_a_miss():
+    known = events([3, 3, 5], ["a", "b", "c"], 10)
+    held_out = events([3, 5], ["a", "b"], 20)
+    cases = HoldoutCases.from_events(known, held_out)
+    assert windowed_popularity_ranks(cases, known, held_out).tolist() == [-1, 0]

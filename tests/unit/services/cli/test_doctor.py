@@ -24,7 +24,7 @@ def test_a_port_that_is_none_fails() -> None:
     assert (check.state, "ports go from 0 to 65535" in check.detail) == ("fail", True)
 
 
-@pytest.mark.parametrize("root", ["/dev/null/x", "/proc/x"])
+@pytest.mark.parametrize("root", ["/dev/null/x", "/proc/x", "/tmp/" + 300 * "x"])
 def test_a_state_folder_that_cannot_be_made_fails(root: str) -> None:
     check = doctor._disk(Settings(store=StoreSettings(root=Path(root))))
     assert check.state == "fail"
