@@ -105,7 +105,7 @@ def _report(
     times = [terminal.duration_text(60 * minutes) for minutes in (report.train_minutes, report.test_minutes)]
     for line in (
         f"beam search: the right first 1 to {len(report.hierarchical_recall)} codes were found for {levels}",
-        f"items whose codes tell them apart from all others: {distinct_ratio:.1%}",
+        f"distinct codes, before the one that tells twins apart: {distinct_ratio:.1%} of the number of items",
         f"trained in {times[0]}, tested in {times[1]}",
     ):
         terminal.out.print(line, highlight=False)

@@ -9,9 +9,9 @@ import torch
 from models.baselines.tiger import Tiger, TigerConfig, user_token
 from models.baselines.tiger_search import CodeTable, search_codes
 from models.baselines.tiger_training import train_tiger
-from models.batch import EventBatch
 from models.sequences.holdout import HoldoutCases
 from models.tokenizers.rq_vae import RqVaeConfig
+from tests.unit.models.sequence_events import make_events
 
 SMALL = TigerConfig(
     d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, num_user_tokens=10, max_items=6, beam=8,
@@ -27,18 +27,6 @@ def some_codes(num_items: int = 40, size: int = 4) -> torch.Tensor:
 def make_tiger(seed: int = 0) -> Tiger:
     torch.manual_seed(seed)
     return Tiger(SMALL, some_codes()).eval()
-
-
-def make_events(sequences: list[list[int]], *, after: int = 0) -> EventBatch:
-    users = [f"u{u}" for u, items in enumerate(sequences) for _ in items]
-    return EventBatch(
-        event_ids=[str(n) for n in range(len(users))],
-        user_ids=users,
-        item_N=np.array([item for items in sequences for item in items], dtype=np.int64),
-        action_N=np.full(len(users), 2, dtype=np.int64),
-        time_ms_N=np.arange(after + 1, after + len(users) + 1, dtype=np.int64) * 1_000,
-        value_N=np.zeros(len(users)),
-    )
 
 
 def test_user_tokens_are_the_same_in_every_process():
