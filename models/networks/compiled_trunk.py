@@ -104,6 +104,6 @@ def _arrays(trunk: SoftmaxTrunk) -> TrunkArrays:
                 *affine(narrow),
             ]
         )
-    stacked = [np.stack([contiguous(part) for part in parts]) for parts in zip(*layers, strict=True)]
+    stacked = [contiguous(torch.stack(parts)) for parts in zip(*layers, strict=True)]
     rest = map(contiguous, (trunk.norm.weight, trunk.norm.bias, trunk.slope_H))
     return TrunkArrays(*stacked, *rest)
